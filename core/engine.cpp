@@ -1,0 +1,435 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/engine.hpp"
+
+#include "core/explain.hpp"
+#include "core/lease/byte_range.hpp"
+#include "core/lease/state.hpp"
+#include "core/os/error.hpp"
+#include "core/qemu/image_locks.hpp"
+#include "core/storage/classify.hpp"
+
+#include <algorithm>
+#include <ctime>
+#include <deque>
+#include <thread>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+namespace leasehold {
+
+namespace {
+
+using lease::Incarnation;
+using lease::Mode;
+using lease::Share;
+using os::FileId;
+using qemu::StoredLease;
+using std::chrono::milliseconds;
+
+// How long a newcomer waits for somebody who is between two steps: microseconds, unless that somebody is stopped.
+constexpr milliseconds kEntryWait{500};
+
+[[noreturn]] void unusable(const std::string& path, const std::string& problem) {
+    throw Error(Fault::unsupported, "cannot lease '" + path + "': " + problem);
+}
+
+struct stat statImage(const std::string& path) {
+    struct stat status;
+    if (stat(path.c_str(), &status) == 0)
+        return status;
+    int error = errno;
+    struct stat link;
+    if (error == ENOENT && lstat(path.c_str(), &link) == 0)
+        unusable(path, "it is a symbolic link to a file that does not exist; restore the file or correct the link");
+    if (error == ENOENT || error == ENOTDIR)
+        unusable(path, "there is no such file; restore it or correct the path in the guest's configuration");
+    throw SystemError(error, "stat", path);
+}
+
+// A hint for the errors that an administrator can do something about.
+std::string hintFor(int error, Mode mode) {
+    if (mode != Mode::readOnly && (error == EROFS || error == EACCES || error == EPERM))
+        return "; a guest that writes needs it writable: change the storage, or mark the disk <readonly/>";
+    if (error == EACCES || error == EPERM)
+        return "; libvirtd must be allowed to read it";
+    if (error == EMFILE || error == ENFILE)
+        return "; raise libvirtd's limit of open files (LimitNOFILE=)";
+    return "";
+}
+
+// Opens the image as this mode needs it, and refuses what has no lock to trust.
+StoredLease openImage(const Image& image) {
+    struct stat status = statImage(image.path);
+    bool directory = S_ISDIR(status.st_mode);
+    if (directory && image.mode != Mode::readOnly)
+        unusable(image.path, "it is a directory, which can only be leased read-only: mark the disk <readonly/>");
+    if (S_ISBLK(status.st_mode))
+        unusable(image.path, "it is a block device; locks on those reach only this host, and this version has no "
+                             "lockspace for them (a later one will: lvm_lockspace_dir, scsi_lockspace_dir)");
+    if (!directory && !S_ISREG(status.st_mode))
+        unusable(image.path, "it is neither a regular file nor a directory");
+
+    bool writable = image.mode != Mode::readOnly;
+    // Never waits for the other end of a FIFO, or for a lease (fcntl(2), F_SETLEASE) to be broken.
+    StoredLease opened;
+    try {
+        opened.fd = os::openFile(image.path, (writable ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_NOCTTY);
+    } catch (const SystemError& error) {
+        throw Error(Fault::system,
+                    "cannot lease the image: " + std::string(error.what()) + hintFor(error.error(), image.mode));
+    }
+    opened.file = os::identify(opened.fd.get(), image.path);
+    if (opened.file != FileId{status.st_dev, status.st_ino})
+        unusable(image.path, "it was replaced while it was opened; try again");
+    opened.mode = static_cast<std::uint8_t>(image.mode);
+    opened.writable = writable;
+    opened.path = image.path;
+
+    storage::Storage found = storage::classify(opened.fd.get(), image.path);
+    if (found.lock == storage::LockKind::none)
+        unusable(image.path, "it is on " + found.name + ", and " + found.reason +
+                                 "; this version leases images on local file systems only (a later one will use a "
+                                 "lockspace directory instead: file_lockspace_dir)");
+    return opened;
+}
+
+// One order on every host, so that guests that share several images cannot refuse each other: by inode number, which
+// is the same everywhere on a shared file system. Device numbers are not.
+void sortForAllHosts(std::vector<StoredLease>& leases) {
+    std::sort(leases.begin(), leases.end(), [](const StoredLease& one, const StoredLease& other) {
+        return std::pair(one.file.inode, one.file.device) < std::pair(other.file.inode, other.file.device);
+    });
+}
+
+// One lease for each file, however many names lead to it.
+std::vector<StoredLease> openAll(const std::vector<Image>& images) {
+    std::vector<StoredLease> leases;
+    leases.reserve(images.size());
+    for (const Image& image : images)
+        leases.push_back(openImage(image));
+    sortForAllHosts(leases);
+    for (std::size_t i = 1; i < leases.size(); i++) {
+        const StoredLease &one = leases[i - 1], &other = leases[i];
+        if (one.file != other.file)
+            continue;
+        bool together = one.mode == other.mode && one.mode != static_cast<std::uint8_t>(Mode::exclusive);
+        if (!together)
+            unusable(one.path, one.path == other.path
+                                   ? "the guest has it twice; mark both disks <shareable/> or <readonly/>"
+                                   : "the guest has it twice, the second time as '" + other.path +
+                                         "'; mark both disks <shareable/> or <readonly/>");
+    }
+    leases.erase(std::unique(leases.begin(), leases.end(),
+                             [](const auto& one, const auto& other) { return one.file == other.file; }),
+                 leases.end());
+    return leases;
+}
+
+// The leases as the protocol sees them. The descriptors stay where they are.
+class Shares {
+public:
+    void add(const StoredLease& stored) {
+        media_.emplace_back(stored.fd.get(), stored.writable, stored.path);
+        shares_.push_back({&media_.back(), static_cast<Mode>(stored.mode)});
+    }
+    std::span<const Share> all() const { return shares_; }
+    const Share& back() const { return shares_.back(); }
+
+private:
+    std::deque<lease::ByteRangeMedium> media_; // addresses stay valid
+    std::vector<Share> shares_;
+};
+
+qemu::Use useOf(Mode mode) {
+    return mode == Mode::exclusive ? qemu::Use::exclusive
+           : mode == Mode::shared  ? qemu::Use::shared
+                                   : qemu::Use::readOnly;
+}
+
+// A program outside leasehold that has the image: in words, or nothing. `own` is a QEMU that may have it (0: none);
+// in a block commit the guest's own QEMU holds the base already.
+std::optional<std::string> findOutsider(const StoredLease& stored, pid_t own) {
+    auto conflict = qemu::findImageConflict(stored.fd.get(), useOf(static_cast<Mode>(stored.mode)), stored.path);
+    if (!conflict)
+        return std::nullopt;
+    std::vector<pid_t> holders = os::findLockHolders(stored.file, conflict->byte, conflict->byte);
+    bool onlyOwn =
+        !holders.empty() && std::all_of(holders.begin(), holders.end(), [&](pid_t pid) { return pid == own; });
+    if (onlyOwn)
+        return std::nullopt;
+    return explainOutsider(stored.path, conflict->words, holders, own);
+}
+
+std::vector<StoredLease>::iterator findByFile(std::vector<StoredLease>& leases, const FileId& file) {
+    return std::find_if(leases.begin(), leases.end(), [&](const StoredLease& stored) { return stored.file == file; });
+}
+
+// The stored leases of these images; those that have none are passed over. Only what libvirt names is ever locked:
+// whatever else a hostile QEMU put into its vessel stays untouched.
+std::vector<std::size_t> findStored(std::vector<StoredLease>& leases, const std::vector<Image>& images) {
+    std::vector<std::size_t> found;
+    for (const Image& image : images) {
+        struct stat status;
+        if (stat(image.path.c_str(), &status) < 0)
+            continue;
+        auto stored = findByFile(leases, {status.st_dev, status.st_ino});
+        if (stored != leases.end())
+            found.push_back(static_cast<std::size_t>(stored - leases.begin()));
+    }
+    std::sort(found.begin(), found.end());
+    found.erase(std::unique(found.begin(), found.end()), found.end());
+    return found;
+}
+
+// The vessel of a guest that is told by libvirt to exist. An interrupted change is set right before anything else.
+std::optional<qemu::Vessel> openVessel(const os::Process& process, const Guest& guest) {
+    auto vessel = qemu::Vessel::retrieve(process, guest.uuid);
+    if (vessel && vessel->disordered())
+        vessel->replace();
+    return vessel;
+}
+
+os::Process openQemu(const Guest& guest) {
+    if (guest.pid <= 0)
+        throw Error(Fault::invalid, "guest '" + guest.name + "' has no process to keep its leases");
+    return os::Process(guest.pid);
+}
+
+bool openIn(const os::Process& process, const FileId& file) {
+    for (int number : process.descriptors()) {
+        struct stat status;
+        std::string path = "/proc/" + std::to_string(process.pid()) + "/fd/" + std::to_string(number);
+        if (stat(path.c_str(), &status) == 0 && FileId{status.st_dev, status.st_ino} == file)
+            return true;
+    }
+    return false;
+}
+
+} // namespace
+
+Engine::Engine(const Settings& settings, Warn warn)
+    : settings_(settings), warn_(std::move(warn)),
+      bootId_(os::readFileIfPossible("/proc/sys/kernel/random/boot_id", 36).value_or("")) {}
+
+void Engine::recordOwner(const Guest& guest, const Incarnation& self, const StoredLease& stored) const {
+    Mode mode = static_cast<Mode>(stored.mode);
+    if (mode == Mode::readOnly)
+        return; // read-only media are not written to, not even beside their data
+    char host[256] = "";
+    (void)gethostname(host, sizeof host - 1);
+    lease::writeRecord(stored.fd.get(), {.domain = guest.name,
+                                         .uuid = guest.uuid,
+                                         .incarnation = self.id,
+                                         .host = host,
+                                         .bootId = bootId_,
+                                         .pid = guest.pid,
+                                         .mode = mode,
+                                         .since = time(nullptr)});
+}
+
+Engine::Answer Engine::admit(const Guest& guest, const Incarnation& self, std::vector<StoredLease>& leases,
+                             const lease::Pause& pause, pid_t own) const {
+    Shares shares;
+    for (const StoredLease& stored : leases)
+        shares.add(stored);
+    lease::Registration registration = lease::registerAll(self, shares.all(), {pause, kEntryWait});
+    if (registration.refusal)
+        return explainRefusal(guest, leases[registration.refusal->share], *registration.refusal);
+    for (std::size_t i = 0; i < leases.size(); i++) {
+        leases[i].joined = registration.joined[i];
+        // The source of a migration holds QEMU's locks rightfully until the guest runs here.
+        if (leases[i].joined)
+            continue;
+        if (settings_.outsiders != Settings::Outsiders::ignore) {
+            if (auto outsider = findOutsider(leases[i], own)) {
+                if (settings_.outsiders == Settings::Outsiders::refuse)
+                    return outsider;
+                warn_(*outsider);
+            }
+        }
+        recordOwner(guest, self, leases[i]);
+    }
+    return std::nullopt;
+}
+
+Engine::Answer Engine::registerGuest(const Guest& guest, const std::vector<Image>& images) const {
+    Incarnation self{lease::hashDomain(guest.uuid), lease::drawId()};
+    std::vector<StoredLease> leases = openAll(images);
+    auto sleep = [](milliseconds time) {
+        std::this_thread::sleep_for(time);
+        return true;
+    };
+    if (Answer refusal = admit(guest, self, leases, sleep, 0))
+        return refusal;
+    qemu::plantVessel({guest.uuid, self.id, guest.name}, leases);
+    return std::nullopt;
+}
+
+Engine::Answer Engine::acquire(const Guest& guest, const std::vector<Image>& images, std::string_view state) const {
+    os::Process process = openQemu(guest);
+    auto vessel = openVessel(process, guest);
+    if (!vessel)
+        return settings_.guestsWithoutLease == Settings::Unleased::allow ? std::nullopt
+                                                                         : Answer(explainNoVessel(guest));
+    Incarnation self{lease::hashDomain(guest.uuid), vessel->tag().incarnation};
+    auto pause = [&](milliseconds time) { return !process.diedWithin(time); };
+
+    // What QEMU is about to open, as opposed to what it has.
+    std::vector<Image> added;
+    std::vector<std::size_t> known;
+    for (const Image& image : images) {
+        struct stat status = statImage(image.path);
+        auto stored = findByFile(vessel->leases(), {status.st_dev, status.st_ino});
+        if (stored == vessel->leases().end()) {
+            added.push_back(image);
+            continue;
+        }
+        bool wantsMore = image.mode == Mode::exclusive && stored->mode == static_cast<std::uint8_t>(Mode::readOnly);
+        if (wantsMore) {
+            if (Answer refusal = upgrade(guest, self, *stored))
+                return refusal;
+            vessel->replace();
+        }
+        known.push_back(static_cast<std::size_t>(stored - vessel->leases().begin()));
+    }
+    std::vector<StoredLease> fresh = openAll(added);
+    if (Answer refusal = admit(guest, self, fresh, pause, guest.pid))
+        return refusal;
+
+    Shares shares;
+    std::vector<const StoredLease*> order;
+    order.reserve(known.size() + fresh.size());
+    for (std::size_t i : known)
+        order.push_back(&vessel->leases()[i]);
+    for (const StoredLease& stored : fresh)
+        order.push_back(&stored);
+    std::sort(order.begin(), order.end(), [](const StoredLease* one, const StoredLease* other) {
+        return std::pair(one->file.inode, one->file.device) < std::pair(other->file.inode, other->file.device);
+    });
+    order.erase(std::unique(order.begin(), order.end()), order.end());
+    for (const StoredLease* stored : order)
+        shares.add(*stored);
+    auto refusal =
+        lease::acquireAll(self, shares.all(), lease::parseState(state, guest.uuid), {pause, settings_.handoffWait});
+    if (refusal)
+        return explainRefusal(guest, *order[refusal->share], *refusal);
+
+    bool changed = !fresh.empty();
+    for (std::size_t i : known) {
+        StoredLease& stored = vessel->leases()[i];
+        if (!stored.joined)
+            continue;
+        stored.joined = false; // the handoff is complete: from now on the record names us
+        recordOwner(guest, self, stored);
+        changed = true;
+    }
+    for (StoredLease& stored : fresh) {
+        stored.joined = false;
+        vessel->leases().push_back(std::move(stored));
+    }
+    if (changed) {
+        sortForAllHosts(vessel->leases());
+        vessel->replace();
+    }
+    return std::nullopt;
+}
+
+Engine::Answer Engine::upgrade(const Guest& guest, const Incarnation& self, StoredLease& stored) const {
+    if (!stored.writable)
+        unusable(stored.path,
+                 "guest '" + guest.name + "' has it read-only; detach that disk before it is used for writing");
+    Shares shares;
+    shares.add(stored);
+    if (auto refusal = lease::upgrade(self, shares.back()))
+        return explainRefusal(guest, stored, *refusal);
+    stored.mode = static_cast<std::uint8_t>(Mode::exclusive);
+    return std::nullopt;
+}
+
+Engine::Answer Engine::acquireReadOnly(const Guest& guest, const std::vector<Image>& images) const {
+    os::Process process = openQemu(guest);
+    auto vessel = openVessel(process, guest);
+    std::vector<std::size_t> held;
+    if (vessel)
+        for (std::size_t i : findStored(vessel->leases(), images))
+            if (vessel->leases()[i].mode == static_cast<std::uint8_t>(Mode::exclusive))
+                held.push_back(i);
+    // Not ours to change, or not held for writing: the ordinary case of a read-only image.
+    if (held.empty())
+        return acquire(guest, images, "");
+    Incarnation self{lease::hashDomain(guest.uuid), vessel->tag().incarnation};
+    // The vessel must never claim more than the marks hold: it says read-only first.
+    for (std::size_t i : held)
+        vessel->leases()[i].mode = static_cast<std::uint8_t>(Mode::readOnly);
+    vessel->replace();
+    Shares shares;
+    for (std::size_t i : held)
+        shares.add(vessel->leases()[i]);
+    for (const Share& share : shares.all())
+        lease::downgrade(self, share);
+    return std::nullopt;
+}
+
+namespace {
+
+// The marks of the guest's leases on these images are changed by `step`, which gives the token. No vessel: no state.
+template <typename Step>
+std::string changeHandoff(const Guest& guest, const std::vector<Image>& images, Step step) {
+    os::Process process = openQemu(guest);
+    auto vessel = openVessel(process, guest);
+    if (!vessel)
+        return {};
+    Shares shares;
+    for (std::size_t i : findStored(vessel->leases(), images))
+        shares.add(vessel->leases()[i]);
+    Incarnation self{lease::hashDomain(guest.uuid), vessel->tag().incarnation};
+    return lease::encodeState(guest.uuid, step(self, shares.all()));
+}
+
+} // namespace
+
+std::string Engine::release(const Guest& guest, const std::vector<Image>& images) const {
+    return changeHandoff(guest, images, lease::releaseAll);
+}
+
+std::string Engine::inquire(const Guest& guest, const std::vector<Image>& images) const {
+    return changeHandoff(guest, images, lease::inquireAll);
+}
+
+void Engine::detach(const Guest& guest, const std::vector<Image>& images) const {
+    os::Process process = openQemu(guest);
+    auto vessel = openVessel(process, guest);
+    if (!vessel)
+        return;
+    std::vector<StoredLease>& leases = vessel->leases();
+    std::vector<StoredLease> dropped, vanished;
+    for (const Image& image : images) {
+        struct stat status;
+        bool there = stat(image.path.c_str(), &status) == 0;
+        auto stored = there ? findByFile(leases, {status.st_dev, status.st_ino})
+                            : std::find_if(leases.begin(), leases.end(),
+                                           [&](const StoredLease& lease) { return lease.path == image.path; });
+        if (stored == leases.end())
+            continue;
+        // A file that only this guest's vessel vouches for is let go, but nothing is done to it.
+        bool readers = stored->mode != static_cast<std::uint8_t>(Mode::exclusive);
+        if (readers && openIn(process, stored->file))
+            continue; // the guest has the image in another drive as well
+        (there ? dropped : vanished).push_back(std::move(*stored));
+        leases.erase(stored);
+    }
+    if (dropped.empty() && vanished.empty())
+        return;
+    vessel->replace();
+    // Whoever dies before this line leaves the lease to the next change of this vessel, or to QEMU's end.
+    Shares shares;
+    for (const StoredLease& stored : dropped)
+        shares.add(stored);
+    for (const Share& share : shares.all())
+        share.medium->removeAll();
+}
+
+} // namespace leasehold

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/explain.hpp"
+
+#include <algorithm>
+#include <ctime>
+
+#include <unistd.h>
+
+namespace leasehold {
+
+namespace {
+
+using lease::Mark;
+using lease::Mode;
+using lease::Obstacle;
+
+// More holders than this are counted, not listed.
+constexpr std::size_t kMaxNamed = 3;
+
+std::string quote(std::string_view text) {
+    return "'" + lease::cleanName(text) + "'";
+}
+
+std::string hostName() {
+    char name[256] = "";
+    (void)gethostname(name, sizeof name - 1);
+    return lease::cleanName(name);
+}
+
+std::string formatTime(std::int64_t seconds) {
+    std::time_t time = seconds;
+    std::tm parts{};
+    char text[32];
+    if (!gmtime_r(&time, &parts) || strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S UTC", &parts) == 0)
+        return "an unknown time";
+    return text;
+}
+
+const char* describeMode(Mode mode) {
+    return mode == Mode::exclusive ? "exclusively" : mode == Mode::shared ? "shared with writers" : "read-only";
+}
+
+// Who runs on this host, by the hashes that marks carry.
+struct LocalGuest {
+    qemu::GuestTag tag;
+    pid_t pid;
+};
+
+std::vector<LocalGuest> findLocalGuests() {
+    std::vector<LocalGuest> guests;
+    for (pid_t pid : os::listProcesses())
+        if (auto tag = qemu::inspectGuest(pid))
+            guests.push_back({std::move(*tag), pid});
+    return guests;
+}
+
+// The holders of marks in words, from three sources: guests of this host say themselves who they are; the owner
+// record names those of other hosts, if it is about one of the marks that are up; what is left is only a number.
+class Namer {
+public:
+    explicit Namer(const qemu::StoredLease& stored)
+        : guests_(findLocalGuests()), record_(lease::readRecord(stored.fd.get())) {}
+
+    std::string name(const Mark& mark) const {
+        std::string mode = describeMode(lease::presentMode(mark).value_or(Mode::exclusive));
+        bool sameDomain = record_ && lease::hashDomain(record_->uuid) == mark.domain;
+        bool current = sameDomain && record_->incarnation == mark.id;
+        if (current && record_->since > 0)
+            mode += ", since " + formatTime(record_->since);
+        auto local = std::find_if(guests_.begin(), guests_.end(), [&](const LocalGuest& guest) {
+            return guest.tag.incarnation == mark.id && lease::hashDomain(guest.tag.uuid) == mark.domain;
+        });
+        if (local != guests_.end())
+            return describe(local->tag.name, local->tag.uuid, at(local->pid, hostName()) + ", " + mode);
+        if (current)
+            return describe(record_->domain, record_->uuid, at(record_->pid, record_->host) + ", " + mode);
+        // It has moved since, and has not run yet where it is now.
+        if (sameDomain)
+            return describe(record_->domain, record_->uuid,
+                            mode + "; last recorded as " + at(record_->pid, record_->host));
+        char id[9];
+        std::snprintf(id, sizeof id, "%08x", mark.id);
+        return "a guest on another host that left no record (incarnation " + std::string(id) + ", " + mode + ")";
+    }
+
+private:
+    static std::string at(pid_t pid, const std::string& host) {
+        return "pid " + std::to_string(pid) + " on host " + quote(host.empty() ? "unknown" : host);
+    }
+
+    static std::string describe(const std::string& name, const lease::Uuid& uuid, const std::string& rest) {
+        return "guest " + quote(name) + " (UUID " + lease::formatUuid(uuid) + ", " + rest + ")";
+    }
+
+    std::vector<LocalGuest> guests_;
+    std::optional<lease::OwnerRecord> record_;
+};
+
+std::string listNames(const Namer& namer, const std::vector<Mark>& marks) {
+    std::string list;
+    std::size_t named = 0;
+    for (const Mark& mark : marks) {
+        if (named == kMaxNamed)
+            return list + " and " + std::to_string(marks.size() - named) + " more";
+        list += (named++ ? ", " : "") + namer.name(mark);
+    }
+    return list;
+}
+
+// The guests that stand in the way: those of this domain, or the others.
+std::vector<Mark> blockers(const Guest& guest, const lease::Refusal& refusal, Mode mode) {
+    std::vector<Mark> found;
+    std::uint32_t domain = lease::hashDomain(guest.uuid);
+    bool same = refusal.obstacle == Obstacle::sameGuest || refusal.obstacle == Obstacle::stateTaken;
+    for (const Mark& mark : refusal.marks) {
+        auto present = lease::presentMode(mark);
+        if (present && (same ? mark.domain == domain : !lease::compatible(*present, mode)))
+            found.push_back(mark);
+    }
+    return found;
+}
+
+} // namespace
+
+std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, const lease::Refusal& refusal) {
+    std::string image = quote(stored.path), self = quote(guest.name);
+    std::vector<Mark> marks = blockers(guest, refusal, static_cast<Mode>(stored.mode));
+    std::string names = marks.empty() ? "" : listNames(Namer(stored), marks);
+    switch (refusal.obstacle) {
+    case Obstacle::guestPresent:
+        return "image " + image + " is in use by " + (names.empty() ? "a reader on another host" : names) + "; guest " +
+               self + " cannot have it: shut the other guest down or detach the image from it, and try again";
+    case Obstacle::sameGuest:
+        return "guest " + self + " already runs elsewhere with image " + image + ": " +
+               (names.empty() ? "no name is known" : names) +
+               "; it has not handed the image over: use it there, migrate it, or shut it down there first (a guest "
+               "that "
+               "was started paused has to be resumed once before it can migrate)";
+    case Obstacle::stateTaken:
+        return "guest " + self + " was taken over with image " + image + " by " +
+               (names.empty() ? "another QEMU" : names) +
+               "; what is left here is older than that one: destroy this guest, and use the other";
+    case Obstacle::beingTaken:
+        return "image " + image + " is just being taken or given up by another guest, for longer than guest " + self +
+               " may wait; try again, and look for a stopped QEMU or libvirtd on the hosts that share the image";
+    case Obstacle::foreignLock:
+        return "image " + image + " is locked as a whole by a program that is not leasehold; guest " + self +
+               " cannot have it: find the program (/proc/locks on the host where it runs) and end it";
+    }
+    return "image " + image + " cannot be leased for guest " + self;
+}
+
+std::string explainOutsider(const std::string& path, const std::string& words, const std::vector<pid_t>& holders,
+                            pid_t own) {
+    std::string who;
+    for (pid_t pid : holders)
+        if (pid != own)
+            who += (who.empty() ? "" : ", ") + quote(os::commandName(pid)) + " (pid " + std::to_string(pid) + ")";
+    if (who.empty())
+        who = "a program on another host, or one that may not be looked at";
+    return "image " + quote(path) + " is in use outside leasehold by " + who + ", which " + words +
+           ": end it, or wait for it, and try again (option qemu_locks in qemu-leasehold.conf)";
+}
+
+std::string explainNoVessel(const Guest& guest) {
+    return "guest " + quote(guest.name) + " (UUID " + lease::formatUuid(guest.uuid) + ", pid " +
+           std::to_string(guest.pid) +
+           ") was started without leasehold, so nothing protects its images: shut it down and start it again, or set "
+           "guests_without_lease = \"allow\" in qemu-leasehold.conf to let such guests go on unprotected";
+}
+
+} // namespace leasehold

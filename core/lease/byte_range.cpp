@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/lease/byte_range.hpp"
+
+#include "core/os/error.hpp"
+
+#include <limits>
+
+#include <unistd.h>
+
+namespace leasehold::lease {
+
+namespace {
+
+constexpr int kKindShift = kDomainBits + kIdBits;
+constexpr os::Range kWholeArea{kMarkArea, 0};
+// handoff and leaving are neighbours so that one unlock drops both.
+constexpr os::Range kHandoffArea{kMarkArea + (std::int64_t{5} << kKindShift), std::int64_t{2} << kKindShift};
+static_assert(static_cast<int>(MarkKind::handoff) == 5 && static_cast<int>(MarkKind::leaving) == 6);
+static_assert(static_cast<int>(MarkKind::foreign) == 8, "kinds 0-7 fill the area");
+
+// More marks than this on one resource are an attack or a mistake, not guests.
+constexpr std::size_t kMaxMarks = 4096;
+// The kernel merges locks of neighbouring bytes of one holder. Ours are scattered by hashes: a few may meet by
+// chance, a long range is somebody else's.
+constexpr std::int64_t kMaxMerged = 4;
+
+os::Range byteOf(const Mark& mark) {
+    return {encodeOffset(mark), 1};
+}
+
+} // namespace
+
+std::int64_t encodeOffset(const Mark& mark) {
+    return kMarkArea + (static_cast<std::int64_t>(mark.kind) << kKindShift) +
+           (static_cast<std::int64_t>(mark.domain) << kIdBits) + mark.id;
+}
+
+std::vector<Mark> decodeRange(const os::Range& range) {
+    if (range.start < kMarkArea || range.length < 1 || range.length > kMaxMerged)
+        return {Mark{}};
+    std::vector<Mark> marks;
+    for (std::int64_t i = 0; i < range.length; i++) {
+        std::int64_t offset = range.start + i - kMarkArea;
+        marks.push_back({static_cast<MarkKind>(offset >> kKindShift),
+                         static_cast<std::uint32_t>(offset >> kIdBits) & ((1u << kDomainBits) - 1),
+                         static_cast<std::uint32_t>(offset) & ((1u << kIdBits) - 1)});
+    }
+    return marks;
+}
+
+ByteRangeMedium::ByteRangeMedium(int fd, bool writable, std::string name)
+    : fd_(fd), writable_(writable), name_(std::move(name)) {}
+
+os::LockOutcome ByteRangeMedium::tryPlace(const Mark& mark, os::LockType type) {
+    // A read lock marks just as well, but it would be no `owner` for writing: let the kernel say EBADF there.
+    if (!writable_ && mark.kind != MarkKind::owner)
+        type = os::LockType::read;
+    return os::tryLock(fd_, type, byteOf(mark), name_);
+}
+
+void ByteRangeMedium::remove(const Mark& mark) {
+    os::unlock(fd_, byteOf(mark), name_);
+}
+
+void ByteRangeMedium::removeHandoff() {
+    os::unlock(fd_, kHandoffArea, name_);
+}
+
+void ByteRangeMedium::removeAll() {
+    os::unlock(fd_, kWholeArea, name_);
+}
+
+std::vector<Mark> ByteRangeMedium::look() const {
+    // F_OFD_GETLK names one lock of a range: ask again for what is left and right of it until nothing is found.
+    std::vector<Mark> marks;
+    std::vector<os::Range> unseen{kWholeArea};
+    while (!unseen.empty()) {
+        os::Range range = unseen.back();
+        unseen.pop_back();
+        auto found = os::findConflict(fd_, os::LockType::write, range, name_);
+        if (!found)
+            continue;
+        for (const Mark& mark : decodeRange(found->range))
+            marks.push_back(mark);
+        if (marks.size() > kMaxMarks)
+            throw Error(Fault::invalid, name_ + " carries more than " + std::to_string(kMaxMarks) +
+                                            " locks in leasehold's area; find who places them (/proc/locks)");
+        const os::Range& hit = found->range;
+        if (hit.start > range.start)
+            unseen.push_back({range.start, hit.start - range.start});
+        // Length 0 reaches to the end of the address space, 2^63-1. It must not be confused with "nothing left".
+        constexpr std::int64_t kLast = std::numeric_limits<std::int64_t>::max();
+        std::int64_t hitLast = hit.length == 0 ? kLast : hit.start + hit.length - 1;
+        std::int64_t last = range.length == 0 ? kLast : range.start + range.length - 1;
+        if (hitLast < last)
+            unseen.push_back({hitLast + 1, range.length == 0 ? 0 : last - hitLast});
+    }
+    return marks;
+}
+
+OwnMarks ByteRangeMedium::inspectOwn() const {
+    OwnMarks own;
+    for (const os::FoundLock& lock : os::inspectOwnLocks(fd_)) {
+        if (lock.range.start < kMarkArea)
+            continue;
+        for (const Mark& mark : decodeRange(lock.range)) {
+            if (mark.kind == MarkKind::owner)
+                own.owner = lock.type == os::LockType::write;
+            else if (mark.kind == MarkKind::sharedOwner)
+                own.sharedOwner = true;
+            else if (mark.kind == MarkKind::leaving)
+                own.leaving = true;
+            else if (mark.kind == MarkKind::handoff)
+                own.handoff = mark.id;
+        }
+    }
+    return own;
+}
+
+namespace {
+constexpr off_t kLeavingBit = off_t{1} << kIdBits;
+}
+
+HandoffNote ByteRangeMedium::note() const {
+    off_t position = lseek(fd_, 0, SEEK_CUR);
+    if (position < 0)
+        throw SystemError(errno, "read the position in", name_);
+    if (position >= 2 * kLeavingBit)
+        return {}; // not ours: the same as none, and the release takes down what is there
+    return {static_cast<std::uint32_t>(position & (kLeavingBit - 1)), (position & kLeavingBit) != 0};
+}
+
+void ByteRangeMedium::setNote(const HandoffNote& note) {
+    if (lseek(fd_, static_cast<off_t>(note.token) + (note.leaving ? kLeavingBit : 0), SEEK_SET) < 0)
+        throw SystemError(errno, "set the position in", name_);
+}
+
+} // namespace leasehold::lease

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#pragma once
+
+// Marks as single locked bytes of one file, far beyond any data: the offset says who. For storage where
+// open-file-description locks reach everybody who can open the file.
+//
+//     bit 62 │ 61..59 │ 58..30      │ 29..0
+//      1     │ kind   │ domain hash │ incarnation or token
+//
+// The area is 2^62 .. 2^63-1. QEMU locks bytes 100-203 (block/file-posix.c), libvirt byte 1
+// (security/security_util.c), virtlockd byte 0: nobody meets us there. Nothing is ever written to these bytes, so the
+// file does not grow.
+
+#include "core/lease/medium.hpp"
+
+#include <string>
+
+namespace leasehold::lease {
+
+class ByteRangeMedium final : public Medium {
+public:
+    // Neither owns the descriptor nor keeps the lock alive: whoever holds the open file description does. A read-only
+    // descriptor can only carry read locks (fcntl(2), EBADF): enough for read-only mode.
+    ByteRangeMedium(int fd, bool writable, std::string name);
+
+    [[nodiscard]] os::LockOutcome tryPlace(const Mark& mark, os::LockType type) override;
+    void remove(const Mark& mark) override;
+    void removeHandoff() override;
+    void removeAll() override;
+    std::vector<Mark> look() const override;
+    OwnMarks inspectOwn() const override;
+    // Kept in the file position, which belongs to the open file description like the locks do (open(2)) and which
+    // nobody uses: QEMU never touches what is in its vessel.
+    HandoffNote note() const override;
+    void setNote(const HandoffNote& note) override;
+
+private:
+    int fd_;
+    bool writable_;
+    std::string name_;
+};
+
+// Pure: a mark's byte, and back. A range that is no mark of ours, or more than a few, decodes as `foreign`.
+std::int64_t encodeOffset(const Mark& mark);
+std::vector<Mark> decodeRange(const os::Range& range);
+
+constexpr std::int64_t kMarkArea = std::int64_t{1} << 62;
+
+} // namespace leasehold::lease

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/lease/mark.hpp"
+
+#include "core/os/error.hpp"
+
+#include <cctype>
+
+#include <glib.h>
+#include <sys/random.h>
+
+namespace leasehold::lease {
+
+std::string formatUuid(const Uuid& uuid) {
+    static constexpr char kDigits[] = "0123456789abcdef";
+    std::string text;
+    for (std::size_t i = 0; i < uuid.size(); i++) {
+        if (i == 4 || i == 6 || i == 8 || i == 10)
+            text += '-';
+        text += kDigits[uuid[i] >> 4];
+        text += kDigits[uuid[i] & 15];
+    }
+    return text;
+}
+
+std::optional<Uuid> parseUuid(std::string_view text) {
+    Uuid uuid{};
+    if (text.size() != 36)
+        return std::nullopt;
+    std::size_t nibble = 0;
+    for (std::size_t i = 0; i < text.size(); i++) {
+        if (i == 8 || i == 13 || i == 18 || i == 23) {
+            if (text[i] != '-')
+                return std::nullopt;
+            continue;
+        }
+        int value = g_ascii_xdigit_value(text[i]);
+        if (value < 0)
+            return std::nullopt;
+        uuid[nibble / 2] = static_cast<unsigned char>(uuid[nibble / 2] << 4 | value);
+        nibble++;
+    }
+    return uuid;
+}
+
+std::uint32_t hashDomain(const Uuid& uuid) {
+    GChecksum* checksum = g_checksum_new(G_CHECKSUM_SHA256);
+    g_checksum_update(checksum, uuid.data(), static_cast<gssize>(uuid.size()));
+    unsigned char digest[32];
+    gsize length = sizeof digest;
+    g_checksum_get_digest(checksum, digest, &length);
+    g_checksum_free(checksum);
+    std::uint32_t first = std::uint32_t{digest[0]} << 24 | digest[1] << 16 | digest[2] << 8 | digest[3];
+    return first >> (32 - kDomainBits);
+}
+
+std::uint32_t drawId() {
+    for (;;) {
+        std::uint32_t value = 0;
+        // At most 256 bytes are never interrupted or short once the pool is ready: getrandom(2).
+        if (getrandom(&value, sizeof value, 0) != sizeof value)
+            throw SystemError(errno, "get", "a random number");
+        value &= (1u << kIdBits) - 1;
+        // Not 0, which means "none"; not all ones, which would be the very last byte of the address space.
+        if (value != 0 && value != (1u << kIdBits) - 1)
+            return value;
+    }
+}
+
+} // namespace leasehold::lease

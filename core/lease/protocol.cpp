@@ -1,0 +1,431 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/lease/protocol.hpp"
+
+#include "core/os/error.hpp"
+
+#include <algorithm>
+
+namespace leasehold::lease {
+
+namespace {
+
+using os::LockOutcome;
+using os::LockType;
+using std::chrono::milliseconds;
+
+// What others have up on one resource, as far as one share of it is concerned.
+struct View {
+    std::vector<Mark> marks;
+    bool foreign = false;
+    bool strangers = false;   // incompatible guests
+    bool ownerBusy = false;   // somebody holds this share's owner mark
+    std::size_t peers = 0;    // other incarnations of my domain in my mode
+    std::size_t handoffs = 0; // and how many handoffs they have up
+};
+
+// The mark that decides between the incarnations of one domain.
+Mark ownerMark(Mode mode, const Incarnation& self) {
+    return mode == Mode::shared ? Mark{MarkKind::sharedOwner, self.domain, 0} : Mark{MarkKind::owner, 0, 0};
+}
+
+View look(const Incarnation& self, const Share& share) {
+    View view;
+    view.marks = share.medium->look();
+    for (const Mark& mark : view.marks) {
+        bool mine = mark.domain == self.domain;
+        if (mark.kind == MarkKind::foreign)
+            view.foreign = true;
+        else if (mark == ownerMark(share.mode, self))
+            view.ownerBusy = true;
+        else if (auto mode = presentMode(mark)) {
+            // Incarnations of one domain are rivals for the owner mark, not strangers. Readers need no owner.
+            if (mine && *mode == share.mode && share.mode != Mode::readOnly)
+                view.peers++;
+            else if (!compatible(*mode, share.mode))
+                view.strangers = true;
+        } else if (mine && mark.kind == MarkKind::handoff)
+            view.handoffs++;
+    }
+    return view;
+}
+
+Answer refuse(std::size_t share, Obstacle obstacle, View& view) {
+    return Refusal{share, obstacle, std::move(view.marks)};
+}
+
+Answer refuseStrangers(std::size_t share, View& view) {
+    if (view.foreign)
+        return refuse(share, Obstacle::foreignLock, view);
+    if (view.strangers)
+        return refuse(share, Obstacle::guestPresent, view);
+    return std::nullopt;
+}
+
+// A mark that nobody else can have up: its number was drawn by us.
+void place(const Share& share, const Mark& mark, LockType type = LockType::write) {
+    if (share.medium->tryPlace(mark, type) == LockOutcome::contended)
+        throw Error(Fault::system, "a lock that belongs to this guest alone is held by somebody else; try again");
+}
+
+// Waiting for the event would need a lock call that blocks, which nobody could end when the QEMU dies. So the lock is
+// tried again, at growing distances: often enough for a handoff that takes milliseconds, rarely enough to cost nothing.
+class Waiter {
+public:
+    explicit Waiter(const Patience& patience)
+        : patience_(patience), deadline_(std::chrono::steady_clock::now() + patience.limit) {}
+
+    bool again() {
+        auto left = std::chrono::duration_cast<milliseconds>(deadline_ - std::chrono::steady_clock::now());
+        if (left <= milliseconds(0))
+            return false;
+        milliseconds step = std::min(left, step_);
+        step_ = std::min(step_ * 2, milliseconds(100));
+        return patience_.pause(step);
+    }
+
+private:
+    const Patience& patience_;
+    std::chrono::steady_clock::time_point deadline_;
+    milliseconds step_{2};
+};
+
+// The steps of registerAll, with what they know of each share.
+class Registrar {
+public:
+    Registrar(const Incarnation& self, std::span<const Share> shares, const Patience& patience)
+        : self_(self), shares_(shares), waiter_(patience), joined_(shares.size(), false) {}
+
+    Registration run() {
+        Registration result;
+        result.refusal = takeAll();
+        // One step per resource: a libvirtd that dies here takes the rest along with its descriptors.
+        if (result.refusal)
+            for (const Share& share : shares_)
+                share.medium->removeAll();
+        result.joined = joined_;
+        return result;
+    }
+
+private:
+    Answer takeAll() {
+        // Whoever looks first never touches an owner mark while somebody is present: a rogue start cannot make a
+        // rightful Acquire fail.
+        for (std::size_t i = 0; i < shares_.size(); i++)
+            if (Answer refusal = lookFirst(i))
+                return refusal;
+        for (std::size_t i = 0; i < shares_.size(); i++)
+            if (Answer refusal = joined_[i] ? std::nullopt : takeOwner(i))
+                return refusal;
+        for (std::size_t i = 0; i < shares_.size(); i++)
+            if (Answer refusal = joined_[i] ? std::nullopt : placePresent(i))
+                return refusal;
+        for (std::size_t i = 0; i < shares_.size(); i++)
+            if (Answer refusal = joined_[i] ? std::nullopt : lookAgain(i))
+                return refusal;
+        for (std::size_t i = 0; i < shares_.size(); i++)
+            if (Answer refusal = joined_[i] ? join(i) : std::nullopt)
+                return refusal;
+        return std::nullopt;
+    }
+
+    Answer lookFirst(std::size_t i) {
+        View view = look(self_, shares_[i]);
+        joined_[i] = view.peers > 0;
+        return refuseStrangers(i, view);
+    }
+
+    // The entry: `owner` for writing keeps everybody else out for exclusive mode and while a shared guest comes in;
+    // for reading it keeps writers out. Only the granted lock decides; the look explains a busy one.
+    Answer takeOwner(std::size_t i) {
+        const Share& share = shares_[i];
+        LockType type = share.mode == Mode::readOnly ? LockType::read : LockType::write;
+        while (share.medium->tryPlace({MarkKind::owner, 0, 0}, type) == LockOutcome::contended) {
+            View view = look(self_, share);
+            if (Answer refusal = refuseStrangers(i, view))
+                return refusal;
+            if (view.peers > 0) {
+                joined_[i] = true;
+                return std::nullopt;
+            }
+            // Nobody is present: another guest is between its owner and its present mark, or on its way out.
+            if (!waiter_.again())
+                return refuse(i, Obstacle::beingTaken, view);
+        }
+        return std::nullopt;
+    }
+
+    Answer placePresent(std::size_t i) {
+        const Share& share = shares_[i];
+        // Busy only if two incarnations drew the same number.
+        if (share.medium->tryPlace(presentMark(share.mode, self_), LockType::write) == LockOutcome::granted)
+            return std::nullopt;
+        View view = look(self_, share);
+        return refuse(i, Obstacle::beingTaken, view);
+    }
+
+    Answer lookAgain(std::size_t i) {
+        const Share& share = shares_[i];
+        View view = look(self_, share);
+        if (Answer refusal = refuseStrangers(i, view))
+            return refusal;
+        if (share.mode == Mode::readOnly)
+            return std::nullopt;
+        bool peers = view.peers > 0;
+        // A shared guest holds `owner` only while it enters; from now on sharedOwner is what its incarnations contend
+        // for. Busy although no peer is present: one is just giving it up.
+        if (share.mode == Mode::shared) {
+            if (!peers &&
+                share.medium->tryPlace(ownerMark(share.mode, self_), LockType::write) == LockOutcome::contended)
+                peers = true;
+            share.medium->remove({MarkKind::owner, 0, 0});
+        } else if (peers) {
+            share.medium->remove({MarkKind::owner, 0, 0});
+        }
+        joined_[i] = peers;
+        return std::nullopt;
+    }
+
+    // Another incarnation of this domain has the resource. It must be willing to hand over, or have given up the
+    // owner mark already (a guest that arrived suspended has none). Asked before our present mark is up, because even
+    // a passing one can make a rival's cold start fail; and after, because only now nobody can slip in between.
+    Answer join(std::size_t i) {
+        if (Answer refusal = mayJoin(i))
+            return refusal;
+        if (Answer refusal = placePresent(i))
+            return refusal;
+        return mayJoin(i);
+    }
+
+    Answer mayJoin(std::size_t i) {
+        View view = look(self_, shares_[i]);
+        if (Answer refusal = refuseStrangers(i, view))
+            return refusal;
+        if (view.handoffs == 0 && view.ownerBusy)
+            return refuse(i, Obstacle::sameGuest, view);
+        return std::nullopt;
+    }
+
+    const Incarnation& self_;
+    std::span<const Share> shares_;
+    Waiter waiter_;
+    std::vector<bool> joined_;
+};
+
+// The steps of acquireAll.
+class Acquirer {
+public:
+    Acquirer(const Incarnation& self, std::span<const Share> shares, std::optional<std::uint32_t> quoted,
+             const Patience& patience)
+        : self_(self), shares_(shares), quoted_(quoted), waiter_(patience), turn_(shares.size()) {}
+
+    Answer run() {
+        Answer refusal = takeAll();
+        if (!refusal) {
+            clear();
+            return std::nullopt;
+        }
+        for (std::size_t i = 0; i < shares_.size(); i++)
+            if (turn_[i].took)
+                shares_[i].medium->remove(ownerMark(shares_[i].mode, self_));
+        return refusal;
+    }
+
+private:
+    struct Turn {
+        bool rival = false;      // another incarnation was there before we had the owner mark
+        bool held = false;       // and yet the owner mark was ours
+        bool took = false;       // it is ours since this call
+        bool succeeding = false; // the state quotes another incarnation's handoff
+    };
+
+    Answer takeAll() {
+        for (std::size_t i = 0; i < shares_.size(); i++)
+            if (Answer refusal = waitForTurn(i))
+                return refusal;
+        for (std::size_t i = 0; i < shares_.size(); i++)
+            if (Answer refusal = takeOwner(i))
+                return refusal;
+        owners_ = true;
+        // With the owner marks in hand the answer cannot change any more: look again whether it is still yes.
+        for (std::size_t i = 0; i < shares_.size(); i++)
+            if (Answer refusal = allowed(i))
+                return refusal;
+        return std::nullopt;
+    }
+
+    // Whether this incarnation may run now; sets what the later steps need to know.
+    Answer allowed(std::size_t i) {
+        const Share& share = shares_[i];
+        if (share.mode == Mode::readOnly)
+            return std::nullopt;
+        View view = look(self_, share);
+        turn_[i].succeeding = false;
+        if (view.peers == 0)
+            return std::nullopt;
+        OwnMarks own = share.medium->inspectOwn();
+        // Whether the owner mark was ours all along can only be told while we have not tried to take it.
+        if (!owners_) {
+            turn_[i].rival = true;
+            turn_[i].held = share.mode == Mode::shared ? own.sharedOwner : own.owner;
+        }
+        if (turn_[i].held)
+            return std::nullopt;
+        if (quoted_ && own.handoff == quoted_)
+            return count(view, {MarkKind::taken, self_.domain, *quoted_}) == 0 ? std::nullopt
+                                                                               : refuse(i, Obstacle::stateTaken, view);
+        // Others that merely joined do not matter: it is enough that somebody's handoff is quoted.
+        if (quoted_ && count(view, {MarkKind::handoff, self_.domain, *quoted_}) > 0) {
+            turn_[i].succeeding = true;
+            return std::nullopt;
+        }
+        return refuse(i, Obstacle::sameGuest, view);
+    }
+
+    static std::ptrdiff_t count(const View& view, const Mark& mark) {
+        return std::count(view.marks.begin(), view.marks.end(), mark);
+    }
+
+    // A state may come before the release that it belongs to: wait for it. Without one there is nothing to wait for.
+    Answer waitForTurn(std::size_t i) {
+        for (;;) {
+            Answer refusal = allowed(i);
+            if (!refusal || !quoted_ || refusal->obstacle == Obstacle::stateTaken || !waiter_.again())
+                return refusal;
+        }
+    }
+
+    Answer takeOwner(std::size_t i) {
+        const Share& share = shares_[i];
+        if (share.mode == Mode::readOnly)
+            return std::nullopt;
+        bool waited = false;
+        for (;;) {
+            if (share.medium->tryPlace(ownerMark(share.mode, self_), LockType::write) == LockOutcome::granted) {
+                // Alone, it may have been ours before, and a suspended guest must not lose it by a refusal.
+                turn_[i].took = waited || (turn_[i].rival && !turn_[i].held);
+                return std::nullopt;
+            }
+            waited = true;
+            View view = look(self_, share);
+            if (view.foreign)
+                return refuse(i, Obstacle::foreignLock, view);
+            if (!waiter_.again())
+                return refuse(i,
+                              view.peers > 0   ? Obstacle::sameGuest
+                              : view.strangers ? Obstacle::guestPresent
+                                               : Obstacle::beingTaken,
+                              view);
+        }
+    }
+
+    void clear() {
+        for (std::size_t i = 0; i < shares_.size(); i++)
+            if (turn_[i].succeeding)
+                // Granted always: the token is the source's, and only its successor may quote it. If it is busy
+                // nevertheless, somebody else has marked the token as used, which is all that matters.
+                (void)shares_[i].medium->tryPlace({MarkKind::taken, self_.domain, *quoted_}, LockType::write);
+        // Not before all owners are ours: until here a refusal only gives back.
+        for (const Share& share : shares_)
+            if (share.mode != Mode::readOnly) {
+                share.medium->setNote({});
+                share.medium->removeHandoff();
+            }
+    }
+
+    const Incarnation& self_;
+    std::span<const Share> shares_;
+    std::optional<std::uint32_t> quoted_;
+    Waiter waiter_;
+    std::vector<Turn> turn_;
+    bool owners_ = false; // all owner marks are ours
+};
+
+} // namespace
+
+Registration registerAll(const Incarnation& self, std::span<const Share> shares, const Patience& patience) {
+    return Registrar(self, shares, patience).run();
+}
+
+Answer acquireAll(const Incarnation& self, std::span<const Share> shares, std::optional<std::uint32_t> quoted,
+                  const Patience& patience) {
+    return Acquirer(self, shares, quoted, patience).run();
+}
+
+namespace {
+
+// Offers the resource to whoever quotes the token, and to nobody with an older one.
+void raiseHandoff(const Incarnation& self, const Share& share, std::uint32_t token, bool leaving) {
+    share.medium->setNote({});
+    share.medium->removeHandoff();
+    if (leaving)
+        place(share, {MarkKind::leaving, self.domain, self.id});
+    place(share, {MarkKind::handoff, self.domain, token});
+    share.medium->setNote({token, leaving});
+}
+
+} // namespace
+
+std::uint32_t releaseAll(const Incarnation& self, std::span<const Share> shares) {
+    std::vector<HandoffNote> notes(shares.size());
+    std::uint32_t token = 0;
+    bool agreed = true;
+    for (std::size_t i = 0; i < shares.size(); i++) {
+        if (shares[i].mode == Mode::readOnly)
+            continue; // readers are compatible: there is nothing to hand over
+        notes[i] = shares[i].medium->note();
+        agreed = agreed && (token == 0 || notes[i].token == 0 || token == notes[i].token);
+        token = notes[i].token ? notes[i].token : token;
+    }
+    // A libvirtd that died while it changed the token leaves two: neither can be quoted for all resources any more.
+    if (token == 0 || !agreed)
+        token = drawId();
+    for (std::size_t i = 0; i < shares.size(); i++)
+        if (shares[i].mode != Mode::readOnly && notes[i].token != token)
+            raiseHandoff(self, shares[i], token, notes[i].leaving);
+    // Owner stays: QEMU still drains, and the image of a suspended guest is nobody else's. Only a live migration needs
+    // it, because the destination acquires before we are dead: then a joiner is there, which alone has no handoff up.
+    for (std::size_t i = 0; i < shares.size(); i++) {
+        if (!notes[i].leaving)
+            continue;
+        View view = look(self, shares[i]);
+        if (view.peers > view.handoffs)
+            shares[i].medium->remove(ownerMark(shares[i].mode, self));
+    }
+    return token;
+}
+
+std::uint32_t inquireAll(const Incarnation& self, std::span<const Share> shares) {
+    std::uint32_t token = drawId();
+    for (const Share& share : shares)
+        if (share.mode != Mode::readOnly)
+            raiseHandoff(self, share, token, true);
+    return token;
+}
+
+void downgrade(const Incarnation& self, const Share& share) {
+    place(share, presentMark(Mode::readOnly, self));
+    // Our own write lock becomes a read lock in one step that cannot be refused: nobody else holds the byte.
+    place(share, {MarkKind::owner, 0, 0}, LockType::read);
+    share.medium->remove(presentMark(Mode::exclusive, self));
+}
+
+Answer upgrade(const Incarnation& self, const Share& share) {
+    Share exclusive{share.medium, Mode::exclusive};
+    if (share.medium->tryPlace({MarkKind::owner, 0, 0}, LockType::write) == LockOutcome::contended) {
+        // Refused, and the read lock is still there (fcntl(2), unlike flock(2)).
+        View view = look(self, exclusive);
+        return refuse(0, view.foreign ? Obstacle::foreignLock : Obstacle::guestPresent, view);
+    }
+    place(share, presentMark(Mode::exclusive, self));
+    View view = look(self, exclusive);
+    if (Answer refusal = refuseStrangers(0, view)) {
+        place(share, {MarkKind::owner, 0, 0}, LockType::read);
+        share.medium->remove(presentMark(Mode::exclusive, self));
+        return refusal;
+    }
+    share.medium->remove(presentMark(Mode::readOnly, self));
+    return std::nullopt;
+}
+
+} // namespace leasehold::lease

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#pragma once
+
+// The lease protocol: who may use a resource, decided by marks alone. Written once for every medium. Knows no paths,
+// no processes, no libvirt; the engine calls it with the resources of one guest and turns its answers into words.
+//
+// DESIGN.md, "The lease protocol", explains the steps; tests/model checks them. Do not change their order without it:
+// a crash may come between any two, and somebody else may look between any two.
+//
+//                      registerAll                    acquireAll
+//      (nothing) ───────────────────▶ owned, present ───────────▶ owned, present ◀───────┐
+//          │                                            running        │                 │ acquireAll
+//          │ another incarnation                                       │ releaseAll      │ (own state)
+//          │ shows a handoff                                           ▼                 │
+//          └────────────▶ present ────────────┐             + handoff (suspended) ───────┘
+//                          joined             │                        │
+//                                             │ acquireAll             │ releaseAll after inquireAll, a joiner is there
+//                                             │ (its state)            ▼
+//                                             └───▶ owned     present, handoff, leaving; owner given up
+//
+// Every call works on all resources of a request, which the caller has brought into an order that is the same on
+// every host: all owners first, then all presents, then all looks. Otherwise two guests that share two images could
+// refuse each other.
+
+#include "core/lease/medium.hpp"
+
+#include <chrono>
+#include <functional>
+#include <span>
+
+namespace leasehold::lease {
+
+// One resource as one guest uses it.
+struct Share {
+    Medium* medium = nullptr;
+    Mode mode = Mode::exclusive;
+};
+
+enum class Obstacle {
+    guestPresent, // guests of other domains, or of this one in another mode, use the resource
+    sameGuest,    // this domain runs elsewhere, and does not let us take over
+    beingTaken,   // somebody is just taking it or dropping it, for longer than we wait
+    foreignLock,  // a lock on the mark area that is not leasehold's
+    stateTaken,   // a successor has already used the handoff of this very incarnation
+};
+
+// Why not, and for which share. The marks are those seen at the decision.
+struct Refusal {
+    std::size_t share = 0;
+    Obstacle obstacle = Obstacle::guestPresent;
+    std::vector<Mark> marks;
+};
+
+// Granted when empty.
+using Answer = std::optional<Refusal>;
+
+// Waits a little, at most the given time; false when there is nobody left to wait for (the QEMU has died).
+using Pause = std::function<bool(std::chrono::milliseconds)>;
+
+struct Patience {
+    Pause pause;
+    std::chrono::milliseconds limit{0};
+};
+
+// Before QEMU opens the images: take the lease where nobody else is, join where another incarnation of this domain
+// would hand over. A refusal leaves no mark. `joined`, one for each share, tells which are not owned yet.
+struct Registration {
+    Answer refusal;
+    std::vector<bool> joined;
+};
+Registration registerAll(const Incarnation& self, std::span<const Share> shares, const Patience& patience);
+
+// Before the guest runs. `quoted` is the token of the state that libvirt passed, if it is one of this domain.
+// Idempotent. A refusal gives back what this call took, and keeps what was held before.
+Answer acquireAll(const Incarnation& self, std::span<const Share> shares, std::optional<std::uint32_t> quoted,
+                  const Patience& patience);
+
+// The guest has stopped, or is about to. Gives the token of the handoff that is up now.
+std::uint32_t releaseAll(const Incarnation& self, std::span<const Share> shares);
+
+// A live migration begins. Gives the token that a successor has to quote.
+std::uint32_t inquireAll(const Incarnation& self, std::span<const Share> shares);
+
+// From exclusive to read-only without a moment in which an exclusive guest could come in.
+void downgrade(const Incarnation& self, const Share& share);
+
+// From read-only to exclusive: granted when no other reader is there. A refusal leaves the read-only lease.
+Answer upgrade(const Incarnation& self, const Share& share);
+
+} // namespace leasehold::lease

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#pragma once
+
+// The owner record: who has the image, in words, for the person who is refused. Kept in the extended attribute
+// `user.leasehold` of the image (xattr(7)). Never decides anything, and may be stale or forged: whoever shows it
+// compares its hashes with the marks that are up.
+
+#include "core/lease/mark.hpp"
+
+namespace leasehold::lease {
+
+struct OwnerRecord {
+    std::string domain; // the guest's name
+    Uuid uuid{};
+    std::uint32_t incarnation = 0;
+    std::string host;
+    std::string bootId; // tells a pid of this boot from one of an earlier boot or another host of the same name
+    pid_t pid = 0;
+    Mode mode = Mode::exclusive;
+    std::int64_t since = 0; // seconds since the epoch
+
+    bool operator==(const OwnerRecord&) const = default;
+};
+
+// Pure: lines of KEY=VALUE. Parsing takes nothing for granted: unknown lines are passed over, control characters
+// dropped, what does not name domain, UUID and incarnation is no record.
+std::string encodeRecord(const OwnerRecord& record);
+std::optional<OwnerRecord> parseRecord(std::string_view text);
+
+// Printable, and no longer than libvirt would accept as a guest's name: for names that come from somewhere else.
+std::string cleanName(std::string_view name);
+
+// Best effort, in both directions: a file system without extended attributes only makes messages poorer.
+void writeRecord(int fd, const OwnerRecord& record);
+std::optional<OwnerRecord> readRecord(int fd);
+
+} // namespace leasehold::lease

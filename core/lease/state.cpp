@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/lease/state.hpp"
+
+#include <charconv>
+#include <cstdio>
+
+namespace leasehold::lease {
+
+namespace {
+constexpr std::string_view kPrefix = "leasehold1:";
+constexpr std::size_t kTokenDigits = 8;
+} // namespace
+
+std::string encodeState(const Uuid& uuid, std::uint32_t token) {
+    char digits[kTokenDigits + 1];
+    std::snprintf(digits, sizeof digits, "%08x", token);
+    return std::string(kPrefix) + formatUuid(uuid) + ":" + digits;
+}
+
+std::optional<std::uint32_t> parseState(std::string_view text, const Uuid& uuid) {
+    std::string expected = std::string(kPrefix) + formatUuid(uuid) + ":";
+    if (text.size() != expected.size() + kTokenDigits || !text.starts_with(expected))
+        return std::nullopt;
+    std::uint32_t token = 0;
+    const char* end = text.data() + text.size();
+    auto [rest, error] = std::from_chars(text.data() + expected.size(), end, token, 16);
+    if (error != std::errc() || rest != end || token == 0 || token >> kIdBits != 0)
+        return std::nullopt;
+    return token;
+}
+
+} // namespace leasehold::lease

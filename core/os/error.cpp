@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/os/error.hpp"
+
+#include <cstring>
+
+namespace leasehold {
+
+namespace {
+
+std::string describe(int error, const std::string& operation, const std::string& subject) {
+    char buffer[128];
+    // The GNU variant: it may return a constant instead of filling the buffer.
+    return operation + " " + subject + ": " + strerror_r(error, buffer, sizeof buffer);
+}
+
+} // namespace
+
+SystemError::SystemError(int error, const std::string& operation, const std::string& subject)
+    : Error(Fault::system, describe(error, operation, subject)), error_(error) {}
+
+} // namespace leasehold

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#pragma once
+
+// File descriptors: who owns one, and which file it is. Knows nothing of locks. Every descriptor made here is
+// O_CLOEXEC from the first instant; only the vessel (core/qemu) makes exceptions.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include <sys/types.h>
+
+namespace leasehold::os {
+
+class Fd {
+public:
+    Fd() = default;
+    explicit Fd(int number) : number_(number) {}
+    Fd(Fd&& other) noexcept : number_(other.release()) {}
+    Fd& operator=(Fd&& other) noexcept {
+        if (this != &other)
+            reset(other.release());
+        return *this;
+    }
+    ~Fd() { reset(); }
+
+    int get() const { return number_; }
+    bool open() const { return number_ >= 0; }
+    int release() { return std::exchange(number_, -1); }
+    void reset(int number = -1);
+
+private:
+    int number_ = -1;
+};
+
+// Which file: the same for every path, link and bind mount that leads to it (stat(2): st_dev, st_ino).
+struct FileId {
+    std::uint64_t device = 0;
+    std::uint64_t inode = 0;
+
+    auto operator<=>(const FileId&) const = default;
+};
+
+FileId identify(int fd, const std::string& what);
+
+// open(2) with O_CLOEXEC added; EINTR retried.
+Fd openFile(const std::string& path, int flags);
+
+// The whole content of a small file, at most `limit` bytes. For /proc and the like.
+std::string readFile(const std::string& path, std::size_t limit);
+
+// The same for things that may vanish or be forbidden while we look: nothing when it cannot be read.
+std::optional<std::string> readFileIfPossible(const std::string& path, std::size_t limit);
+
+} // namespace leasehold::os

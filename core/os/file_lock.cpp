@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/os/file_lock.hpp"
+
+#include "core/os/error.hpp"
+
+#include <cstdio>
+#include <cstdlib>
+
+#include <fcntl.h>
+
+namespace leasehold::os {
+
+namespace {
+
+// An fcntl lock call with EINTR retried: 0, or the error number.
+int callLock(int fd, int command, struct flock& lock) {
+    while (fcntl(fd, command, &lock) < 0)
+        if (errno != EINTR)
+            return errno;
+    return 0;
+}
+
+struct flock describe(short type, Range range) {
+    struct flock lock {};
+    lock.l_type = type;
+    lock.l_whence = SEEK_SET;
+    lock.l_start = range.start;
+    lock.l_len = range.length;
+    lock.l_pid = 0; // F_OFD_* demands 0
+    return lock;
+}
+
+short toKernel(LockType type) {
+    return type == LockType::write ? F_WRLCK : F_RDLCK;
+}
+
+} // namespace
+
+LockOutcome tryLock(int fd, LockType type, Range range, const std::string& what) {
+    struct flock lock = describe(toKernel(type), range);
+    int error = callLock(fd, F_OFD_SETLK, lock);
+    if (error == 0)
+        return LockOutcome::granted;
+    if (error == EAGAIN || error == EACCES)
+        return LockOutcome::contended;
+    throw SystemError(error, "lock", what);
+}
+
+void unlock(int fd, Range range, const std::string& what) {
+    struct flock lock = describe(F_UNLCK, range);
+    if (int error = callLock(fd, F_OFD_SETLK, lock))
+        throw SystemError(error, "unlock", what);
+}
+
+std::optional<FoundLock> findConflict(int fd, LockType type, Range range, const std::string& what) {
+    struct flock lock = describe(toKernel(type), range);
+    if (int error = callLock(fd, F_OFD_GETLK, lock))
+        throw SystemError(error, "query the locks of", what);
+    if (lock.l_type == F_UNLCK)
+        return std::nullopt;
+    return FoundLock{lock.l_type == F_RDLCK ? LockType::read : LockType::write, {lock.l_start, lock.l_len}, lock.l_pid};
+}
+
+std::vector<FoundLock> parseFdinfoLocks(const std::string& text) {
+    std::vector<FoundLock> locks;
+    // lock:\t1: OFDLCK  ADVISORY  WRITE -1 fe:00:131 4611686018427387904 4611686018427387904
+    for (std::size_t at = text.find("lock:"); at != std::string::npos; at = text.find("\nlock:", at + 1)) {
+        char type[8], last[24];
+        long long first = 0;
+        FoundLock lock;
+        if (std::sscanf(text.c_str() + at, " lock: %*d: OFDLCK %*s %7s %*d %*s %lld %23s", type, &first, last) != 3)
+            continue;
+        lock.type = type[0] == 'W' ? LockType::write : LockType::read;
+        lock.range.start = first;
+        if (last[0] != 'E') // EOF: length 0
+            lock.range.length = std::strtoll(last, nullptr, 10) - first + 1;
+        locks.push_back(lock);
+    }
+    return locks;
+}
+
+std::vector<FoundLock> inspectOwnLocks(int fd) {
+    return parseFdinfoLocks(readFile("/proc/self/fdinfo/" + std::to_string(fd), 1 << 20));
+}
+
+} // namespace leasehold::os

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/os/process.hpp"
+
+#include "core/os/error.hpp"
+#include "core/os/file_lock.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <limits>
+#include <memory>
+
+#include <dirent.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace leasehold::os {
+
+namespace {
+
+// Debian 12's glibc has wrappers for both, RHEL 9's has not.
+int pidfdOpen(pid_t pid) {
+    return static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+}
+int pidfdGetfd(int pidfd, int number) {
+    return static_cast<int>(syscall(SYS_pidfd_getfd, pidfd, number, 0));
+}
+
+// The entries of a /proc directory whose names are numbers. A directory that is gone or forbidden has none.
+std::vector<int> numbersIn(const std::string& directory) {
+    std::vector<int> numbers;
+    std::unique_ptr<DIR, int (*)(DIR*)> dir(opendir(directory.c_str()), closedir);
+    if (!dir)
+        return numbers;
+    while (dirent* entry = readdir(dir.get())) {
+        const char* end = entry->d_name + std::char_traits<char>::length(entry->d_name);
+        int number = 0;
+        if (auto [rest, error] = std::from_chars(entry->d_name, end, number); error == std::errc() && rest == end)
+            numbers.push_back(number);
+    }
+    std::sort(numbers.begin(), numbers.end());
+    return numbers;
+}
+
+std::string procPath(pid_t pid, const char* entry) {
+    return "/proc/" + std::to_string(pid) + "/" + entry;
+}
+
+bool holdsLock(pid_t pid, int number, std::int64_t first, std::int64_t last) {
+    // Whoever vanished while we looked holds nothing.
+    std::string text = readFileIfPossible(procPath(pid, "fdinfo/") + std::to_string(number), 1 << 20).value_or("");
+    for (const FoundLock& lock : parseFdinfoLocks(text))
+        if (lock.range.start <= last && (lock.range.length == 0 || lock.range.start + lock.range.length > first))
+            return true;
+    return false;
+}
+
+} // namespace
+
+Process::Process(pid_t pid) : pid_(pid), pidfd_(pidfdOpen(pid)) {
+    if (!pidfd_.open())
+        throw SystemError(errno, "open process", std::to_string(pid));
+}
+
+std::optional<Process> Process::openIfExists(pid_t pid) {
+    Fd pidfd(pidfdOpen(pid));
+    return pidfd.open() ? std::optional(Process(pid, std::move(pidfd))) : std::nullopt;
+}
+
+bool Process::diedWithin(std::chrono::milliseconds limit) const {
+    pollfd event{pidfd_.get(), POLLIN, 0};
+    int ready = poll(&event, 1, static_cast<int>(limit.count()));
+    if (ready < 0 && errno != EINTR)
+        throw SystemError(errno, "poll process", std::to_string(pid_));
+    return ready > 0;
+}
+
+std::optional<Fd> Process::takeDescriptor(int number) const {
+    Fd fd(pidfdGetfd(pidfd_.get(), number));
+    if (fd.open())
+        return fd;
+    if (errno == EBADF || errno == ESRCH)
+        return std::nullopt;
+    throw SystemError(errno, "take a descriptor of process", std::to_string(pid_));
+}
+
+bool Process::mayTakeDescriptors() const {
+    // The check comes before the descriptor is looked up, and no process has this one.
+    Fd none(pidfdGetfd(pidfd_.get(), std::numeric_limits<int>::max()));
+    return errno == EBADF;
+}
+
+std::vector<int> Process::descriptors() const {
+    return numbersIn(procPath(pid_, "fd"));
+}
+
+std::string commandName(pid_t pid) {
+    std::string name = readFileIfPossible(procPath(pid, "comm"), 64).value_or("");
+    // The process chooses its name itself: no control characters from there into messages.
+    std::erase_if(name, [](unsigned char c) { return c < 0x20 || c > 0x7e; });
+    return name;
+}
+
+std::vector<pid_t> listProcesses() {
+    return numbersIn("/proc");
+}
+
+std::vector<pid_t> findLockHolders(const FileId& file, std::int64_t first, std::int64_t last) {
+    std::vector<pid_t> holders;
+    for (pid_t pid : listProcesses()) {
+        std::string directory = procPath(pid, "fd/");
+        for (int number : numbersIn(directory)) {
+            struct stat status;
+            if (stat((directory + std::to_string(number)).c_str(), &status) < 0)
+                continue;
+            if (FileId{status.st_dev, status.st_ino} == file && holdsLock(pid, number, first, last)) {
+                holders.push_back(pid);
+                break;
+            }
+        }
+    }
+    return holders;
+}
+
+} // namespace leasehold::os

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#pragma once
+
+// Other processes, held by pidfd so that a reused pid is never mistaken for the process we mean (pidfd_open(2),
+// pidfd_getfd(2); Linux 5.6). Knows nothing of QEMU.
+
+#include "core/os/fd.hpp"
+
+#include <chrono>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace leasehold::os {
+
+class Process {
+public:
+    // Throws SystemError(ESRCH) when there is no such process.
+    explicit Process(pid_t pid);
+    static std::optional<Process> openIfExists(pid_t pid);
+
+    pid_t pid() const { return pid_; }
+
+    // Waits until the process has died, for at most this long. A dead process holds nothing any more: its descriptors
+    // are closed by the time its pidfd is readable.
+    bool diedWithin(std::chrono::milliseconds limit) const;
+
+    // A duplicate of the process's descriptor: the same open file description. Nothing when there is no such
+    // descriptor (any more) or the process is gone; throws EPERM when we may not (PTRACE_MODE_ATTACH_REALCREDS).
+    std::optional<Fd> takeDescriptor(int number) const;
+    bool mayTakeDescriptors() const;
+
+    // The numbers of its open descriptors, ascending.
+    std::vector<int> descriptors() const;
+
+private:
+    Process(pid_t pid, Fd pidfd) : pid_(pid), pidfd_(std::move(pidfd)) {}
+
+    pid_t pid_;
+    Fd pidfd_;
+};
+
+// What a person calls the process: its command name, /proc/PID/comm. Printable ASCII only. Empty when it is gone.
+std::string commandName(pid_t pid);
+
+// All processes of this pid namespace, as /proc lists them.
+std::vector<pid_t> listProcesses();
+
+// Processes that have the file open through a descriptor with an open-file-description lock on one of the bytes
+// first..last (/proc/PID/fdinfo). The lock may be of any type. Needs root for other users' processes; those that may
+// not be looked at are passed over.
+std::vector<pid_t> findLockHolders(const FileId& file, std::int64_t first, std::int64_t last);
+
+} // namespace leasehold::os

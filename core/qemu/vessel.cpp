@@ -1,0 +1,546 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/qemu/vessel.hpp"
+
+#include "core/os/error.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <memory>
+
+#include <fcntl.h>
+#include <linux/sockios.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+namespace leasehold::qemu {
+
+namespace {
+
+constexpr char kMagic[8] = {'l', 'e', 'a', 's', 'e', 'h', 'l', 'd'};
+constexpr std::uint32_t kVersion = 1;
+
+// Below SCM_MAX_FD (253, include/net/scm.h), and the paths that go with them fit into one message.
+constexpr std::size_t kMaxLeasesPerMessage = 240;
+constexpr std::size_t kMaxMessage = 64 * 1024;
+constexpr std::size_t kMaxMessages = 64;
+constexpr std::size_t kMaxLeases = 2048;
+constexpr std::size_t kMaxPath = 4096;
+constexpr std::size_t kMaxName = 1024;
+// Two generations of the largest guests at once. The default of some 200 KiB takes 7 messages.
+constexpr int kSendBuffer = 8 * 1024 * 1024;
+
+// Where the pair sits in QEMU if nothing is there yet: high enough to be out of the way of libvirt's and QEMU's own
+// descriptors, below any RLIMIT_NOFILE. Only a shortcut: elsewhere it is searched for.
+constexpr int kFirstNumber = 250;
+
+// Wire format, in host byte order: both ends are on one machine. A later version may append fields to both structures:
+// a reader uses what it knows and skips the rest by the sizes.
+struct Header {
+    char magic[8];
+    std::uint32_t version;
+    std::uint16_t headerSize;
+    std::uint16_t entrySize;
+    unsigned char uuid[16];
+    std::uint32_t incarnation;
+    std::uint32_t nameLength;
+    std::uint64_t generation;
+    std::uint32_t part;   // of this message, from 0
+    std::uint32_t parts;  // of this generation
+    std::uint32_t leases; // in this message; one descriptor each
+    std::uint32_t totalLeases;
+    std::int32_t numbers[2]; // of the pair's ends in QEMU: sending, receiving
+    std::uint64_t socketInodes[2];
+};
+static_assert(sizeof(Header) == 88);
+
+struct Entry {
+    std::uint64_t device;
+    std::uint64_t inode;
+    std::uint8_t mode;
+    std::uint8_t flags;
+    std::uint16_t reserved;
+    std::uint32_t pathLength;
+};
+static_assert(sizeof(Entry) == 24);
+
+constexpr std::uint8_t kWritable = 1 << 0;
+constexpr std::uint8_t kJoined = 1 << 1;
+
+[[noreturn]] void hostile(const std::string& problem) {
+    throw Error(Fault::invalid, "the leases kept in the guest's QEMU are damaged (" + problem +
+                                    "): destroy and start the guest to protect its images again");
+}
+
+std::uint64_t inodeOf(const os::Fd& socket) {
+    return os::identify(socket.get(), "the vessel").inode;
+}
+
+// Everything that a message says, before anything is done with it.
+struct Message {
+    Header header{};
+    GuestTag tag;
+    std::vector<StoredLease> leases; // without descriptors yet
+};
+
+std::string encodeMessage(Header header, const GuestTag& tag, std::span<const StoredLease> leases) {
+    std::memcpy(header.magic, kMagic, sizeof kMagic);
+    header.version = kVersion;
+    header.headerSize = sizeof(Header);
+    header.entrySize = sizeof(Entry);
+    std::copy(tag.uuid.begin(), tag.uuid.end(), header.uuid);
+    header.incarnation = tag.incarnation;
+    header.nameLength = static_cast<std::uint32_t>(std::min(tag.name.size(), kMaxName));
+    header.leases = static_cast<std::uint32_t>(leases.size());
+    std::string text(reinterpret_cast<const char*>(&header), sizeof header);
+    text.append(tag.name, 0, header.nameLength);
+    for (const StoredLease& lease : leases) {
+        std::uint8_t flags = (lease.writable ? kWritable : 0) | (lease.joined ? kJoined : 0);
+        Entry entry{lease.file.device,
+                    lease.file.inode,
+                    lease.mode,
+                    flags,
+                    0,
+                    static_cast<std::uint32_t>(std::min(lease.path.size(), kMaxPath))};
+        text.append(reinterpret_cast<const char*>(&entry), sizeof entry);
+        text.append(lease.path, 0, entry.pathLength);
+    }
+    return text;
+}
+
+// Takes the message apart, believing nothing.
+class Parser {
+public:
+    explicit Parser(std::string_view text) : text_(text) {}
+
+    Message parse() {
+        Message message;
+        message.header = head();
+        const Header& header = message.header;
+        skip(header.headerSize - sizeof(Header));
+        message.tag.name = take(header.nameLength, kMaxName);
+        std::copy(std::begin(header.uuid), std::end(header.uuid), message.tag.uuid.begin());
+        message.tag.incarnation = header.incarnation;
+        for (std::uint32_t i = 0; i < header.leases; i++) {
+            Entry entry;
+            copy(&entry, sizeof entry);
+            skip(header.entrySize - sizeof entry);
+            StoredLease lease;
+            lease.file = {entry.device, entry.inode};
+            lease.mode = entry.mode;
+            lease.writable = entry.flags & kWritable;
+            lease.joined = entry.flags & kJoined;
+            lease.path = take(entry.pathLength, kMaxPath);
+            message.leases.push_back(std::move(lease));
+        }
+        if (!text_.empty())
+            hostile("a message is too long");
+        return message;
+    }
+
+private:
+    Header head() {
+        Header header;
+        copy(&header, sizeof header);
+        if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0)
+            hostile("not leasehold's");
+        if (header.version != kVersion)
+            throw Error(Fault::unsupported, "the guest's leases were stored by another version of leasehold (format " +
+                                                std::to_string(header.version) + ", this one knows " +
+                                                std::to_string(kVersion) +
+                                                "): install that version, or destroy and start the guest");
+        if (header.headerSize < sizeof(Header) || header.entrySize < sizeof(Entry))
+            hostile("a message is too short");
+        if (header.leases > kMaxLeasesPerMessage || header.totalLeases > kMaxLeases || header.parts == 0 ||
+            header.parts > kMaxMessages || header.part >= header.parts)
+            hostile("impossible counts");
+        return header;
+    }
+
+    void copy(void* to, std::size_t size) {
+        if (text_.size() < size)
+            hostile("a message is too short");
+        std::memcpy(to, text_.data(), size);
+        text_.remove_prefix(size);
+    }
+
+    void skip(std::size_t size) {
+        if (text_.size() < size)
+            hostile("a message is too short");
+        text_.remove_prefix(size);
+    }
+
+    std::string take(std::size_t size, std::size_t limit) {
+        if (size > limit || size > text_.size())
+            hostile("a name is too long");
+        std::string taken(text_.substr(0, size));
+        text_.remove_prefix(size);
+        return taken;
+    }
+
+    std::string_view text_;
+};
+
+void sendMessage(int socket, const std::string& text, std::span<const StoredLease> leases) {
+    iovec data{const_cast<char*>(text.data()), text.size()};
+    msghdr header{};
+    header.msg_iov = &data;
+    header.msg_iovlen = 1;
+    alignas(cmsghdr) char control[CMSG_SPACE(kMaxLeasesPerMessage * sizeof(int))];
+    if (!leases.empty()) {
+        header.msg_control = control;
+        header.msg_controllen = CMSG_SPACE(leases.size() * sizeof(int));
+        cmsghdr* rights = CMSG_FIRSTHDR(&header);
+        rights->cmsg_level = SOL_SOCKET;
+        rights->cmsg_type = SCM_RIGHTS;
+        rights->cmsg_len = CMSG_LEN(leases.size() * sizeof(int));
+        for (std::size_t i = 0; i < leases.size(); i++) {
+            int number = leases[i].fd.get();
+            std::memcpy(CMSG_DATA(rights) + i * sizeof number, &number, sizeof number);
+        }
+    }
+    while (sendmsg(socket, &header, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+        if (errno != EINTR)
+            throw SystemError(errno, "store the leases in", "the guest's QEMU");
+}
+
+// How many of the leases fit into one message.
+std::size_t fitting(std::span<const StoredLease> leases) {
+    std::size_t size = sizeof(Header) + kMaxName, count = 0;
+    while (count < leases.size() && count < kMaxLeasesPerMessage) {
+        size += sizeof(Entry) + std::min(leases[count].path.size(), kMaxPath);
+        if (size > kMaxMessage)
+            break;
+        count++;
+    }
+    return count;
+}
+
+// Appends a complete generation. `header` has the numbers and inodes of the pair.
+std::size_t sendGeneration(int socket, Header header, const GuestTag& tag, std::span<const StoredLease> leases) {
+    std::vector<std::span<const StoredLease>> parts;
+    for (auto rest = leases; parts.empty() || !rest.empty(); rest = rest.subspan(parts.back().size()))
+        parts.push_back(rest.first(fitting(rest)));
+    if (parts.size() > kMaxMessages || leases.size() > kMaxLeases)
+        throw Error(Fault::unsupported, "a guest with " + std::to_string(leases.size()) +
+                                            " leases: leasehold stores at most " + std::to_string(kMaxLeases));
+    header.parts = static_cast<std::uint32_t>(parts.size());
+    header.totalLeases = static_cast<std::uint32_t>(leases.size());
+    for (header.part = 0; header.part < header.parts; header.part++)
+        sendMessage(socket, encodeMessage(header, tag, parts[header.part]), parts[header.part]);
+    return parts.size();
+}
+
+std::vector<os::Fd> collectDescriptors(msghdr& header) {
+    std::vector<os::Fd> fds;
+    for (cmsghdr* item = CMSG_FIRSTHDR(&header); item; item = CMSG_NXTHDR(&header, item)) {
+        if (item->cmsg_level != SOL_SOCKET || item->cmsg_type != SCM_RIGHTS)
+            continue;
+        std::size_t count = (item->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (std::size_t i = 0; i < count; i++) {
+            int number;
+            std::memcpy(&number, CMSG_DATA(item) + i * sizeof number, sizeof number);
+            fds.emplace_back(number);
+        }
+    }
+    return fds;
+}
+
+// One message of the queue as it came, without taking it out.
+struct RawMessage {
+    std::string_view text; // empty at the end of the queue
+    std::vector<os::Fd> fds;
+    int flags = 0;
+};
+
+RawMessage peekRaw(int socket, std::span<char> buffer) {
+    iovec data{buffer.data(), buffer.size()};
+    // Room for all that a sender may send (SCM_MAX_FD), so that what is cut off is cut by our own descriptor limit.
+    alignas(cmsghdr) char control[CMSG_SPACE(256 * sizeof(int))];
+    msghdr header{};
+    header.msg_iov = &data;
+    header.msg_iovlen = 1;
+    header.msg_control = control;
+    header.msg_controllen = sizeof control;
+    ssize_t length;
+    while ((length = recvmsg(socket, &header, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC)) < 0) {
+        if (errno == EAGAIN)
+            return {};
+        if (errno != EINTR)
+            throw SystemError(errno, "read the leases in", "the guest's QEMU");
+    }
+    // Length 0: QEMU has closed the other end, or sent nothing. Both make what follows useless.
+    return {{buffer.data(), static_cast<std::size_t>(length)}, collectDescriptors(header), header.msg_flags};
+}
+
+Message parseMessage(RawMessage raw) {
+    if (raw.flags & MSG_TRUNC)
+        hostile("a message is too long");
+    // Fewer descriptors than were sent: our table is full (or a security module forbids one). Nothing is lost in
+    // QEMU, but a lease that we cannot see is a lease that we cannot keep.
+    if (raw.flags & MSG_CTRUNC)
+        throw SystemError(EMFILE, "receive all leases of", "the guest's QEMU");
+    Message message = Parser(raw.text).parse();
+    if (raw.fds.size() != message.leases.size())
+        hostile("descriptors are missing");
+    for (std::size_t i = 0; i < raw.fds.size(); i++) {
+        // Before anything is done with it: a descriptor of another file could make us lock what is not this guest's.
+        if (os::identify(raw.fds[i].get(), message.leases[i].path) != message.leases[i].file)
+            hostile("a descriptor leads to another file");
+        message.leases[i].fd = std::move(raw.fds[i]);
+    }
+    return message;
+}
+
+bool isVesselOf(std::string_view text, const std::array<unsigned char, 16>& uuid) {
+    return text.size() >= sizeof(Header) && std::memcmp(text.data(), kMagic, sizeof kMagic) == 0 &&
+           std::memcmp(text.data() + offsetof(Header, uuid), uuid.data(), uuid.size()) == 0;
+}
+
+// Several processes may look at one vessel (libvirtd, the leasehold command), but where a peek stands (SO_PEEK_OFF) is
+// a property of the socket. A flock on QEMU's /proc/PID/fd serialises those who walk the queue: only who may read the
+// vessel can open that folder. Nothing when the process is gone or somebody else keeps the lock.
+std::optional<os::Fd> tryLockOut(const os::Process& process, std::chrono::milliseconds limit) {
+    std::string path = "/proc/" + std::to_string(process.pid()) + "/fd";
+    os::Fd directory(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!directory.open())
+        return std::nullopt;
+    auto deadline = std::chrono::steady_clock::now() + limit;
+    while (flock(directory.get(), LOCK_EX | LOCK_NB) < 0)
+        if (std::chrono::steady_clock::now() > deadline || process.diedWithin(std::chrono::milliseconds(5)))
+            return std::nullopt;
+    return directory;
+}
+
+os::Fd lockOut(const os::Process& process) {
+    auto locked = tryLockOut(process, std::chrono::seconds(2));
+    if (!locked)
+        throw SystemError(EBUSY, "read the leases in process", std::to_string(process.pid()));
+    return std::move(*locked);
+}
+
+bool isSeqpacket(int fd) {
+    int domain = 0, type = 0;
+    socklen_t size = sizeof domain;
+    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX &&
+           getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET;
+}
+
+// Whose vessel it is, if the socket is the receiving end of one. Takes no descriptors.
+std::optional<Message> peekHeader(int socket) {
+    char buffer[sizeof(Header) + kMaxName];
+    // A reader that was killed has left its position behind.
+    int off = -1;
+    (void)setsockopt(socket, SOL_SOCKET, SO_PEEK_OFF, &off, sizeof off);
+    ssize_t length = recv(socket, buffer, sizeof buffer, MSG_PEEK | MSG_DONTWAIT);
+    Message message;
+    Header& header = message.header;
+    if (length < static_cast<ssize_t>(sizeof header) || std::memcmp(buffer, kMagic, sizeof kMagic) != 0)
+        return std::nullopt;
+    std::memcpy(&header, buffer, sizeof header);
+    std::copy(std::begin(header.uuid), std::end(header.uuid), message.tag.uuid.begin());
+    message.tag.incarnation = header.incarnation;
+    std::size_t end = std::size_t{header.headerSize} + header.nameLength;
+    if (header.nameLength <= kMaxName && end <= static_cast<std::size_t>(length))
+        message.tag.name.assign(buffer + header.headerSize, header.nameLength);
+    return message;
+}
+
+// The receiving end of a vessel, if this descriptor of the process is one.
+struct End {
+    os::Fd out;
+    Message first;
+};
+
+std::optional<End> tryEnd(const os::Process& process, int number) {
+    auto out = process.takeDescriptor(number);
+    if (!out || !isSeqpacket(out->get()))
+        return std::nullopt;
+    auto message = peekHeader(out->get());
+    if (!message || message->header.numbers[1] != number || inodeOf(*out) != message->header.socketInodes[1])
+        return std::nullopt;
+    return End{std::move(*out), std::move(*message)};
+}
+
+bool isSocket(pid_t pid, int number) {
+    char target[16];
+    std::string link = "/proc/" + std::to_string(pid) + "/fd/" + std::to_string(number);
+    ssize_t length = readlink(link.c_str(), target, sizeof target);
+    return length > 7 && std::string_view(target, 7) == "socket:";
+}
+
+// Asks only sockets: to take and close a duplicate of anything else could have effects (tape drives, FUSE).
+std::optional<End> search(const os::Process& process, const std::array<unsigned char, 16>& uuid) {
+    for (int number : process.descriptors())
+        if (isSocket(process.pid(), number))
+            if (auto end = tryEnd(process, number); end && end->first.tag.uuid == uuid)
+                return end;
+    return std::nullopt;
+}
+
+// An end of the pair, where it is looked for first, without O_CLOEXEC.
+os::Fd inheritable(const os::Fd& end, int number) {
+    for (int lowest : {number, 3}) { // RLIMIT_NOFILE may be lower than our favourite numbers: EINVAL
+        os::Fd copy(fcntl(end.get(), F_DUPFD, lowest));
+        if (copy.open())
+            return copy;
+        if (errno != EINVAL)
+            break;
+    }
+    throw SystemError(errno, "duplicate a descriptor for", "QEMU");
+}
+
+} // namespace
+
+void plantVessel(const GuestTag& tag, std::span<const StoredLease> leases) {
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+        throw SystemError(errno, "create", "a socket pair");
+    os::Fd in(pair[0]), out(pair[1]);
+    // The privileged variant is not bounded by net.core.wmem_max. Without either, large guests are refused.
+    if (setsockopt(in.get(), SOL_SOCKET, SO_SNDBUFFORCE, &kSendBuffer, sizeof kSendBuffer) < 0)
+        (void)setsockopt(in.get(), SOL_SOCKET, SO_SNDBUF, &kSendBuffer, sizeof kSendBuffer);
+    os::Fd inCopy = inheritable(in, kFirstNumber), outCopy = inheritable(out, kFirstNumber + 1);
+    Header header{};
+    header.generation = 1;
+    header.numbers[0] = inCopy.get();
+    header.numbers[1] = outCopy.get();
+    header.socketInodes[0] = inodeOf(in);
+    header.socketInodes[1] = inodeOf(out);
+    sendGeneration(in.get(), header, tag, leases);
+    inCopy.release();
+    outCopy.release();
+}
+
+std::optional<Vessel> Vessel::retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid) {
+    Vessel vessel(process);
+    if (vessel.tryReadAtOnce(uuid))
+        return vessel;
+    os::Fd locked = lockOut(process);
+    auto end = search(process, uuid);
+    if (!end)
+        return std::nullopt;
+    vessel.out_ = std::move(end->out);
+    vessel.tag_ = std::move(end->first.tag);
+    vessel.readAll();
+    return vessel;
+}
+
+// Nearly always there is one generation of one message, where it is looked for first: one peek tells all.
+bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid) {
+    auto out = process_->takeDescriptor(kFirstNumber + 1);
+    // A position means that somebody is walking the queue, or was killed at it: a peek would neither see the first
+    // message nor leave the walk alone. What is no Unix socket has no position at all.
+    int position = 0, waiting = 0;
+    socklen_t size = sizeof position;
+    if (!out || getsockopt(out->get(), SOL_SOCKET, SO_PEEK_OFF, &position, &size) < 0 || position >= 0)
+        return false;
+    char room[kMaxMessage];
+    RawMessage raw = peekRaw(out->get(), room);
+    std::size_t length = raw.text.size();
+    if (!isVesselOf(raw.text, uuid) || ioctl(out->get(), SIOCINQ, &waiting) < 0 ||
+        static_cast<std::size_t>(waiting) != length)
+        return false;
+    Message message = parseMessage(std::move(raw));
+    const Header& header = message.header;
+    if (header.parts != 1 || header.numbers[1] != kFirstNumber + 1)
+        return false;
+    if (header.leases != header.totalLeases)
+        hostile("leases are missing");
+    out_ = std::move(*out);
+    tag_ = std::move(message.tag);
+    numbers_ = {header.numbers[0], header.numbers[1]};
+    socketInodes_ = {header.socketInodes[0], header.socketInodes[1]};
+    generation_ = header.generation;
+    queued_ = 1;
+    leases_ = std::move(message.leases);
+    return true;
+}
+
+// Walks the whole queue. The caller has locked others out.
+void Vessel::readAll() {
+    char room[kMaxMessage];
+    int start = 0, off = -1;
+    if (setsockopt(out_.get(), SOL_SOCKET, SO_PEEK_OFF, &start, sizeof start) < 0)
+        throw SystemError(errno, "read the leases in", "the guest's QEMU");
+    std::vector<StoredLease> candidate;
+    std::uint32_t nextPart = 0;
+    std::uint64_t current = 0;
+    std::size_t begun = 0, complete = 0;
+    for (RawMessage raw; raw = peekRaw(out_.get(), room), !raw.text.empty();) {
+        Message message = parseMessage(std::move(raw));
+        const Header& header = message.header;
+        if (++queued_ > 2 * kMaxMessages)
+            hostile("too many messages");
+        if (message.tag != tag_)
+            hostile("two guests in one vessel");
+        if (header.part == 0) {
+            if (header.generation <= current)
+                hostile("generations out of order");
+            current = header.generation;
+            candidate.clear();
+            nextPart = 0;
+            begun++;
+        }
+        if (header.generation != current || header.part != nextPart++ ||
+            candidate.size() + message.leases.size() > header.totalLeases)
+            hostile("parts out of order");
+        std::move(message.leases.begin(), message.leases.end(), std::back_inserter(candidate));
+        if (nextPart < header.parts)
+            continue;
+        if (candidate.size() != header.totalLeases)
+            hostile("leases are missing");
+        leases_ = std::move(candidate);
+        candidate.clear();
+        numbers_ = {header.numbers[0], header.numbers[1]};
+        socketInodes_ = {header.socketInodes[0], header.socketInodes[1]};
+        complete++;
+        nextPart = 0;
+    }
+    (void)setsockopt(out_.get(), SOL_SOCKET, SO_PEEK_OFF, &off, sizeof off);
+    if (complete == 0)
+        hostile("no complete set of leases");
+    disordered_ = begun > 1;
+    generation_ = current;
+}
+
+void Vessel::replace() {
+    os::Fd locked = lockOut(*process_);
+    auto in = process_->takeDescriptor(numbers_[0]);
+    if (!in || !isSeqpacket(in->get()) || inodeOf(*in) != socketInodes_[0] || inodeOf(out_) != socketInodes_[1])
+        hostile("an end is missing");
+    Header header{};
+    header.generation = generation_ + 1;
+    std::copy(numbers_.begin(), numbers_.end(), header.numbers);
+    std::copy(socketInodes_.begin(), socketInodes_.end(), header.socketInodes);
+    std::size_t sent = sendGeneration(in->get(), header, tag_, leases_);
+    // From here on the new generation counts. Taking the old messages out closes their descriptors; the leases that
+    // are in the new one live on through it.
+    char rest;
+    while (queued_ > 0) {
+        if (recv(out_.get(), &rest, sizeof rest, MSG_DONTWAIT) >= 0)
+            queued_--;
+        else if (errno == EAGAIN)
+            break;
+        else if (errno != EINTR)
+            throw SystemError(errno, "remove old leases from", "the guest's QEMU");
+    }
+    queued_ = sent;
+    generation_++;
+    disordered_ = false;
+}
+
+std::optional<GuestTag> inspectGuest(pid_t pid) {
+    auto process = os::Process::openIfExists(pid);
+    if (!process || !isSocket(pid, kFirstNumber + 1) || !process->mayTakeDescriptors())
+        return std::nullopt;
+    auto locked = tryLockOut(*process, std::chrono::milliseconds(50));
+    auto end = locked ? tryEnd(*process, kFirstNumber + 1) : std::nullopt;
+    return end ? std::optional(std::move(end->first.tag)) : std::nullopt;
+}
+
+} // namespace leasehold::qemu

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#pragma once
+
+// The vessel: where a guest's leases live. A socketpair that QEMU inherits and never touches; in its queue travel the
+// descriptors whose open file descriptions carry the locks (unix(7), SCM_RIGHTS). When QEMU dies the kernel drops the
+// pair, what is in flight in it, and the locks: nobody has to notice a crash.
+//
+// The queue holds generations, each one or more messages with the complete set of leases. A change appends the new
+// generation and then consumes what was before it, so that at no instant a lease is in nobody's hands. Whoever died in
+// between has left more than one: the newest complete one counts.
+//
+// Everything read from a vessel is hostile input: the guest's QEMU may be in the hands of an attacker. Sizes, counts
+// and numbers are checked here; that a descriptor is the file the caller means (device and inode) is checked here too,
+// against what the message claims, and by the caller against what it wants.
+//
+// Knows nothing of marks or locks: what a lease is to the protocol is opaque (mode).
+
+#include "core/os/fd.hpp"
+#include "core/os/process.hpp"
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace leasehold::qemu {
+
+// Whose vessel it is.
+struct GuestTag {
+    std::array<unsigned char, 16> uuid{};
+    std::uint32_t incarnation = 0;
+    std::string name;
+
+    bool operator==(const GuestTag&) const = default;
+};
+
+struct StoredLease {
+    os::FileId file;
+    std::uint8_t mode = 0; // lease::Mode
+    bool writable = false; // the descriptor is open for writing
+    bool joined = false;   // another incarnation had the lease when this one registered
+    std::string path;      // as libvirt named it; for people
+    os::Fd fd;
+};
+
+// In the forked child that will become QEMU: makes the pair, puts the leases into it and leaves the two ends to be
+// inherited. The descriptors stay open in this process too, O_CLOEXEC.
+void plantVessel(const GuestTag& tag, std::span<const StoredLease> leases);
+
+class Vessel {
+public:
+    // Finds the vessel of this guest in the process: nothing when it has none. Throws Error(Fault::invalid) on a
+    // vessel that is not what plantVessel and replace make. The process must outlive the vessel.
+    static std::optional<Vessel> retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid);
+
+    const GuestTag& tag() const { return tag_; }
+    std::vector<StoredLease>& leases() { return leases_; }
+
+    // More than one generation is in the queue: an earlier change was interrupted. replace() cures it.
+    bool disordered() const { return disordered_; }
+
+    // Makes this the set of leases: those of leases(), as they are now. On failure the old set stands.
+    void replace();
+
+private:
+    Vessel(const os::Process& process) : process_(&process) {}
+    bool tryReadAtOnce(const std::array<unsigned char, 16>& uuid);
+    void readAll();
+
+    const os::Process* process_;
+    GuestTag tag_;
+    os::Fd out_;                            // the end whose queue holds the generations
+    std::array<std::int32_t, 2> numbers_{}; // of the two ends in QEMU: sending, receiving
+    std::array<std::uint64_t, 2> socketInodes_{};
+    std::uint64_t generation_ = 0;
+    std::size_t queued_ = 0; // messages in the queue
+    bool disordered_ = false;
+    std::vector<StoredLease> leases_;
+};
+
+// Which guest keeps its leases in this process, whoever it is: for finding out who runs here. A process that is gone,
+// forbidden or hostile has none.
+std::optional<GuestTag> inspectGuest(pid_t pid);
+
+} // namespace leasehold::qemu

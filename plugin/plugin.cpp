@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+
+// libvirt's lock-driver interface on one side, the engine on the other, and the wall between: nothing that is thrown
+// crosses extern "C". Each entry translates in, calls the engine once, translates out. Every call of libvirt is a
+// request of its own (create, addResource..., one of acquire/release/inquire, destroy): the lease does not live here,
+// and destroying a request releases nothing.
+
+#include "core/engine.hpp"
+#include "core/os/error.hpp"
+#include "plugin/lock_driver.h"
+#include "plugin/report.hpp"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <span>
+
+namespace leasehold::plugin {
+
+namespace {
+
+struct Request {
+    Guest guest;
+    std::vector<Image> images;
+    bool unleasedDisk = false; // a disk that only its guest may write to, and that is not leased
+};
+
+// Set once by the first init and never taken back: other threads may be in a call when deinit comes.
+std::atomic<const Engine*> engine{nullptr};
+std::mutex initMutex;
+
+ErrorCode codeOf(Fault fault) {
+    switch (fault) {
+    case Fault::system:
+        return ErrorCode::systemError;
+    case Fault::unsupported:
+        return ErrorCode::configUnsupported;
+    case Fault::invalid:
+        return ErrorCode::operationFailed;
+    }
+    return ErrorCode::internal;
+}
+
+// The wall. What was thrown decided nothing, so the answer is -1: in doubt the guest is refused.
+template <typename Body>
+int guarded(Body body) noexcept {
+    try {
+        return body();
+    } catch (const Error& error) {
+        report(codeOf(error.fault()), error.what());
+    } catch (const std::bad_alloc&) {
+        report(ErrorCode::systemError, "out of memory");
+    } catch (const std::exception& error) {
+        report(ErrorCode::internal, error.what());
+    }
+    return -1;
+}
+
+int answer(const Engine::Answer& refusal) {
+    if (refusal)
+        report(ErrorCode::resourceBusy, *refusal);
+    return refusal ? -1 : 0;
+}
+
+const Engine& theEngine() {
+    const Engine* current = engine;
+    if (!current)
+        throw Error(Fault::invalid, "the leasehold lock manager is used before it was initialised");
+    return *current;
+}
+
+Request& requestOf(LockManager* manager) {
+    return *static_cast<Request*>(manager->privateData);
+}
+
+// libvirt takes a state that was allocated with malloc.
+void giveState(char** state, const std::string& text) {
+    char* copy = text.empty() ? nullptr : strdup(text.c_str());
+    if (!text.empty() && !copy)
+        throw std::bad_alloc();
+    free(*state); // a second release of one suspend passes the state of the first
+    *state = copy;
+}
+
+int init(unsigned int version, const char* configFile, unsigned int) {
+    return guarded([&] {
+        std::lock_guard lock(initMutex);
+        findReporter();
+        if (version < LOCK_DRIVER_VERSION)
+            throw Error(Fault::unsupported, "leasehold needs the lock-driver interface of libvirt 1.0.0 or later");
+        // Once for each of libvirt's drivers, but there is one configuration. It is checked every time.
+        Settings settings = configFile ? loadSettings(configFile) : Settings();
+        if (!engine)
+            engine = new Engine(settings, warn);
+        return 0;
+    });
+}
+
+// libvirtd calls this on its way out only; the guests go on, and so do their leases.
+int deinit() {
+    return 0;
+}
+
+int create(LockManager* manager, unsigned int objectType, std::size_t parameterCount, const LockParam* parameters,
+           unsigned int) {
+    manager->privateData = nullptr;
+    return guarded([&] {
+        theEngine();
+        if (objectType != LOCK_OBJECT_DOMAIN)
+            throw Error(Fault::unsupported,
+                        "leasehold locks guests only, not objects of type " + std::to_string(objectType));
+        auto request = std::make_unique<Request>();
+        for (const LockParam& parameter : std::span(parameters, parameterCount)) {
+            std::string_view key = parameter.key ? parameter.key : "";
+            if (key == "uuid" && parameter.type == LOCK_PARAM_UUID)
+                std::copy(std::begin(parameter.value.uuid), std::end(parameter.value.uuid),
+                          request->guest.uuid.begin());
+            else if (key == "name" && (parameter.type == LOCK_PARAM_STRING || parameter.type == LOCK_PARAM_CSTRING))
+                request->guest.name = parameter.value.cstr ? parameter.value.cstr : "";
+            else if (key == "pid" && parameter.type == LOCK_PARAM_UINT)
+                request->guest.pid = static_cast<pid_t>(parameter.value.ui);
+            // Others (id, uri, and what later versions bring) say nothing that a lease depends on.
+        }
+        if (request->guest.name.empty() || request->guest.uuid == lease::Uuid{})
+            throw Error(Fault::invalid, "libvirt named a guest without name or UUID");
+        manager->privateData = request.release();
+        return 0;
+    });
+}
+
+void destroy(LockManager* manager) {
+    delete static_cast<Request*>(manager->privateData);
+    manager->privateData = nullptr;
+}
+
+int addResource(LockManager* manager, unsigned int type, const char* name, std::size_t, const LockParam*,
+                unsigned int flags) {
+    return guarded([&] {
+        Request& request = requestOf(manager);
+        if (type == LOCK_RESOURCE_LEASE)
+            throw Error(Fault::unsupported, "guest '" + request.guest.name + "' has the <lease> element '" +
+                                                (name ? name : "") +
+                                                "', which this version of leasehold cannot take; remove it");
+        if (type != LOCK_RESOURCE_DISK)
+            return 0; // of a later libvirt: not ours to lock
+        if (!name || !*name)
+            throw Error(Fault::invalid, "libvirt named a disk of guest '" + request.guest.name + "' without a path");
+        // Both flags: nothing is written, so read-only is all that is used.
+        lease::Mode mode = flags & LOCK_RESOURCE_READONLY ? lease::Mode::readOnly
+                           : flags & LOCK_RESOURCE_SHARED ? lease::Mode::shared
+                                                          : lease::Mode::exclusive;
+        if (theEngine().settings().autoDiskLeases)
+            request.images.push_back({name, mode});
+        else
+            request.unleasedDisk = request.unleasedDisk || mode == lease::Mode::exclusive;
+        return 0;
+    });
+}
+
+int acquire(LockManager* manager, const char* state, unsigned int flags, int, int* fd) {
+    return guarded([&] {
+        // A descriptor for libvirt to label. The vessel needs none, and QEMU inherits it by itself.
+        if (fd)
+            *fd = -1;
+        Request& request = requestOf(manager);
+        const Engine& current = theEngine();
+        if (request.images.empty() && request.unleasedDisk && current.settings().requireLeaseForDisks)
+            throw Error(Fault::unsupported,
+                        "guest '" + request.guest.name +
+                            "' has disks that it writes to but no lease: set auto_disk_leases = 1 or "
+                            "require_lease_for_disks = 0 in qemu-leasehold.conf");
+        if (flags & LOCK_ACQUIRE_REGISTER_ONLY)
+            return answer(current.registerGuest(request.guest, request.images));
+        // A block commit gives its base back to readers like this; an ordinary read-only image comes the same way.
+        bool readOnly = !request.images.empty();
+        for (const Image& image : request.images)
+            readOnly = readOnly && image.mode == lease::Mode::readOnly;
+        if (readOnly)
+            return answer(current.acquireReadOnly(request.guest, request.images));
+        return answer(current.acquire(request.guest, request.images, state ? state : ""));
+    });
+}
+
+int release(LockManager* manager, char** state, unsigned int) {
+    return guarded([&] {
+        Request& request = requestOf(manager);
+        // No state pointer: the images are detached. With one, even an empty one: the guest stops.
+        if (state)
+            giveState(state, theEngine().release(request.guest, request.images));
+        else
+            theEngine().detach(request.guest, request.images);
+        return 0;
+    });
+}
+
+int inquire(LockManager* manager, char** state, unsigned int) {
+    return guarded([&] {
+        if (!state)
+            return 0;
+        *state = nullptr; // not ours to free
+        Request& request = requestOf(manager);
+        giveState(state, theEngine().inquire(request.guest, request.images));
+        return 0;
+    });
+}
+
+} // namespace
+
+} // namespace leasehold::plugin
+
+extern "C" [[gnu::visibility("default")]] const LockDriverExport virLockDriverImpl = {
+    .table =
+        {
+            .version = LOCK_DRIVER_VERSION,
+            .flags = 0,
+            .init = leasehold::plugin::init,
+            .deinit = leasehold::plugin::deinit,
+            .create = leasehold::plugin::create,
+            .destroy = leasehold::plugin::destroy,
+            .addResource = leasehold::plugin::addResource,
+            .acquire = leasehold::plugin::acquire,
+            .release = leasehold::plugin::release,
+            .inquire = leasehold::plugin::inquire,
+        },
+    .padding = {},
+};
