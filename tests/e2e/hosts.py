@@ -1,0 +1,646 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+
+"""Several "hosts" on one machine: each a stock libvirtd in its own mount, UTS and PID namespace.
+
+Lab   a temporary directory with images, the boot sector, the emulator without image locks, and the hosts.
+Host  one libvirtd with its own /etc/libvirt, /run/libvirt, /var/lib/libvirt; driven with virsh as a user would.
+Guest what `virsh define` needs to know. It belongs to no host: it may migrate.
+
+A host's first process (host_init.sh) lives as long as a pipe that this process holds open; when the test run ends,
+whatever the reason, the pipe closes, that process ends, and the kernel kills everything in its PID namespace.
+
+Nothing here knows how leasehold works, with one exception: MARKS, where its marks are in /proc/locks.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import uuid as uuids
+from xml.sax.saxutils import escape, quoteattr
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+QEMU = "/usr/bin/qemu-system-x86_64"
+
+# leasehold's marks are single bytes from here on, far beyond any data (DESIGN.md, "Media").
+MARKS = 1 << 62
+
+
+class Missing(Exception):
+    """This machine lacks something the lab needs; tests skip with the text."""
+
+
+def requirements():
+    """Raises Missing with what stands in the way of running hosts here."""
+    if os.geteuid() != 0:
+        raise Missing("needs root (libvirtd in namespaces of its own)")
+    for program in ("libvirtd", "virsh", "qemu-img", "qemu-io", "unshare", "nsenter", "as", "ld", "cc", QEMU):
+        if not shutil.which(program):
+            raise Missing(f"{program} is not installed")
+    if subprocess.run(["unshare", "-m", "-u", "-p", "-f", "true"], capture_output=True).returncode != 0:
+        raise Missing("cannot create mount, UTS and PID namespaces here")
+
+
+def plugin_dir():
+    return pathlib.Path(os.environ.get("LEASEHOLD_PLUGIN_DIR", ROOT / "build" / "plugin")).resolve()
+
+
+def lock_manager():
+    """Which lock manager the hosts use: leasehold, or for comparison lockd or none."""
+    return os.environ.get("LEASEHOLD_E2E_LOCK_MANAGER", "leasehold")
+
+
+def wait_until(condition, what, seconds=15.0):
+    """Polls until condition() is true and returns its value; fails after so many seconds, saying what did not happen."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"after {seconds:g} s still not: {what}")
+        time.sleep(0.02)
+
+
+@dataclasses.dataclass
+class Result:
+    """What a command said, as a user sees it."""
+
+    command: str
+    rc: int
+    out: str
+    err: str
+
+    def __bool__(self):
+        return self.rc == 0
+
+    def __str__(self):
+        return f"$ {self.command}\n{self.out}{self.err}(exit {self.rc})"
+
+
+def run(*command, timeout=60, **options):
+    command = [str(word) for word in command]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
+                              **options)
+    except subprocess.TimeoutExpired as slow:
+        raise AssertionError(f"no end after {timeout} s: {' '.join(command)}") from slow
+    return Result(" ".join(command), done.returncode, done.stdout, done.stderr)
+
+
+def ok(*command, **options):
+    result = run(*command, **options)
+    assert result, str(result)
+    return result.out
+
+
+# --- locks, as the kernel lists them -----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Lock:
+    kind: str  # OFDLCK, POSIX, FLOCK
+    write: bool
+    pid: int
+    start: int
+    end: int  # inclusive; 2**63 - 1 for "EOF"
+
+    @property
+    def is_mark(self):
+        return self.kind == "OFDLCK" and self.start >= MARKS
+
+
+def locks_on(path):
+    """Every lock on the file, from /proc/locks, whoever holds it and wherever the descriptor is parked."""
+    status = os.stat(path)
+    wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    found = []
+    for line in pathlib.Path("/proc/locks").read_text().splitlines():
+        words = line.split()
+        if "->" in words:
+            continue  # somebody who waits has nothing
+        _, kind, _, access, pid, inode, start, end = words
+        if inode == wanted:
+            found.append(Lock(kind, access == "WRITE", int(pid), int(start), (1 << 63) - 1 if end == "EOF" else int(end)))
+    return sorted(found, key=lambda lock: (lock.kind, lock.start))
+
+
+def marks_on(path):
+    return [lock for lock in locks_on(path) if lock.is_mark]
+
+
+def lock_holders(path):
+    """Processes with a descriptor that holds a lock on the file: {pid: [fd]}. Descriptors in flight have none."""
+    status = os.stat(path)
+    inode = f":{status.st_ino} "
+    holders = {}
+    for process in pathlib.Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            for info in (process / "fdinfo").iterdir():
+                if any(line.startswith("lock:") and inode in line for line in info.read_text().splitlines()):
+                    holders.setdefault(int(process.name), []).append(int(info.name))
+    return holders
+
+
+@contextlib.contextmanager
+def foreign_qemu(host, image):
+    """A QEMU that libvirt knows nothing of has the image open for writing inside the with block; its pid there."""
+    process = host.spawn(QEMU, "-nodefaults", "-display", "none", "-S", "-accel", "tcg", "-m", "16", "-monitor", "none",
+                         "-drive", f"file={image},format=raw,if=virtio", log="foreign.log")
+    try:
+        wait_until(lambda: locks_on(image), "QEMU has locked the image")
+        yield inner_pid(only_child(process.pid))
+    finally:
+        with contextlib.suppress(ProcessLookupError, ValueError):
+            kill_and_wait(only_child(process.pid))
+        process.wait(timeout=30)
+
+
+def only_child(pid):
+    return int(pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+
+def inner_pid(pid):
+    """A process's pid in its own PID namespace."""
+    line = next(l for l in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines() if l.startswith("NSpid:"))
+    return int(line.split()[-1])
+
+
+# --- guests -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Disk:
+    """One <disk>. mode: exclusive, readonly or shared. target: the bus is told from its prefix (vd, sd, hd)."""
+
+    path: pathlib.Path
+    target: str
+    mode: str = "exclusive"
+    format: str = "raw"
+    device: str = "disk"
+    error_policy: str = ""
+    cache: str = ""
+    address: str = ""
+
+    def xml(self):
+        bus = {"vd": "virtio", "sd": "scsi", "hd": "ide"}[self.target[:2]]
+        driver = f"<driver name='qemu' type='{self.format}'"
+        driver += f" error_policy='{self.error_policy}'" if self.error_policy else ""
+        driver += f" cache='{self.cache}'" if self.cache else ""
+        source = f"<source file={quoteattr(str(self.path))}/>" if self.path else ""
+        mode = {"exclusive": "", "readonly": "<readonly/>", "shared": "<shareable/>"}[self.mode]
+        return (f"<disk type='file' device='{self.device}'>{driver}/>{source}"
+                f"<target dev='{self.target}' bus='{bus}'/>{mode}{self.address}</disk>")
+
+
+@dataclasses.dataclass
+class Guest:
+    name: str
+    disks: list
+    uuid: str = dataclasses.field(default_factory=lambda: str(uuids.uuid4()))
+    memory: int = 16  # MiB
+    emulator: str = QEMU
+    on_poweroff: str = "destroy"
+    serial: pathlib.Path = None
+    scsi_controllers: int = 0
+    qemu_args: tuple = ()
+
+    def xml(self):
+        devices = "".join(f"<controller type='scsi' index='{index}' model='virtio-scsi'/>"
+                          for index in range(self.scsi_controllers))
+        devices += "".join(disk.xml() for disk in self.disks)
+        if self.serial:
+            devices += f"<serial type='file'><source path={quoteattr(str(self.serial))} append='on'/></serial>"
+        args = "".join(f"<qemu:arg value={quoteattr(arg)}/>" for arg in self.qemu_args)
+        accel = os.environ.get("LEASEHOLD_E2E_ACCEL", "qemu")  # emulated boot sectors beat many a nested KVM
+        return (f"<domain type='{accel}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
+                f"<name>{escape(self.name)}</name><uuid>{self.uuid}</uuid>"
+                f"<memory unit='MiB'>{self.memory}</memory><vcpu>1</vcpu>"
+                f"<os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os><features><acpi/></features>"
+                f"<on_poweroff>{self.on_poweroff}</on_poweroff>"
+                f"<devices><emulator>{self.emulator}</emulator><controller type='usb' model='none'/>{devices}"
+                f"<memballoon model='none'/></devices>"
+                f"{'<qemu:commandline>' + args + '</qemu:commandline>' if args else ''}</domain>")
+
+    def said(self, letter):
+        """Has the boot sector said this on its serial port?"""
+        return self.serial.exists() and letter in self.serial.read_text(errors="replace")
+
+
+# --- hosts --------------------------------------------------------------------------------------------------------
+
+# What libvirt would write outside its own directories, or needs systemd, root's groups or cgroups for, is off.
+QEMU_CONF = """\
+security_driver = "none"
+user = "root"
+group = "root"
+dynamic_ownership = 0
+remember_owner = 0
+cgroup_controllers = []
+namespaces = []
+clear_emulator_capabilities = 0
+stdio_handler = "file"
+"""
+
+# Where libvirt keeps things, and the directory of ours that is bound there. The cache is shared by all hosts: it
+# holds what libvirtd found out about QEMU, which takes seconds and is the same everywhere.
+BINDS = {"/etc/libvirt": "etc", "/run/libvirt": "run", "/var/lib/libvirt": "lib", "/var/log/libvirt": "log",
+         "/var/cache/libvirt": "../cache"}
+
+
+class Host:
+    def __init__(self, lab, name, number):
+        self.lab, self.name = lab, name
+        self.ports = (49300 + 60 * number, 49300 + 60 * number + 59)
+        self.dir = lab.dir / name
+        self.socket = self.dir / "run" / "libvirt-sock"
+        self.uri = f"qemu+unix:///system?socket={self.socket}"
+        self.uuid = str(uuids.uuid4())
+        self.init = self.libvirtd = self.virtlockd = None
+        self.next_port = 0
+
+    # A host starts when somebody first wants it, so that a test pays for what it uses.
+
+    def start(self, **configuration):
+        for directory in BINDS.values():
+            (self.dir / directory).mkdir(parents=True, exist_ok=True)
+        self.init = subprocess.Popen(
+            ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
+             "bash", HERE / "host_init.sh", self.name, *[f"{self.dir / ours}:{theirs}" for theirs, ours in BINDS.items()]],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        answer = self.init.stdout.readline().split()
+        assert answer and answer[0] == "ready", f"host {self.name} did not come up"
+        self.pid = str(only_child(self.init.pid))
+        self.pid_namespace = os.readlink(f"/proc/{self.pid}/ns/pid")
+        self.configure(**configuration)
+        self.start_libvirtd()
+        return self
+
+    def stop(self):
+        """Power cut: everything on the host is gone when this returns."""
+        if self.init:
+            self.init.stdin.close()
+            self.init.wait(timeout=30)
+            for process in (self.libvirtd, self.virtlockd):
+                if process:
+                    process.wait(timeout=30)
+            self.init.stdout.close()
+        self.init = self.libvirtd = self.virtlockd = None
+
+    @property
+    def runs(self):
+        return self.init is not None
+
+    def configure(self, lock_manager=None, plugin_conf=None, qemu_conf="", plugin_dir=None):
+        """Writes the configuration that the next start_libvirtd() reads. plugin_conf None: no such file."""
+        manager = lock_manager or self.lab.lock_manager
+        etc = self.dir / "etc"
+        (etc / "libvirtd.conf").write_text(f'host_uuid = "{self.uuid}"\nauth_unix_rw = "none"\n'
+                                           f'unix_sock_rw_perms = "0700"\nlog_outputs = "2:file:{self.dir}/log/libvirtd.log"\n')
+        (etc / "qemu.conf").write_text(QEMU_CONF + f"migration_port_min = {self.ports[0]}\nmigration_port_max = {self.ports[1]}\n"
+                                       + (f'lock_manager = "{manager}"\n' if manager != "none" else "") + qemu_conf)
+        conf = etc / "qemu-leasehold.conf"
+        if plugin_conf is None:
+            conf.unlink(missing_ok=True)
+        else:
+            conf.write_text(plugin_conf)
+        self.manager = manager
+        self.plugin_dir = plugin_dir or self.lab.plugin_dir
+
+    @contextlib.contextmanager
+    def configured(self, **configuration):
+        """libvirtd runs with this configuration inside the with block, with the usual one afterwards."""
+        self.kill_libvirtd()
+        self.configure(**configuration)
+        self.start_libvirtd()
+        try:
+            yield self
+        finally:
+            self.kill_libvirtd()
+            self.configure()
+            self.start_libvirtd()
+
+    def spawn(self, *command, env=None, log):
+        """A process on this host. What is returned is nsenter, which waits for it: see only_child()."""
+        with open(self.dir / "log" / log, "ab") as output:
+            return subprocess.Popen(["nsenter", "-t", self.pid, "-m", "-u", "-p", *command], stdin=subprocess.DEVNULL,
+                                    stdout=output, stderr=output, env={**os.environ, **(env or {})})
+
+    def start_libvirtd(self, expect_failure=False):
+        """Starts libvirtd and waits until it answers. expect_failure: until it has said why it does not work."""
+        if self.manager == "lockd" and not self.virtlockd:
+            self.virtlockd = self.spawn("/usr/sbin/virtlockd", "-p", "/run/libvirt/virtlockd.pid", log="virtlockd.log")
+            wait_until((self.dir / "run" / "virtlockd-sock").exists, "virtlockd answers")
+        env = {"LIBVIRT_LOCK_MANAGER_PLUGIN_DIR": str(self.plugin_dir)} if self.manager == "leasehold" else {}
+        self.libvirtd = self.spawn("/usr/sbin/libvirtd", "-p", "/run/libvirt/libvirtd.pid", env=env, log="stderr.log")
+        if expect_failure:
+            return
+        def answers():
+            assert self.libvirtd.poll() is None, f"libvirtd on {self.name} ended: {self.log()[-2000:]}"
+            return self.socket.exists() and self.virsh("list")
+        wait_until(answers, f"libvirtd on {self.name} answers", 60)
+
+    def kill_libvirtd(self):
+        """kill -9. Guests live on."""
+        if self.libvirtd:
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError, ValueError):
+                os.kill(self.libvirtd_pid(), signal.SIGKILL)
+            self.libvirtd.wait(timeout=30)
+            self.libvirtd = None
+            self.socket.unlink(missing_ok=True)
+
+    def libvirtd_pid(self):
+        """As this process knows it, not as the host does."""
+        return only_child(self.libvirtd.pid)
+
+    def libvirtd_descriptors(self):
+        """{fd: what it is} of libvirtd."""
+        found = {}
+        directory = f"/proc/{self.libvirtd_pid()}/fd"
+        for fd in os.listdir(directory):
+            with contextlib.suppress(FileNotFoundError):
+                found[int(fd)] = os.readlink(f"{directory}/{fd}")
+        return found
+
+    def settled_descriptors(self):
+        """The same when the count has stopped falling (closing monitors and event loops takes libvirtd a moment)."""
+        last, since = self.libvirtd_descriptors(), time.monotonic()
+        while time.monotonic() - since < 0.5:
+            now = self.libvirtd_descriptors()
+            if len(now) < len(last):
+                since = time.monotonic()
+            last = now
+            time.sleep(0.05)
+        return last
+
+    def log(self):
+        return "".join(path.read_text(errors="replace") for path in
+                       (self.dir / "log" / "libvirtd.log", self.dir / "log" / "stderr.log") if path.exists())
+
+    def forget_log(self):
+        for path in (self.dir / "log").glob("*.log"):
+            os.truncate(path, 0)
+
+    # --- virsh
+
+    def virsh(self, *words, timeout=60):
+        result = run("virsh", "-q", "-c", self.uri, *words, timeout=timeout)
+        result.command = " ".join(["virsh", *map(str, words)])
+        return result
+
+    def ok(self, *words, timeout=60):
+        result = self.virsh(*words, timeout=timeout)
+        assert result, f"on {self.name}: {result}"
+        return result.out.strip()
+
+    def refused(self, *words, timeout=60):
+        """virsh must say no; returns what it printed."""
+        result = self.virsh(*words, timeout=timeout)
+        assert not result, f"on {self.name} this was not refused: {result}"
+        return result.err
+
+    def virsh_in_background(self, *words):
+        return subprocess.Popen(["virsh", "-q", "-c", self.uri, *map(str, words)], stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    # --- guests
+
+    def define(self, guest):
+        path = self.lab.dir / f"{guest.name}.xml"
+        path.write_text(guest.xml())
+        self.ok("define", path)
+
+    def start_guest(self, guest, *options):
+        self.define(guest)
+        self.ok("start", guest.name, *options)
+
+    def state(self, guest):
+        """running, paused, shut off ...; "absent" when the host does not know the guest."""
+        result = self.virsh("domstate", guest.name)
+        return result.out.strip() if result else "absent"
+
+    def wait_state(self, guest, state, seconds=15):
+        wait_until(lambda: self.state(guest) == state, f"{guest.name} on {self.name} is {state}", seconds)
+
+    def press(self, guest, key):
+        self.ok("send-key", guest.name, f"KEY_{key.upper()}")
+
+    def boot(self, guest, *options):
+        """Start and wait until the boot sector runs (most tests need not wait: the lease is there before)."""
+        self.start_guest(guest, *options)
+        wait_until(lambda: guest.said("R"), f"{guest.name} has booted")
+
+    def pid_here(self, guest):
+        """QEMU's pid as the host knows it, which is what messages name."""
+        return int((self.dir / "run" / "qemu" / f"{guest.name}.pid").read_text())
+
+    def qemu_pid(self, guest):
+        """QEMU's pid as this process knows it."""
+        wanted = self.pid_here(guest)
+        for process in pathlib.Path("/proc").iterdir():
+            if process.name.isdigit():
+                with contextlib.suppress(OSError, StopIteration):
+                    if os.readlink(process / "ns" / "pid") == self.pid_namespace and inner_pid(process.name) == wanted:
+                        return int(process.name)
+        raise AssertionError(f"{guest.name} has no QEMU on {self.name}")
+
+    def kill_qemu(self, guest):
+        kill_and_wait(self.qemu_pid(guest))
+
+    def qmp(self, guest, command):
+        return self.ok("qemu-monitor-command", guest.name, command)
+
+    def hmp(self, guest, command):
+        return self.ok("qemu-monitor-command", guest.name, "--hmp", command)
+
+    def migrate_to(self, other, guest, *options, uri=True, timeout=60):
+        return self.virsh(*self.migrate_words(other, guest, *options, uri=uri), timeout=timeout)
+
+    def migrate_words(self, other, guest, *options, uri=True):
+        words = ["migrate", "--unsafe", *options, guest.name, other.uri]
+        if uri:  # an address of its own: the hosts' names resolve to nothing
+            other.next_port = (other.next_port + 1) % 60
+            words += ["--migrateuri", f"tcp://127.0.0.1:{other.ports[0] + other.next_port}"]
+        return words
+
+    def try_take(self, image, mode="exclusive"):
+        """A third party: a stranger's guest starts on the image, and is destroyed again if it could.
+
+        Its QEMU has no image locks of its own: when it is refused, the lock manager did it."""
+        stranger = Guest(self.lab.unique("stranger"), [Disk(image, "vda", mode)], emulator=self.lab.emulator_without_locks)
+        path = self.lab.dir / f"{stranger.name}.xml"
+        path.write_text(stranger.xml())
+        result = self.virsh("create", path)
+        if result:
+            self.ok("destroy", stranger.name)
+        return result
+
+    # --- a migration that takes as long as we let it
+
+    def slow_migration(self, other, guest, *options, **kw):
+        """virsh migrate in the background, in its copying phase: the guest dirties RAM faster than it may be sent."""
+        if not guest.said("D"):
+            self.press(guest, "d")
+            wait_until(lambda: guest.said("D"), "the guest dirties its RAM")
+        self.ok("migrate-setspeed", guest.name, "1")
+        process = self.virsh_in_background(*self.migrate_words(other, guest, "--live", *options, **kw))
+        def copies():
+            assert process.poll() is None, f"the migration ended early: {process.communicate()}"
+            return "Memory remaining" in self.virsh("domjobinfo", guest.name).out
+        wait_until(copies, "RAM is being copied")
+        return process
+
+    def hurry(self, guest):
+        """Lets a slow migration come to its end."""
+        self.ok("migrate-setspeed", guest.name, "1000")
+
+    # --- storage that only this host sees
+
+    def inside(self, *command):
+        """A command in this host's namespaces."""
+        return run("nsenter", "-t", self.pid, "-m", "-u", "-p", *command)
+
+    def ok_inside(self, *command):
+        result = self.inside(*command)
+        assert result, str(result)
+        return result.out
+
+    def mount(self, *words):
+        self.ok_inside("mount", *words)
+
+    def unmount(self, path):
+        self.inside("umount", "-l", path)
+
+    def seen(self, path):
+        """How this process reaches a path as this host sees it."""
+        return pathlib.Path(f"/proc/{self.pid}/root") / str(path).lstrip("/")
+
+    def clean(self):
+        """No guest is left, known or running."""
+        if not self.libvirtd:
+            self.start_libvirtd()
+        for name in self.ok("list", "--all", "--name").splitlines():
+            self.virsh("destroy", name)
+            self.virsh("undefine", name, "--managed-save", "--snapshots-metadata", "--checkpoints-metadata")
+        left = self.ok("list", "--all", "--name")
+        assert not left, f"guests left on {self.name}: {left}"
+
+
+def kill_and_wait(pid):
+    """kill -9, and back when the kernel is through with the process."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        assert poll.poll(15000), f"process {pid} survived SIGKILL"
+    finally:
+        os.close(pidfd)
+
+
+class Adversary:
+    """A running guest that tries to hot-plug an image into itself, as fast as one virsh can ask, inside a with block."""
+
+    def __init__(self, host, image):
+        lab = host.lab
+        self.host, self.image = host, image
+        self.guest = Guest(lab.unique("adversary"), [], emulator=lab.emulator_without_locks, scsi_controllers=1)
+        self.output = lab.dir / f"{self.guest.name}.out"
+
+    def __enter__(self):
+        self.host.start_guest(self.guest)
+        with open(self.output, "w") as output:
+            self.virsh = subprocess.Popen(["virsh", "-c", self.host.uri], stdin=subprocess.PIPE, stdout=output,
+                                          stderr=subprocess.STDOUT, text=True, bufsize=1)
+        self.go_on = True
+        self.thread = threading.Thread(target=self.feed)
+        self.thread.start()
+        wait_until(lambda: self.tries() > 3, "the adversary tries")
+        return self
+
+    def feed(self):
+        asked = 0
+        while self.go_on:
+            if asked - self.tries() > 20:
+                time.sleep(0.005)
+                continue
+            self.virsh.stdin.write(f"attach-disk {self.guest.name} {self.image} sda --subdriver raw\n")
+            asked += 1
+
+    def __exit__(self, *_):
+        self.go_on = False
+        self.thread.join()
+        self.virsh.communicate(timeout=60)
+        self.host.ok("destroy", self.guest.name)
+
+    def tries(self):
+        return self.successes() + self.output.read_text().count("error: resource busy")
+
+    def successes(self):
+        return self.output.read_text().count("attached successfully")
+
+
+class Lab:
+    HOSTS = ("alpha", "beta", "gamma")
+
+    def __init__(self):
+        requirements()
+        self.lock_manager = lock_manager()
+        self.plugin_dir = plugin_dir()
+        if self.lock_manager == "leasehold" and not (self.plugin_dir / "leasehold.so").exists():
+            raise AssertionError(f"{self.plugin_dir}/leasehold.so is missing: build it, or set LEASEHOLD_PLUGIN_DIR")
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="leasehold-"))
+        self.hosts = {name: Host(self, name, number) for number, name in enumerate(self.HOSTS)}
+        self.boot_sector = self.build_boot_sector()
+        self.emulator_without_locks = self.build_emulator_without_locks()
+        self.count = 0
+
+    def build_boot_sector(self):
+        binary = self.dir / "guest.bin"
+        ok("as", "--32", "-o", self.dir / "guest.o", HERE / "guest.S")
+        ok("ld", "-m", "elf_i386", "--oformat", "binary", "-Ttext", "0x7c00", "-o", binary, self.dir / "guest.o")
+        return binary.read_bytes()
+
+    def build_emulator_without_locks(self):
+        """QEMU whose own image locks never refuse: see tests/support/no_qemu_locks.c."""
+        shim, script = self.dir / "no_qemu_locks.so", self.dir / "qemu-without-locks"
+        ok("cc", "-shared", "-fPIC", "-O", "-o", shim, ROOT / "tests" / "support" / "no_qemu_locks.c")
+        script.write_text(f'#!/bin/sh\nLD_PRELOAD={shim} exec {QEMU} "$@"\n')
+        script.chmod(0o755)
+        return str(script)
+
+    def host(self, name):
+        host = self.hosts[name]
+        return host if host.runs else host.start()
+
+    def running_hosts(self):
+        return [host for host in self.hosts.values() if host.runs]
+
+    def image(self, path, size="1M", format="raw", backing=None):
+        """An image that boots (raw), or an empty qcow2 one."""
+        if format == "raw":
+            path.write_bytes(self.boot_sector)
+            os.truncate(path, 1 << 20)  # sparse, so that the first write to a full file system fails
+        else:
+            ok("qemu-img", "create", "-q", "-f", format, *(["-b", backing, "-F", "raw"] if backing else []), path, size)
+        return path
+
+    def unique(self, stem):
+        self.count += 1
+        return f"{stem}-{self.count}"
+
+    def close(self):
+        for host in self.hosts.values():
+            host.stop()
+        shutil.rmtree(self.dir, ignore_errors=True)

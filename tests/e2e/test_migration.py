@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+
+"""Migration between two libvirtd with stock QEMU: before, while and after, no third party gets the image; whatever
+fails on the way, exactly one host may run the guest, and nothing is left on the other."""
+
+import expect
+import hosts
+import pytest
+
+
+@pytest.fixture
+def disk(image):
+    return image()
+
+
+@pytest.fixture
+def movable(guest, disk, emulator):
+    return guest(disk, emulator=emulator)
+
+
+def moved(source, target, guest, *images):
+    """The guest runs on the target, with its images; the source has forgotten it."""
+    expect.runs(target, guest)
+    assert source.state(guest) in ("absent", "shut off")
+    expect.taken(source, *images, by=(guest, target))
+
+
+def stayed(source, target, guest, *images):
+    """The guest runs on the source as if nothing had been; nothing is left on the target, and it can migrate again."""
+    source.wait_state(guest, "running")
+    hosts.wait_until(lambda: target.state(guest) in ("absent", "shut off"), f"{guest.name} is gone from {target.name}")
+    expect.taken(target, *images, by=(guest, source))
+    source.hurry(guest)
+    assert (result := source.migrate_to(target, guest, "--live")), result
+    moved(source, target, guest, *images)
+
+
+def finish(source, guest, migration):
+    source.hurry(guest)
+    out, err = migration.communicate(timeout=60)
+    assert migration.returncode == 0, err
+
+
+# --- what works
+
+def test_a_guest_migrates_there_and_back_again_with_its_lease(alpha, beta, disk, movable):
+    alpha.boot(movable)
+    for source, target in [(alpha, beta), (beta, alpha)] * 2:
+        assert (result := source.migrate_to(target, movable, "--live")), result
+        moved(source, target, movable, disk)
+    alpha.ok("suspend", movable.name)
+    expect.taken(beta, disk, by=(movable, alpha))
+    alpha.ok("resume", movable.name)
+    alpha.ok("destroy", movable.name)
+    expect.free(beta, disk)
+
+
+def test_a_guest_migrates_peer_to_peer(alpha, beta, disk, movable):
+    alpha.boot(movable)
+    for source, target in [(alpha, beta), (beta, alpha)]:
+        assert (result := source.migrate_to(target, movable, "--live", "--p2p")), result
+        moved(source, target, movable, disk)
+
+
+def test_a_guest_migrates_without_live(alpha, beta, disk, movable):
+    alpha.boot(movable)
+    assert (result := alpha.migrate_to(beta, movable)), result
+    moved(alpha, beta, movable, disk)
+
+
+def test_a_guest_migrates_by_post_copy(alpha, beta, disk, movable):
+    alpha.boot(movable)
+    migration = alpha.slow_migration(beta, movable, "--postcopy")
+    alpha.ok("migrate-postcopy", movable.name)
+    expect.taken(alpha, disk)
+    finish(alpha, movable, migration) if migration.poll() is None else migration.communicate()
+    moved(alpha, beta, movable, disk)
+
+
+def test_a_suspended_guest_migrates_and_resumes_on_the_other_side(alpha, beta, disk, movable):
+    alpha.boot(movable)
+    alpha.ok("suspend", movable.name)
+    assert (result := alpha.migrate_to(beta, movable, "--live")), result
+    assert beta.state(movable) == "paused"
+    refusal = alpha.try_take(disk)  # the guest is known; its record says where it last ran, until it runs here
+    assert not refusal and str(disk) in refusal.err
+    if expect.LEASEHOLD:
+        assert movable.name in refusal.err and movable.uuid in refusal.err, refusal.err
+    beta.ok("resume", movable.name)
+    moved(alpha, beta, movable, disk)
+
+
+def test_a_guest_started_paused_migrates_and_resumes_on_the_other_side(alpha, beta, disk, movable):
+    alpha.start_guest(movable, "--paused")
+    assert (result := alpha.migrate_to(beta, movable, "--live")), result
+    expect.taken(alpha, disk)
+    beta.ok("resume", movable.name)
+    moved(alpha, beta, movable, disk)
+
+
+def test_a_guest_with_disks_of_all_modes_migrates_also_with_one_hot_plugged(alpha, beta, image, guest, emulator):
+    mine, ours, tools, cd, extra = (image(name) for name in ("mine", "ours", "tools", "cd", "extra"))
+    mixed = guest(hosts.Disk(mine, "vda"), hosts.Disk(ours, "vdb", "shared"), hosts.Disk(tools, "vdc", "readonly"),
+                  hosts.Disk(cd, "hdc", "readonly", device="cdrom"), emulator=emulator, scsi_controllers=1)
+    reader = guest(hosts.Disk(cd, "vda", "readonly"), hosts.Disk(ours, "vdb", "shared"), emulator=emulator)
+    alpha.boot(mixed)
+    beta.start_guest(reader)
+    alpha.ok("attach-disk", mixed.name, extra, "sda", "--subdriver", "raw")
+    for source, target in [(alpha, beta), (beta, alpha)]:
+        assert (result := source.migrate_to(target, mixed, "--live")), result
+        moved(source, target, mixed, mine, extra)
+        expect.taken(source, ours, tools, cd)
+        for path, mode in ((ours, "shared"), (tools, "readonly"), (cd, "readonly")):
+            expect.free(source, path, mode=mode)
+    alpha.ok("detach-disk", mixed.name, "sda")
+    expect.free(beta, extra)
+
+
+def test_a_migration_with_storage_leases_the_copy_from_the_first_moment(alpha, beta, lab, images, guest, emulator):
+    local = images / "local"
+    local.mkdir()
+    paths = {}
+    for host in (alpha, beta):
+        (images / host.name).mkdir()
+        paths[host] = lab.image(images / host.name / "disk.img")
+        host.mount("--bind", images / host.name, local)
+    try:
+        mover = guest(local / "disk.img", emulator=emulator)
+        alpha.boot(mover)
+        expect.free(beta, local / "disk.img")
+        migration = alpha.slow_migration(beta, mover, "--copy-storage-all")
+        expect.taken(alpha, local / "disk.img")
+        expect.taken(beta, local / "disk.img")
+        finish(alpha, mover, migration)
+        expect.runs(beta, mover)
+        expect.taken(beta, local / "disk.img", by=(mover, beta))
+        expect.free(alpha, local / "disk.img")
+        beta.ok("destroy", mover.name)
+        expect.free(beta, local / "disk.img")
+    finally:
+        for host in (alpha, beta):
+            host.clean()
+            host.unmount(local)
+
+
+def test_nobody_gets_the_image_at_any_moment_of_a_migration(alpha, beta, gamma, lab, disk, guest, capsys):
+    movable = guest(disk, emulator=lab.emulator_without_locks)
+    alpha.boot(movable)
+    with hosts.Adversary(gamma, disk) as adversary:
+        for source, target in [(alpha, beta), (beta, alpha)] * 3:
+            assert (result := source.migrate_to(target, movable, "--live")), result
+        migration = alpha.slow_migration(beta, movable)
+        expect.taken(gamma, disk)
+        finish(alpha, movable, migration)
+    with capsys.disabled():
+        print(f"\nan adversary tried {adversary.tries()} times to take the image during 7 migrations: {adversary.successes()} successes")
+    assert adversary.successes() == 0, f"{adversary.successes()} of {adversary.tries()} tries got the image"
+    assert adversary.tries() > 50
+    moved(alpha, beta, movable, disk)
+
+
+def test_the_same_guest_started_on_a_third_host_during_a_migration_is_refused(alpha, beta, gamma, disk, movable):
+    alpha.boot(movable)
+    gamma.define(movable)
+    migration = alpha.slow_migration(beta, movable)
+    error = gamma.refused("start", movable.name)
+    assert str(disk) in error and movable.name in error
+    finish(alpha, movable, migration)
+    gamma.refused("start", movable.name)
+    moved(alpha, beta, movable, disk)
+
+
+def test_migrations_leave_no_descriptor_open_in_either_libvirtd(alpha, beta, movable):
+    def there_and_back():
+        for source, target in [(alpha, beta), (beta, alpha)]:
+            assert (result := source.migrate_to(target, movable, "--live")), result
+
+    alpha.boot(movable)
+    there_and_back()
+    before = [len(host.settled_descriptors()) for host in (alpha, beta)]
+    there_and_back()
+    there_and_back()
+    assert [len(host.settled_descriptors()) for host in (alpha, beta)] <= before
+
+
+# --- what fails
+
+def test_an_aborted_migration_leaves_the_guest_where_it_was(alpha, beta, disk, movable):
+    alpha.boot(movable)
+    migration = alpha.slow_migration(beta, movable)
+    alpha.ok("domjobabort", movable.name)
+    assert "canceled" in migration.communicate(timeout=60)[1]
+    alpha.ok("suspend", movable.name)
+    expect.taken(beta, disk, by=(movable, alpha))
+    alpha.ok("resume", movable.name)
+    stayed(alpha, beta, movable, disk)
+
+
+def test_when_the_destination_qemu_dies_the_guest_stays(alpha, beta, disk, movable):
+    alpha.boot(movable)
+    migration = alpha.slow_migration(beta, movable)
+    beta.kill_qemu(movable)
+    migration.communicate(timeout=60)
+    assert migration.returncode != 0
+    stayed(alpha, beta, movable, disk)
+
+
+def test_when_the_source_qemu_dies_the_image_is_free_and_the_guest_starts_anywhere(alpha, beta, disk, movable):
+    alpha.boot(movable)
+    migration = alpha.slow_migration(beta, movable)
+    alpha.kill_qemu(movable)
+    migration.communicate(timeout=60)
+    assert migration.returncode != 0
+    hosts.wait_until(lambda: beta.state(movable) in ("absent", "shut off"), "the destination gave up")
+    assert not hosts.locks_on(disk)
+    beta.start_guest(movable)
+    expect.taken(alpha, disk, by=(movable, beta))
+
+
+def test_when_the_destination_libvirtd_dies_the_guest_stays(alpha, beta, disk, movable):
+    alpha.boot(movable)
+    migration = alpha.slow_migration(beta, movable)
+    beta.kill_libvirtd()
+    expect.taken(alpha, disk)
+    alpha.hurry(movable)  # to the end: RAM flows between the two QEMUs, it is Finish that nobody answers
+    migration.communicate(timeout=60)
+    assert migration.returncode != 0
+    beta.start_libvirtd()
+    stayed(alpha, beta, movable, disk)
+
+
+def test_when_the_source_libvirtd_dies_the_guest_stays(alpha, beta, disk, movable):
+    alpha.boot(movable)
+    migration = alpha.slow_migration(beta, movable)
+    alpha.kill_libvirtd()
+    expect.taken(beta, disk)
+    migration.communicate(timeout=60)
+    alpha.start_libvirtd()
+    stayed(alpha, beta, movable, disk)
+
+
+def test_a_destination_whose_image_is_taken_refuses_at_once_and_the_guest_stays(alpha, beta, lab, images, guest, emulator):
+    """The destination sees another file under the same path (a storage mistake), and somebody uses that."""
+    local = images / "local"
+    local.mkdir()
+    for host in (alpha, beta):
+        (images / host.name).mkdir()
+        lab.image(images / host.name / "disk.img")
+        host.mount("--bind", images / host.name, local)
+    try:
+        mover, other = (guest(local / "disk.img", emulator=emulator) for _ in range(2))
+        alpha.boot(mover)
+        beta.start_guest(other)
+        result = alpha.migrate_to(beta, mover, "--live")
+        assert not result
+        expect.names_holder(result.err, local / "disk.img", other, beta)
+        expect.runs(alpha, mover)
+        expect.runs(beta, other)
+        expect.taken(alpha, local / "disk.img", by=(mover, alpha))
+    finally:
+        for host in (alpha, beta):
+            host.clean()
+            host.unmount(local)
