@@ -32,8 +32,8 @@ using std::chrono::milliseconds;
 // How long a newcomer waits for somebody who is between two steps: microseconds, unless that somebody is stopped.
 constexpr milliseconds kEntryWait{500};
 
-[[noreturn]] void unusable(const std::string& path, const std::string& problem) {
-    throw Error(Fault::unsupported, "cannot lease '" + path + "': " + problem);
+[[noreturn]] void unusable(const std::string& path, const std::string& problem, Fault fault = Fault::unsupported) {
+    throw Error(fault, "cannot lease '" + path + "': " + problem);
 }
 
 struct stat statImage(const std::string& path) {
@@ -43,9 +43,11 @@ struct stat statImage(const std::string& path) {
     int error = errno;
     struct stat link;
     if (error == ENOENT && lstat(path.c_str(), &link) == 0)
-        unusable(path, "it is a symbolic link to a file that does not exist; restore the file or correct the link");
+        unusable(path, "it is a symbolic link to a file that does not exist; restore the file or correct the link",
+                 Fault::invalid);
     if (error == ENOENT || error == ENOTDIR)
-        unusable(path, "there is no such file; restore it or correct the path in the guest's configuration");
+        unusable(path, "there is no such file; restore it or correct the path in the guest's configuration",
+                 Fault::invalid);
     throw SystemError(error, "stat", path);
 }
 
@@ -83,7 +85,7 @@ StoredLease openImage(const Image& image) {
     }
     opened.file = os::identify(opened.fd.get(), image.path);
     if (opened.file != FileId{status.st_dev, status.st_ino})
-        unusable(image.path, "it was replaced while it was opened; try again");
+        unusable(image.path, "it was replaced while it was opened; try again", Fault::invalid);
     opened.mode = static_cast<std::uint8_t>(image.mode);
     opened.writable = writable;
     opened.path = image.path;
@@ -193,9 +195,11 @@ std::optional<qemu::Vessel> openVessel(const os::Process& process, const Guest& 
 }
 
 os::Process openQemu(const Guest& guest) {
-    if (guest.pid <= 0)
-        throw Error(Fault::invalid, "guest '" + guest.name + "' has no process to keep its leases");
-    return os::Process(guest.pid);
+    auto process = guest.pid > 0 ? os::Process::openIfExists(guest.pid) : std::nullopt;
+    if (!process)
+        throw Error(Fault::system, "guest '" + guest.name + "' has no QEMU to keep its leases (pid " +
+                                       std::to_string(guest.pid) + " is gone): start the guest");
+    return std::move(*process);
 }
 
 bool openIn(const os::Process& process, const FileId& file) {
@@ -378,8 +382,9 @@ namespace {
 // The marks of the guest's leases on these images are changed by `step`, which gives the token. No vessel: no state.
 template <typename Step>
 std::string changeHandoff(const Guest& guest, const std::vector<Image>& images, Step step) {
-    os::Process process = openQemu(guest);
-    auto vessel = openVessel(process, guest);
+    // A QEMU that has died meanwhile holds nothing.
+    auto process = os::Process::openIfExists(guest.pid);
+    auto vessel = process ? openVessel(*process, guest) : std::nullopt;
     if (!vessel)
         return {};
     Shares shares;
@@ -400,8 +405,8 @@ std::string Engine::inquire(const Guest& guest, const std::vector<Image>& images
 }
 
 void Engine::detach(const Guest& guest, const std::vector<Image>& images) const {
-    os::Process process = openQemu(guest);
-    auto vessel = openVessel(process, guest);
+    auto process = os::Process::openIfExists(guest.pid);
+    auto vessel = process ? openVessel(*process, guest) : std::nullopt;
     if (!vessel)
         return;
     std::vector<StoredLease>& leases = vessel->leases();
@@ -416,7 +421,7 @@ void Engine::detach(const Guest& guest, const std::vector<Image>& images) const 
             continue;
         // A file that only this guest's vessel vouches for is let go, but nothing is done to it.
         bool readers = stored->mode != static_cast<std::uint8_t>(Mode::exclusive);
-        if (readers && openIn(process, stored->file))
+        if (readers && openIn(*process, stored->file))
             continue; // the guest has the image in another drive as well
         (there ? dropped : vanished).push_back(std::move(*stored));
         leases.erase(stored);

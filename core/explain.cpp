@@ -3,7 +3,8 @@
 #include "core/explain.hpp"
 
 #include <algorithm>
-#include <ctime>
+#include <chrono>
+#include <cstdio>
 
 #include <unistd.h>
 
@@ -28,12 +29,20 @@ std::string hostName() {
     return lease::cleanName(name);
 }
 
+// Not gmtime(3): it takes a lock of the C library, which another thread of libvirtd may have held when this process was
+// forked from it.
 std::string formatTime(std::int64_t seconds) {
-    std::time_t time = seconds;
-    std::tm parts{};
-    char text[32];
-    if (!gmtime_r(&time, &parts) || strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S UTC", &parts) == 0)
+    using namespace std::chrono;
+    if (seconds < 0 || seconds > 253402300799) // 9999-12-31
         return "an unknown time";
+    sys_seconds time{std::chrono::seconds(seconds)};
+    year_month_day date(floor<days>(time));
+    hh_mm_ss clock(time - floor<days>(time));
+    char text[80];
+    std::snprintf(text, sizeof text, "%04d-%02u-%02u %02d:%02d:%02d UTC", static_cast<int>(date.year()),
+                  static_cast<unsigned>(date.month()), static_cast<unsigned>(date.day()),
+                  static_cast<int>(clock.hours().count()), static_cast<int>(clock.minutes().count()),
+                  static_cast<int>(clock.seconds().count()));
     return text;
 }
 

@@ -4,8 +4,6 @@
 
 #include "core/os/error.hpp"
 
-#include <cctype>
-
 #include <glib.h>
 #include <sys/random.h>
 
@@ -44,14 +42,12 @@ std::optional<Uuid> parseUuid(std::string_view text) {
 }
 
 std::uint32_t hashDomain(const Uuid& uuid) {
-    GChecksum* checksum = g_checksum_new(G_CHECKSUM_SHA256);
-    g_checksum_update(checksum, uuid.data(), static_cast<gssize>(uuid.size()));
-    unsigned char digest[32];
-    gsize length = sizeof digest;
-    g_checksum_get_digest(checksum, digest, &length);
-    g_checksum_free(checksum);
-    std::uint32_t first = std::uint32_t{digest[0]} << 24 | digest[1] << 16 | digest[2] << 8 | digest[3];
-    return first >> (32 - kDomainBits);
+    // Not GLib's checksums: they allocate, and GLib before 2.76 has an allocator with locks of its own; the forked
+    // child must not wait for one that a thread of libvirtd held.
+    std::uint64_t hash = 0xcbf29ce484222325;
+    for (unsigned char byte : uuid)
+        hash = (hash ^ byte) * 0x100000001b3;
+    return static_cast<std::uint32_t>((hash >> 32 ^ hash) & ((1u << kDomainBits) - 1));
 }
 
 std::uint32_t drawId() {

@@ -30,7 +30,7 @@ std::optional<Uuid> parseUuid(std::string_view text);
 constexpr int kDomainBits = 29;
 constexpr int kIdBits = 30;
 
-// The first 29 bits of the UUID's SHA-256: the UUID itself need not be random.
+// FNV-1a of the UUID, 64 bits folded to 29 (draft-eastlake-fnv). Every host must compute the same.
 std::uint32_t hashDomain(const Uuid& uuid);
 
 // A random, non-zero number of 30 bits: an incarnation (one QEMU process) or a token (one handoff).

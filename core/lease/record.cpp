@@ -27,13 +27,21 @@ bool parseNumber(std::string_view text, Number& value, int base = 10) {
 
 } // namespace
 
+// No GLib function here that allocates: GLib before 2.76 has an allocator with locks of its own, and the forked child
+// must not wait for one that a thread of libvirtd held.
 std::string cleanName(std::string_view name) {
-    gchar* valid = g_utf8_make_valid(name.data(), static_cast<gssize>(std::min(name.size(), kMaxName)));
+    name = name.substr(0, kMaxName);
     std::string clean;
-    for (const gchar* at = valid; *at; at = g_utf8_next_char(at))
-        if (g_unichar_isprint(g_utf8_get_char(at)))
-            clean.append(at, static_cast<std::size_t>(g_utf8_next_char(at) - at));
-    g_free(valid);
+    while (!name.empty()) {
+        gunichar c = g_utf8_get_char_validated(name.data(), static_cast<gssize>(name.size()));
+        bool valid = c != static_cast<gunichar>(-1) && c != static_cast<gunichar>(-2);
+        std::size_t length = valid ? static_cast<std::size_t>(g_utf8_skip[static_cast<unsigned char>(name[0])]) : 1;
+        if (valid && g_unichar_isprint(c))
+            clean += name.substr(0, length);
+        else
+            clean += '?';
+        name.remove_prefix(length);
+    }
     return clean;
 }
 

@@ -23,8 +23,8 @@ struct OwnerRecord {
     bool operator==(const OwnerRecord&) const = default;
 };
 
-// Pure: lines of KEY=VALUE. Parsing takes nothing for granted: unknown lines are passed over, control characters
-// dropped, what does not name domain, UUID and incarnation is no record.
+// Pure: lines of KEY=VALUE. Parsing takes nothing for granted: unknown lines are passed over, what
+// cannot be printed becomes "?", what does not name domain, UUID and incarnation is no record.
 std::string encodeRecord(const OwnerRecord& record);
 std::optional<OwnerRecord> parseRecord(std::string_view text);
 

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+#
+# Sourced by tests/run and tests/demo: installs Debian packages that are missing, and builds.
+
+say() { printf '\n\033[1m== %s\033[0m\n' "$*" | { [ -t 1 ] && cat || sed 's/\x1b\[[0-9;]*m//g'; }; }
+
+die() {
+    echo "$0: $*" >&2
+    exit 1
+}
+
+# need PACKAGE...: installs those that are not there.
+need() {
+    local missing=() package
+    for package; do
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    [ "$(id -u)" = 0 ] || die "not root, and these packages are missing: ${missing[*]}"
+    say "installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # Nothing may start by itself: the tests run daemons of their own.
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+build_packages=(g++ gcc meson ninja-build pkg-config libglib2.0-dev)
+hypervisor_packages=(libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils
+    iproute2 attr python3)
+test_packages=(libgtest-dev python3-pytest augeas-tools binutils)
+lint_packages=(clang-format clang-tidy)
+model_packages=(spin)
+
+# build DIR [MESON OPTION...]: configures once, then builds.
+build() {
+    local dir=$1
+    shift
+    [ -f "$dir/build.ninja" ] || meson setup "$dir" "$@" >"$dir.setup.log" 2>&1 ||
+        { cat "$dir.setup.log" >&2; die "meson setup failed"; }
+    rm -f "$dir.setup.log"
+    ninja -C "$dir" >"$dir/build.log" 2>&1 || { grep -vE '^\[[0-9]+/' "$dir/build.log" >&2; die "the build failed"; }
+}
