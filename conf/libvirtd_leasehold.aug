@@ -20,10 +20,12 @@ module Libvirtd_leasehold =
 
    let bool = /[01]/
    let upto60 = /[0-9]|[1-5][0-9]|60/
+   let upto600 = /[1-9]|[1-9][0-9]|[1-5][0-9][0-9]|600/
 
    let entry = number_entry "auto_disk_leases" bool
              | number_entry "require_lease_for_disks" bool
              | number_entry "handoff_wait" upto60
+             | number_entry "storage_timeout" upto600
              | word_entry "guests_without_lease" /refuse|allow/
              | word_entry "qemu_locks" /refuse|warn|ignore/
 

@@ -7,6 +7,7 @@ auto_disk_leases = 1
 require_lease_for_disks = 0
 
 handoff_wait = 5
+storage_timeout = 30
 guests_without_lease = \"refuse\"
 qemu_locks = \"refuse\"
 "
@@ -17,6 +18,7 @@ qemu_locks = \"refuse\"
      { "require_lease_for_disks" = "0" }
      { }
      { "handoff_wait" = "5" }
+     { "storage_timeout" = "30" }
      { "guests_without_lease" = "refuse" }
      { "qemu_locks" = "refuse" }
 
@@ -33,6 +35,7 @@ qemu_locks = \"refuse\"
 require_lease_for_disks = 0
 
 handoff_wait = 60
+storage_timeout = 30
 guests_without_lease = \"refuse\"
 qemu_locks = \"ignore\"
 "
@@ -44,6 +47,7 @@ qemu_locks = \"ignore\"
 
    (* what leasehold refuses, augeas refuses too *)
    test Libvirtd_leasehold.lns get "handoff_wait = 61\n" = *
+   test Libvirtd_leasehold.lns get "storage_timeout = 0\n" = *
    test Libvirtd_leasehold.lns get "auto_disk_leases = 2\n" = *
    test Libvirtd_leasehold.lns get "auto_disk_leases = \"1\"\n" = *
    test Libvirtd_leasehold.lns get "qemu_locks = warn\n" = *

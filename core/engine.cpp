@@ -5,6 +5,7 @@
 #include "core/explain.hpp"
 #include "core/lease/byte_range.hpp"
 #include "core/lease/state.hpp"
+#include "core/os/deadline.hpp"
 #include "core/os/error.hpp"
 #include "core/qemu/image_locks.hpp"
 #include "core/storage/classify.hpp"
@@ -43,7 +44,8 @@ struct stat statImage(const std::string& path) {
     int error = errno;
     struct stat link;
     if (error == ENOENT && lstat(path.c_str(), &link) == 0)
-        unusable(path, "it is a symbolic link to a file that does not exist; restore the file or correct the link",
+        unusable(path,
+                 "the path is a symbolic link to a file that does not exist; restore the file or correct the link",
                  Fault::invalid);
     if (error == ENOENT || error == ENOTDIR)
         unusable(path, "there is no such file; restore it or correct the path in the guest's configuration",
@@ -77,12 +79,17 @@ StoredLease openImage(const Image& image) {
     bool writable = image.mode != Mode::readOnly;
     // Never waits for the other end of a FIFO, or for a lease (fcntl(2), F_SETLEASE) to be broken.
     StoredLease opened;
-    try {
-        opened.fd = os::openFile(image.path, (writable ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_NOCTTY);
-    } catch (const SystemError& error) {
-        throw Error(Fault::system,
-                    "cannot lease the image: " + std::string(error.what()) + hintFor(error.error(), image.mode));
+    int flags = (writable ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_NOCTTY;
+    int error = os::tryOpen(image.path, flags, opened.fd);
+    // A server that squashes root (exports(5)) lets only the image's owner open it. The descriptor can be locked and
+    // read by root afterwards: permissions are checked at open.
+    if (error == EACCES && geteuid() == 0) {
+        os::FileSystemUser owner(status.st_uid, status.st_gid);
+        error = os::tryOpen(image.path, flags, opened.fd);
     }
+    if (error != 0)
+        throw Error(Fault::system, std::string("cannot lease the image: ") +
+                                       SystemError(error, "open", image.path).what() + hintFor(error, image.mode));
     opened.file = os::identify(opened.fd.get(), image.path);
     if (opened.file != FileId{status.st_dev, status.st_ino})
         unusable(image.path, "it was replaced while it was opened; try again", Fault::invalid);
@@ -93,8 +100,8 @@ StoredLease openImage(const Image& image) {
     storage::Storage found = storage::classify(opened.fd.get(), image.path);
     if (found.lock == storage::LockKind::none)
         unusable(image.path, "it is on " + found.name + ", and " + found.reason +
-                                 "; this version leases images on local file systems only (a later one will use a "
-                                 "lockspace directory instead: file_lockspace_dir)");
+                                 " (a later version will take a lockspace directory instead: file_lockspace_dir)");
+    opened.remote = found.remote;
     return opened;
 }
 
@@ -197,19 +204,9 @@ std::optional<qemu::Vessel> openVessel(const os::Process& process, const Guest& 
 os::Process openQemu(const Guest& guest) {
     auto process = guest.pid > 0 ? os::Process::openIfExists(guest.pid) : std::nullopt;
     if (!process)
-        throw Error(Fault::system, "guest '" + guest.name + "' has no QEMU to keep its leases (pid " +
-                                       std::to_string(guest.pid) + " is gone): start the guest");
+        throw Error(Fault::system, "it has no QEMU to keep its leases (there is no process " +
+                                       std::to_string(guest.pid) + "): start the guest");
     return std::move(*process);
-}
-
-bool openIn(const os::Process& process, const FileId& file) {
-    for (int number : process.descriptors()) {
-        struct stat status;
-        std::string path = "/proc/" + std::to_string(process.pid()) + "/fd/" + std::to_string(number);
-        if (stat(path.c_str(), &status) == 0 && FileId{status.st_dev, status.st_ino} == file)
-            return true;
-    }
-    return false;
 }
 
 } // namespace
@@ -239,9 +236,15 @@ Engine::Answer Engine::admit(const Guest& guest, const Incarnation& self, std::v
     Shares shares;
     for (const StoredLease& stored : leases)
         shares.add(stored);
+    auto deadline = std::chrono::steady_clock::now() + kEntryWait;
     lease::Registration registration = lease::registerAll(self, shares.all(), {pause, kEntryWait});
-    if (registration.refusal)
-        return explainRefusal(guest, leases[registration.refusal->share], *registration.refusal);
+    while (registration.refusal && areLingering(leases[registration.refusal->share], *registration.refusal, bootId_) &&
+           std::chrono::steady_clock::now() < deadline && pause(milliseconds(5)))
+        registration = lease::registerAll(self, shares.all(), {pause, kEntryWait});
+    if (registration.refusal) {
+        const StoredLease& refused = leases[registration.refusal->share];
+        return explainRefusal(guest, refused, static_cast<Mode>(refused.mode), *registration.refusal);
+    }
     for (std::size_t i = 0; i < leases.size(); i++) {
         leases[i].joined = registration.joined[i];
         // The source of a migration holds QEMU's locks rightfully until the guest runs here.
@@ -259,7 +262,48 @@ Engine::Answer Engine::admit(const Guest& guest, const Incarnation& self, std::v
     return std::nullopt;
 }
 
+std::string Engine::bounded(bool mayHang, const std::vector<Image>& images, std::span<const int> keep,
+                            const Work& work) const {
+    if (!mayHang)
+        return work();
+    // Waiting for a handoff is not waiting for the storage.
+    if (auto result = os::runWithDeadline(settings_.storageTimeout + settings_.handoffWait, keep, work))
+        return *result;
+    throw Error(Fault::system,
+                "the storage of its disks (image '" + (images.empty() ? "" : images.front().path) + "'" +
+                    (images.size() > 1 ? " and others" : "") + ") did not answer for " +
+                    std::to_string(settings_.storageTimeout.count() / 1000) +
+                    " s: see whether its server and its cluster are up, and try again (option storage_timeout in "
+                    "qemu-leasehold.conf)");
+}
+
+bool Engine::mayHang(const os::Process& process, const Guest& guest, const std::vector<Image>& images) const {
+    if (!mounts_.hasRemote())
+        return false;
+    auto manifest = qemu::Vessel::inspectManifest(process, guest.uuid);
+    if (!manifest || manifest->remote)
+        return true;
+    // A path that the vessel does not know may lead anywhere.
+    std::sort(manifest->paths.begin(), manifest->paths.end());
+    return !std::all_of(images.begin(), images.end(), [&](const Image& image) {
+        return std::binary_search(manifest->paths.begin(), manifest->paths.end(), image.path);
+    });
+}
+
 Engine::Answer Engine::registerGuest(const Guest& guest, const std::vector<Image>& images) const {
+    qemu::VesselEnds ends;
+    auto numbers = ends.numbers();
+    bool remote = !images.empty() && storage::hostHasRemoteMounts();
+    std::string refusal =
+        bounded(remote, images, numbers, [&] { return registerHere(guest, images, ends).value_or(""); });
+    if (!refusal.empty())
+        return refusal;
+    ends.leaveToQemu();
+    return std::nullopt;
+}
+
+Engine::Answer Engine::registerHere(const Guest& guest, const std::vector<Image>& images,
+                                    const qemu::VesselEnds& ends) const {
     Incarnation self{lease::hashDomain(guest.uuid), lease::drawId()};
     std::vector<StoredLease> leases = openAll(images);
     auto sleep = [](milliseconds time) {
@@ -268,12 +312,19 @@ Engine::Answer Engine::registerGuest(const Guest& guest, const std::vector<Image
     };
     if (Answer refusal = admit(guest, self, leases, sleep, 0))
         return refusal;
-    qemu::plantVessel({guest.uuid, self.id, guest.name}, leases);
+    ends.plant({guest.uuid, self.id, guest.name}, leases);
     return std::nullopt;
 }
 
 Engine::Answer Engine::acquire(const Guest& guest, const std::vector<Image>& images, std::string_view state) const {
     os::Process process = openQemu(guest);
+    std::string refusal = bounded(mayHang(process, guest, images), images, process.descriptor(),
+                                  [&] { return acquireHere(process, guest, images, state).value_or(""); });
+    return refusal.empty() ? std::nullopt : Answer(refusal);
+}
+
+Engine::Answer Engine::acquireHere(const os::Process& process, const Guest& guest, const std::vector<Image>& images,
+                                   std::string_view state) const {
     auto vessel = openVessel(process, guest);
     if (!vessel)
         return settings_.guestsWithoutLease == Settings::Unleased::allow ? std::nullopt
@@ -291,11 +342,16 @@ Engine::Answer Engine::acquire(const Guest& guest, const std::vector<Image>& ima
             added.push_back(image);
             continue;
         }
-        bool wantsMore = image.mode == Mode::exclusive && stored->mode == static_cast<std::uint8_t>(Mode::readOnly);
-        if (wantsMore) {
+        Mode held = static_cast<Mode>(stored->mode);
+        if (image.mode == Mode::exclusive && held == Mode::readOnly && stored->writable) {
+            // The next block commit into the same base.
             if (Answer refusal = upgrade(guest, self, *stored))
                 return refusal;
             vessel->replace();
+        } else if (image.mode != held && !(image.mode == Mode::readOnly && held == Mode::exclusive)) {
+            unusable(image.path, std::string("the guest has it already, ") + describeMode(held) +
+                                     ", and cannot have it " + describeMode(image.mode) +
+                                     " as well: detach the other disk first");
         }
         known.push_back(static_cast<std::size_t>(stored - vessel->leases().begin()));
     }
@@ -319,7 +375,7 @@ Engine::Answer Engine::acquire(const Guest& guest, const std::vector<Image>& ima
     auto refusal =
         lease::acquireAll(self, shares.all(), lease::parseState(state, guest.uuid), {pause, settings_.handoffWait});
     if (refusal)
-        return explainRefusal(guest, *order[refusal->share], *refusal);
+        return explainRefusal(guest, *order[refusal->share], static_cast<Mode>(order[refusal->share]->mode), *refusal);
 
     bool changed = !fresh.empty();
     for (std::size_t i : known) {
@@ -342,28 +398,33 @@ Engine::Answer Engine::acquire(const Guest& guest, const std::vector<Image>& ima
 }
 
 Engine::Answer Engine::upgrade(const Guest& guest, const Incarnation& self, StoredLease& stored) const {
-    if (!stored.writable)
-        unusable(stored.path,
-                 "guest '" + guest.name + "' has it read-only; detach that disk before it is used for writing");
     Shares shares;
     shares.add(stored);
     if (auto refusal = lease::upgrade(self, shares.back()))
-        return explainRefusal(guest, stored, *refusal);
+        return explainRefusal(guest, stored, Mode::exclusive, *refusal);
     stored.mode = static_cast<std::uint8_t>(Mode::exclusive);
     return std::nullopt;
 }
 
 Engine::Answer Engine::acquireReadOnly(const Guest& guest, const std::vector<Image>& images) const {
     os::Process process = openQemu(guest);
+    std::string refusal = bounded(mayHang(process, guest, images), images, process.descriptor(),
+                                  [&] { return acquireReadOnlyHere(process, guest, images).value_or(""); });
+    return refusal.empty() ? std::nullopt : Answer(refusal);
+}
+
+Engine::Answer Engine::acquireReadOnlyHere(const os::Process& process, const Guest& guest,
+                                           const std::vector<Image>& images) const {
     auto vessel = openVessel(process, guest);
     std::vector<std::size_t> held;
     if (vessel)
         for (std::size_t i : findStored(vessel->leases(), images))
-            if (vessel->leases()[i].mode == static_cast<std::uint8_t>(Mode::exclusive))
+            if (vessel->leases()[i].mode == static_cast<std::uint8_t>(Mode::exclusive) &&
+                !os::hasOpen(process, vessel->leases()[i].file, os::Access::write))
                 held.push_back(i);
-    // Not ours to change, or not held for writing: the ordinary case of a read-only image.
+    // Not held for writing, or QEMU still writes: a read-only image, or one that the guest has for writing as well.
     if (held.empty())
-        return acquire(guest, images, "");
+        return acquireHere(process, guest, images, "");
     Incarnation self{lease::hashDomain(guest.uuid), vessel->tag().incarnation};
     // The vessel must never claim more than the marks hold: it says read-only first.
     for (std::size_t i : held)
@@ -381,10 +442,8 @@ namespace {
 
 // The marks of the guest's leases on these images are changed by `step`, which gives the token. No vessel: no state.
 template <typename Step>
-std::string changeHandoff(const Guest& guest, const std::vector<Image>& images, Step step) {
-    // A QEMU that has died meanwhile holds nothing.
-    auto process = os::Process::openIfExists(guest.pid);
-    auto vessel = process ? openVessel(*process, guest) : std::nullopt;
+std::string changeHandoff(const os::Process& process, const Guest& guest, const std::vector<Image>& images, Step step) {
+    auto vessel = openVessel(process, guest);
     if (!vessel)
         return {};
     Shares shares;
@@ -396,17 +455,36 @@ std::string changeHandoff(const Guest& guest, const std::vector<Image>& images, 
 
 } // namespace
 
+// A QEMU that has died meanwhile holds nothing: there is nothing to do for it in the three calls that follow.
+
 std::string Engine::release(const Guest& guest, const std::vector<Image>& images) const {
-    return changeHandoff(guest, images, lease::releaseAll);
+    auto process = os::Process::openIfExists(guest.pid);
+    if (!process)
+        return {};
+    return bounded(mayHang(*process, guest, images), images, process->descriptor(),
+                   [&] { return changeHandoff(*process, guest, images, lease::releaseAll); });
 }
 
 std::string Engine::inquire(const Guest& guest, const std::vector<Image>& images) const {
-    return changeHandoff(guest, images, lease::inquireAll);
+    auto process = os::Process::openIfExists(guest.pid);
+    if (!process)
+        return {};
+    return bounded(mayHang(*process, guest, images), images, process->descriptor(),
+                   [&] { return changeHandoff(*process, guest, images, lease::inquireAll); });
 }
 
 void Engine::detach(const Guest& guest, const std::vector<Image>& images) const {
     auto process = os::Process::openIfExists(guest.pid);
-    auto vessel = process ? openVessel(*process, guest) : std::nullopt;
+    if (!process)
+        return;
+    bounded(mayHang(*process, guest, images), images, process->descriptor(), [&] {
+        detachHere(*process, guest, images);
+        return std::string();
+    });
+}
+
+void Engine::detachHere(const os::Process& process, const Guest& guest, const std::vector<Image>& images) const {
+    auto vessel = openVessel(process, guest);
     if (!vessel)
         return;
     std::vector<StoredLease>& leases = vessel->leases();
@@ -419,10 +497,12 @@ void Engine::detach(const Guest& guest, const std::vector<Image>& images) const 
                                            [&](const StoredLease& lease) { return lease.path == image.path; });
         if (stored == leases.end())
             continue;
+        // The guest has the image in another drive as well, or the attaching of a second one failed. A former top image
+        // that became a backing file is open for reading only.
+        bool reads = stored->mode == static_cast<std::uint8_t>(Mode::readOnly);
+        if (os::hasOpen(process, stored->file, reads ? os::Access::any : os::Access::write))
+            continue;
         // A file that only this guest's vessel vouches for is let go, but nothing is done to it.
-        bool readers = stored->mode != static_cast<std::uint8_t>(Mode::exclusive);
-        if (readers && openIn(*process, stored->file))
-            continue; // the guest has the image in another drive as well
         (there ? dropped : vanished).push_back(std::move(*stored));
         leases.erase(stored);
     }

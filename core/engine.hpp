@@ -12,6 +12,7 @@
 #include "core/lease/record.hpp"
 #include "core/qemu/vessel.hpp"
 #include "core/settings.hpp"
+#include "core/storage/mount.hpp"
 
 #include <functional>
 #include <string>
@@ -60,6 +61,19 @@ public:
     void detach(const Guest& guest, const std::vector<Image>& images) const;
 
 private:
+    using Work = std::function<std::string()>;
+
+    // Runs the work here, or, where the storage may hang, in a process that is given up after storage_timeout.
+    std::string bounded(bool mayHang, const std::vector<Image>& images, std::span<const int> keep,
+                        const Work& work) const;
+    bool mayHang(const os::Process& process, const Guest& guest, const std::vector<Image>& images) const;
+
+    Answer registerHere(const Guest& guest, const std::vector<Image>& images, const qemu::VesselEnds& ends) const;
+    Answer acquireHere(const os::Process& process, const Guest& guest, const std::vector<Image>& images,
+                       std::string_view state) const;
+    Answer acquireReadOnlyHere(const os::Process& process, const Guest& guest, const std::vector<Image>& images) const;
+    void detachHere(const os::Process& process, const Guest& guest, const std::vector<Image>& images) const;
+
     // Lets the guest in on freshly opened leases; `own` is the QEMU that may have them open already, or 0.
     Answer admit(const Guest& guest, const lease::Incarnation& self, std::vector<qemu::StoredLease>& leases,
                  const lease::Pause& pause, pid_t own) const;
@@ -69,6 +83,7 @@ private:
     Settings settings_;
     Warn warn_;
     std::string bootId_;
+    mutable storage::MountTable mounts_;
 };
 
 } // namespace leasehold

@@ -46,10 +46,6 @@ std::string formatTime(std::int64_t seconds) {
     return text;
 }
 
-const char* describeMode(Mode mode) {
-    return mode == Mode::exclusive ? "exclusively" : mode == Mode::shared ? "shared with writers" : "read-only";
-}
-
 // Who runs on this host, by the hashes that marks carry.
 struct LocalGuest {
     qemu::GuestTag tag;
@@ -132,9 +128,22 @@ std::vector<Mark> blockers(const Guest& guest, const lease::Refusal& refusal, Mo
 
 } // namespace
 
-std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, const lease::Refusal& refusal) {
+bool areLingering(const qemu::StoredLease& stored, const lease::Refusal& refusal, const std::string& bootId) {
+    if (refusal.obstacle != Obstacle::guestPresent && refusal.obstacle != Obstacle::sameGuest)
+        return false;
+    auto record = lease::readRecord(stored.fd.get());
+    if (!record || record->bootId != bootId || lease::cleanName(record->host) != hostName())
+        return false;
+    bool named = std::any_of(refusal.marks.begin(), refusal.marks.end(), [&](const Mark& mark) {
+        return mark.id == record->incarnation && mark.domain == lease::hashDomain(record->uuid);
+    });
+    return named && !os::Process::openIfExists(record->pid);
+}
+
+std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, Mode mode,
+                           const lease::Refusal& refusal) {
     std::string image = quote(stored.path), self = quote(guest.name);
-    std::vector<Mark> marks = blockers(guest, refusal, static_cast<Mode>(stored.mode));
+    std::vector<Mark> marks = blockers(guest, refusal, mode);
     std::string names = marks.empty() ? "" : listNames(Namer(stored), marks);
     switch (refusal.obstacle) {
     case Obstacle::guestPresent:
@@ -160,6 +169,10 @@ std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, 
     return "image " + image + " cannot be leased for guest " + self;
 }
 
+const char* describeMode(Mode mode) {
+    return mode == Mode::exclusive ? "exclusively" : mode == Mode::shared ? "shared with writers" : "read-only";
+}
+
 std::string explainOutsider(const std::string& path, const std::string& words, const std::vector<pid_t>& holders,
                             pid_t own) {
     std::string who;
@@ -173,10 +186,10 @@ std::string explainOutsider(const std::string& path, const std::string& words, c
 }
 
 std::string explainNoVessel(const Guest& guest) {
-    return "guest " + quote(guest.name) + " (UUID " + lease::formatUuid(guest.uuid) + ", pid " +
-           std::to_string(guest.pid) +
-           ") was started without leasehold, so nothing protects its images: shut it down and start it again, or set "
-           "guests_without_lease = \"allow\" in qemu-leasehold.conf to let such guests go on unprotected";
+    return "no leases of guest " + quote(guest.name) + " (UUID " + lease::formatUuid(guest.uuid) +
+           ") were found in its QEMU (pid " + std::to_string(guest.pid) +
+           "): it was started without leasehold, so nothing protects its images; shut it down and start it again, or "
+           "set guests_without_lease = \"allow\" in qemu-leasehold.conf to let such guests go on unprotected";
 }
 
 } // namespace leasehold

@@ -9,11 +9,20 @@
 
 namespace leasehold {
 
-std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, const lease::Refusal& refusal);
+// `mode` is what the guest wanted, which is not always what it has.
+std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, lease::Mode mode,
+                           const lease::Refusal& refusal);
+
+// Whether the marks in the way are those of a QEMU of this host that is dead. That passes at once: a process that
+// libvirtd is just starting for another guest has inherited our copies of the leases, until it executes its program.
+bool areLingering(const qemu::StoredLease& stored, const lease::Refusal& refusal, const std::string& bootId);
 
 // A program outside leasehold uses the image. `holders` are the processes of this host that do, `own` is the guest's.
 std::string explainOutsider(const std::string& path, const std::string& words, const std::vector<pid_t>& holders,
                             pid_t own);
+
+// "exclusively", "shared with writers", "read-only".
+const char* describeMode(lease::Mode mode);
 
 // The guest's QEMU keeps no leases.
 std::string explainNoVessel(const Guest& guest);

@@ -102,6 +102,7 @@ const std::vector<Option>& options() {
         flag("auto_disk_leases", &Settings::autoDiskLeases),
         flag(kRequireLeaseForDisks, &Settings::requireLeaseForDisks),
         seconds("handoff_wait", &Settings::handoffWait, 0, 60),
+        seconds("storage_timeout", &Settings::storageTimeout, 1, 600),
         choice("guests_without_lease", &Settings::guestsWithoutLease,
                {{"refuse", Unleased::refuse}, {"allow", Unleased::allow}}),
         choice("qemu_locks", &Settings::outsiders,

@@ -34,6 +34,9 @@ struct Settings {
     // handoff_wait: how long a guest that comes here waits for the lease that is being handed over. 0 to 60 seconds.
     std::chrono::milliseconds handoffWait{5000};
 
+    // storage_timeout: how long a call may wait for network storage that does not answer. 1 to 600 seconds.
+    std::chrono::milliseconds storageTimeout{30000};
+
     // guests_without_lease: may a guest that was started before leasehold was enabled resume or hot-plug a disk?
     enum class Unleased { refuse, allow };
     Unleased guestsWithoutLease = Unleased::refuse;

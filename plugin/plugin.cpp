@@ -27,6 +27,7 @@ struct Request {
     Guest guest;
     std::vector<Image> images;
     bool unleasedDisk = false; // a disk that only its guest may write to, and that is not leased
+    bool starting = false;     // its process is no QEMU yet
 };
 
 // Set once by the first init and never taken back: other threads may be in a call when deinit comes.
@@ -45,17 +46,24 @@ ErrorCode codeOf(Fault fault) {
     return ErrorCode::internal;
 }
 
-// The wall. What was thrown decided nothing, so the answer is -1: in doubt the guest is refused.
+// The wall. What was thrown decided nothing, so the answer is -1: in doubt the guest is refused. The guest is named
+// here, because what was thrown from the depths does not know it.
 template <typename Body>
-int guarded(Body body) noexcept {
+int guarded(const Request* request, Body body) noexcept {
     try {
-        return body();
-    } catch (const Error& error) {
-        report(codeOf(error.fault()), error.what());
-    } catch (const std::bad_alloc&) {
-        report(ErrorCode::systemError, "out of memory");
+        std::string about;
+        if (request)
+            about = "guest '" + request->guest.name + "'" +
+                    (request->starting ? "" : " (pid " + std::to_string(request->guest.pid) + ")") + ": ";
+        try {
+            return body();
+        } catch (const Error& error) {
+            report(codeOf(error.fault()), about + error.what());
+        } catch (const std::exception& error) {
+            report(ErrorCode::internal, about + error.what());
+        }
     } catch (const std::exception& error) {
-        report(ErrorCode::internal, error.what());
+        report(ErrorCode::systemError, error.what()); // no memory even for the message
     }
     return -1;
 }
@@ -87,7 +95,7 @@ void giveState(char** state, const std::string& text) {
 }
 
 int init(unsigned int version, const char* configFile, unsigned int) {
-    return guarded([&] {
+    return guarded(nullptr, [&] {
         std::lock_guard lock(initMutex);
         findReporter();
         if (version < LOCK_DRIVER_VERSION)
@@ -106,14 +114,15 @@ int deinit() {
 }
 
 int create(LockManager* manager, unsigned int objectType, std::size_t parameterCount, const LockParam* parameters,
-           unsigned int) {
+           unsigned int flags) {
     manager->privateData = nullptr;
-    return guarded([&] {
+    return guarded(nullptr, [&] {
         theEngine();
         if (objectType != LOCK_OBJECT_DOMAIN)
             throw Error(Fault::unsupported,
                         "leasehold locks guests only, not objects of type " + std::to_string(objectType));
         auto request = std::make_unique<Request>();
+        request->starting = flags & LOCK_NEW_STARTED;
         for (const LockParam& parameter : std::span(parameters, parameterCount)) {
             std::string_view key = parameter.key ? parameter.key : "";
             if (key == "uuid" && parameter.type == LOCK_PARAM_UUID)
@@ -139,16 +148,15 @@ void destroy(LockManager* manager) {
 
 int addResource(LockManager* manager, unsigned int type, const char* name, std::size_t, const LockParam*,
                 unsigned int flags) {
-    return guarded([&] {
-        Request& request = requestOf(manager);
+    Request& request = requestOf(manager);
+    return guarded(&request, [&] {
         if (type == LOCK_RESOURCE_LEASE)
-            throw Error(Fault::unsupported, "guest '" + request.guest.name + "' has the <lease> element '" +
-                                                (name ? name : "") +
+            throw Error(Fault::unsupported, "it has the <lease> element '" + std::string(name ? name : "") +
                                                 "', which this version of leasehold cannot take; remove it");
         if (type != LOCK_RESOURCE_DISK)
             return 0; // of a later libvirt: not ours to lock
         if (!name || !*name)
-            throw Error(Fault::invalid, "libvirt named a disk of guest '" + request.guest.name + "' without a path");
+            throw Error(Fault::invalid, "libvirt named a disk without a path");
         // Both flags: nothing is written, so read-only is all that is used.
         lease::Mode mode = flags & LOCK_RESOURCE_READONLY ? lease::Mode::readOnly
                            : flags & LOCK_RESOURCE_SHARED ? lease::Mode::shared
@@ -162,17 +170,15 @@ int addResource(LockManager* manager, unsigned int type, const char* name, std::
 }
 
 int acquire(LockManager* manager, const char* state, unsigned int flags, int, int* fd) {
-    return guarded([&] {
-        // A descriptor for libvirt to label. The vessel needs none, and QEMU inherits it by itself.
-        if (fd)
-            *fd = -1;
-        Request& request = requestOf(manager);
+    // A descriptor for libvirt to label. The vessel needs none, and QEMU inherits it by itself.
+    if (fd)
+        *fd = -1;
+    Request& request = requestOf(manager);
+    return guarded(&request, [&] {
         const Engine& current = theEngine();
         if (request.images.empty() && request.unleasedDisk && current.settings().requireLeaseForDisks)
-            throw Error(Fault::unsupported,
-                        "guest '" + request.guest.name +
-                            "' has disks that it writes to but no lease: set auto_disk_leases = 1 or "
-                            "require_lease_for_disks = 0 in qemu-leasehold.conf");
+            throw Error(Fault::unsupported, "it has disks that it writes to but no lease: set auto_disk_leases = 1 or "
+                                            "require_lease_for_disks = 0 in qemu-leasehold.conf");
         if (flags & LOCK_ACQUIRE_REGISTER_ONLY)
             return answer(current.registerGuest(request.guest, request.images));
         // A block commit gives its base back to readers like this; an ordinary read-only image comes the same way.
@@ -186,8 +192,8 @@ int acquire(LockManager* manager, const char* state, unsigned int flags, int, in
 }
 
 int release(LockManager* manager, char** state, unsigned int) {
-    return guarded([&] {
-        Request& request = requestOf(manager);
+    Request& request = requestOf(manager);
+    return guarded(&request, [&] {
         // No state pointer: the images are detached. With one, even an empty one: the guest stops.
         if (state)
             giveState(state, theEngine().release(request.guest, request.images));
@@ -198,11 +204,11 @@ int release(LockManager* manager, char** state, unsigned int) {
 }
 
 int inquire(LockManager* manager, char** state, unsigned int) {
-    return guarded([&] {
+    Request& request = requestOf(manager);
+    return guarded(&request, [&] {
         if (!state)
             return 0;
         *state = nullptr; // not ours to free
-        Request& request = requestOf(manager);
         giveState(state, theEngine().inquire(request.guest, request.images));
         return 0;
     });

@@ -2,6 +2,8 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "plugin/report.hpp"
 
+#include "core/os/text.hpp"
+
 #include <atomic>
 
 #include <dlfcn.h>
@@ -25,15 +27,16 @@ void findReporter() {
 }
 
 void report(ErrorCode code, const std::string& message) {
+    // Names of guests and images may hold anything: none of it may forge a line of the log.
     if (Reporter call = reporter)
-        call(kFromLocking, static_cast<int>(code), "leasehold", "", 0, "%s", message.c_str());
+        call(kFromLocking, static_cast<int>(code), "leasehold", "", 0, "%s", os::printable(message).c_str());
     else
         warn(message);
 }
 
 void warn(const std::string& message) {
     // One write: libvirtd's threads share the stream. No stdio: the forked child must not wait for its lock.
-    std::string line = "leasehold: " + message + "\n";
+    std::string line = "leasehold: " + os::printable(message) + "\n";
     ssize_t ignored = write(STDERR_FILENO, line.data(), line.size());
     (void)ignored;
 }

@@ -99,40 +99,25 @@ std::vector<Mark> ByteRangeMedium::look() const {
     return marks;
 }
 
-OwnMarks ByteRangeMedium::inspectOwn() const {
-    OwnMarks own;
-    for (const os::FoundLock& lock : os::inspectOwnLocks(fd_)) {
-        if (lock.range.start < kMarkArea)
-            continue;
-        for (const Mark& mark : decodeRange(lock.range)) {
-            if (mark.kind == MarkKind::owner)
-                own.owner = lock.type == os::LockType::write;
-            else if (mark.kind == MarkKind::sharedOwner)
-                own.sharedOwner = true;
-            else if (mark.kind == MarkKind::leaving)
-                own.leaving = true;
-            else if (mark.kind == MarkKind::handoff)
-                own.handoff = mark.id;
-        }
-    }
-    return own;
-}
-
 namespace {
 constexpr off_t kLeavingBit = off_t{1} << kIdBits;
-}
+constexpr off_t kOwnerBit = off_t{2} << kIdBits;
+} // namespace
 
-HandoffNote ByteRangeMedium::note() const {
+Note ByteRangeMedium::note() const {
     off_t position = lseek(fd_, 0, SEEK_CUR);
     if (position < 0)
         throw SystemError(errno, "read the position in", name_);
-    if (position >= 2 * kLeavingBit)
-        return {}; // not ours: the same as none, and the release takes down what is there
-    return {static_cast<std::uint32_t>(position & (kLeavingBit - 1)), (position & kLeavingBit) != 0};
+    if (position >= 2 * kOwnerBit)
+        return {}; // not ours: nothing is known
+    return {.owner = (position & kOwnerBit) != 0,
+            .leaving = (position & kLeavingBit) != 0,
+            .token = static_cast<std::uint32_t>(position & (kLeavingBit - 1))};
 }
 
-void ByteRangeMedium::setNote(const HandoffNote& note) {
-    if (lseek(fd_, static_cast<off_t>(note.token) + (note.leaving ? kLeavingBit : 0), SEEK_SET) < 0)
+void ByteRangeMedium::setNote(const Note& note) {
+    off_t position = off_t{note.token} + (note.leaving ? kLeavingBit : 0) + (note.owner ? kOwnerBit : 0);
+    if (lseek(fd_, position, SEEK_SET) < 0)
         throw SystemError(errno, "set the position in", name_);
 }
 

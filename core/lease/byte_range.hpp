@@ -29,11 +29,10 @@ public:
     void removeHandoff() override;
     void removeAll() override;
     std::vector<Mark> look() const override;
-    OwnMarks inspectOwn() const override;
-    // Kept in the file position, which belongs to the open file description like the locks do (open(2)) and which
-    // nobody uses: QEMU never touches what is in its vessel.
-    HandoffNote note() const override;
-    void setNote(const HandoffNote& note) override;
+    // In the file position, which belongs to the open file description like the locks do (open(2)) and which nobody
+    // uses: QEMU never touches what is in its vessel.
+    Note note() const override;
+    void setNote(const Note& note) override;
 
 private:
     int fd_;

@@ -13,17 +13,14 @@
 
 namespace leasehold::lease {
 
-// The marks of one's own open file description that decisions depend on.
-struct OwnMarks {
-    bool owner = false; // `owner`, held for writing
-    bool sharedOwner = false;
-    bool leaving = false;
-    std::optional<std::uint32_t> handoff; // its token
-};
+// What one's own open file description is known to have up: F_OFD_GETLK shows the marks of others only, and reading
+// one's own from /proc/self/fdinfo costs more than all other steps of a call together.
+struct Note {
+    bool owner = false;      // the owner mark of this share's mode
+    bool leaving = false;    // with the token
+    std::uint32_t token = 0; // of the handoff; 0: none, or not for certain
 
-struct HandoffNote {
-    std::uint32_t token = 0; // 0: none is up for certain
-    bool leaving = false;
+    bool operator==(const Note&) const = default;
 };
 
 class Medium {
@@ -42,14 +39,11 @@ public:
     // The marks of all others. Each is read at an instant of its own; a mark that stays up during the whole call is
     // always among them.
     virtual std::vector<Mark> look() const = 0;
-    // Slow (a /proc file): for the rare case in which another incarnation is present.
-    virtual OwnMarks inspectOwn() const = 0;
 
-    // A note that lives as long as our open file description, 0 at first: which handoff we have up, so that a release
-    // need not look for our own marks. Taken down before those marks change and put up after: it is never true of
-    // marks that are not there.
-    virtual HandoffNote note() const = 0;
-    virtual void setNote(const HandoffNote& note) = 0;
+    // Kept with our open file description, and gone with it. At first nothing is noted. Taken back before a mark goes
+    // and put down after it is up, so that a note is never more than the truth, whoever dies in between.
+    virtual Note note() const = 0;
+    virtual void setNote(const Note& note) = 0;
 };
 
 } // namespace leasehold::lease

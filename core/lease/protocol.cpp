@@ -19,6 +19,7 @@ struct View {
     std::vector<Mark> marks;
     bool foreign = false;
     bool strangers = false;   // incompatible guests
+    bool entryBusy = false;   // somebody holds `owner`
     bool ownerBusy = false;   // somebody holds this share's owner mark
     std::size_t peers = 0;    // other incarnations of my domain in my mode
     std::size_t handoffs = 0; // and how many handoffs they have up
@@ -34,6 +35,7 @@ View look(const Incarnation& self, const Share& share) {
     view.marks = share.medium->look();
     for (const Mark& mark : view.marks) {
         bool mine = mark.domain == self.domain;
+        view.entryBusy = view.entryBusy || mark.kind == MarkKind::owner;
         if (mark.kind == MarkKind::foreign)
             view.foreign = true;
         else if (mark == ownerMark(share.mode, self))
@@ -100,9 +102,12 @@ public:
         Registration result;
         result.refusal = takeAll();
         // One step per resource: a libvirtd that dies here takes the rest along with its descriptors.
-        if (result.refusal)
-            for (const Share& share : shares_)
-                share.medium->removeAll();
+        for (std::size_t i = 0; i < shares_.size(); i++) {
+            if (result.refusal)
+                shares_[i].medium->removeAll();
+            else if (!joined_[i] && shares_[i].mode != Mode::readOnly)
+                shares_[i].medium->setNote({.owner = true});
+        }
         result.joined = joined_;
         return result;
     }
@@ -148,9 +153,18 @@ private:
                 joined_[i] = true;
                 return std::nullopt;
             }
-            // Nobody is present: another guest is between its owner and its present mark, or on its way out.
+            // Nobody is present: another guest is between its owner and its present mark, or on its way out. Or there
+            // is a reader on another host whose locks F_OFD_GETLK does not show (NFSv3): the lock that was refused is
+            // all that tells.
             if (!waiter_.again())
-                return refuse(i, Obstacle::beingTaken, view);
+                return refuse(i, view.entryBusy ? Obstacle::beingTaken : Obstacle::guestPresent, view);
+        }
+        // Among the incarnations of a shared domain sharedOwner decides. It has to be up before `present` is, or two
+        // that start at once would each take the other for one that lets it join.
+        if (share.mode == Mode::shared &&
+            share.medium->tryPlace(ownerMark(share.mode, self_), LockType::write) == LockOutcome::contended) {
+            share.medium->remove({MarkKind::owner, 0, 0});
+            joined_[i] = true;
         }
         return std::nullopt;
     }
@@ -171,18 +185,12 @@ private:
             return refusal;
         if (share.mode == Mode::readOnly)
             return std::nullopt;
-        bool peers = view.peers > 0;
-        // A shared guest holds `owner` only while it enters; from now on sharedOwner is what its incarnations contend
-        // for. Busy although no peer is present: one is just giving it up.
-        if (share.mode == Mode::shared) {
-            if (!peers &&
-                share.medium->tryPlace(ownerMark(share.mode, self_), LockType::write) == LockOutcome::contended)
-                peers = true;
+        joined_[i] = view.peers > 0;
+        if (joined_[i])
+            share.medium->remove(ownerMark(share.mode, self_));
+        // A shared guest keeps others out only while it enters.
+        if (share.mode == Mode::shared)
             share.medium->remove({MarkKind::owner, 0, 0});
-        } else if (peers) {
-            share.medium->remove({MarkKind::owner, 0, 0});
-        }
-        joined_[i] = peers;
         return std::nullopt;
     }
 
@@ -201,7 +209,9 @@ private:
         View view = look(self_, shares_[i]);
         if (Answer refusal = refuseStrangers(i, view))
             return refusal;
-        if (view.handoffs == 0 && view.ownerBusy)
+        // Never a third: with two others one cannot tell whose state is the newest. The QEMU that an unfinished
+        // migration left behind has to go first.
+        if (view.peers > 1 || (view.handoffs == 0 && view.ownerBusy))
             return refuse(i, Obstacle::sameGuest, view);
         return std::nullopt;
     }
@@ -233,20 +243,21 @@ public:
 
 private:
     struct Turn {
-        bool rival = false;      // another incarnation was there before we had the owner mark
-        bool held = false;       // and yet the owner mark was ours
-        bool took = false;       // it is ours since this call
+        Note before;             // what we had up when the call began
+        bool took = false;       // the owner mark is ours since this call
         bool succeeding = false; // the state quotes another incarnation's handoff
     };
 
     Answer takeAll() {
+        for (std::size_t i = 0; i < shares_.size(); i++)
+            if (shares_[i].mode != Mode::readOnly)
+                turn_[i].before = shares_[i].medium->note();
         for (std::size_t i = 0; i < shares_.size(); i++)
             if (Answer refusal = waitForTurn(i))
                 return refusal;
         for (std::size_t i = 0; i < shares_.size(); i++)
             if (Answer refusal = takeOwner(i))
                 return refusal;
-        owners_ = true;
         // With the owner marks in hand the answer cannot change any more: look again whether it is still yes.
         for (std::size_t i = 0; i < shares_.size(); i++)
             if (Answer refusal = allowed(i))
@@ -254,29 +265,26 @@ private:
         return std::nullopt;
     }
 
-    // Whether this incarnation may run now; sets what the later steps need to know.
+    // Whether this incarnation may run now.
     Answer allowed(std::size_t i) {
         const Share& share = shares_[i];
         if (share.mode == Mode::readOnly)
             return std::nullopt;
         View view = look(self_, share);
-        turn_[i].succeeding = false;
+        Turn& turn = turn_[i];
+        turn.succeeding = false;
         if (view.peers == 0)
             return std::nullopt;
-        OwnMarks own = share.medium->inspectOwn();
-        // Whether the owner mark was ours all along can only be told while we have not tried to take it.
-        if (!owners_) {
-            turn_[i].rival = true;
-            turn_[i].held = share.mode == Mode::shared ? own.sharedOwner : own.owner;
-        }
-        if (turn_[i].held)
+        // We had it all along, and whoever else is there merely joined. Beside a handoff of somebody else it proves
+        // nothing: a libvirtd that died between taking the mark and the second look has left it.
+        if (turn.before.owner && view.handoffs == 0)
             return std::nullopt;
-        if (quoted_ && own.handoff == quoted_)
+        if (quoted_ && turn.before.token == *quoted_)
             return count(view, {MarkKind::taken, self_.domain, *quoted_}) == 0 ? std::nullopt
                                                                                : refuse(i, Obstacle::stateTaken, view);
         // Others that merely joined do not matter: it is enough that somebody's handoff is quoted.
         if (quoted_ && count(view, {MarkKind::handoff, self_.domain, *quoted_}) > 0) {
-            turn_[i].succeeding = true;
+            turn.succeeding = true;
             return std::nullopt;
         }
         return refuse(i, Obstacle::sameGuest, view);
@@ -299,14 +307,7 @@ private:
         const Share& share = shares_[i];
         if (share.mode == Mode::readOnly)
             return std::nullopt;
-        bool waited = false;
-        for (;;) {
-            if (share.medium->tryPlace(ownerMark(share.mode, self_), LockType::write) == LockOutcome::granted) {
-                // Alone, it may have been ours before, and a suspended guest must not lose it by a refusal.
-                turn_[i].took = waited || (turn_[i].rival && !turn_[i].held);
-                return std::nullopt;
-            }
-            waited = true;
+        while (share.medium->tryPlace(ownerMark(share.mode, self_), LockType::write) == LockOutcome::contended) {
             View view = look(self_, share);
             if (view.foreign)
                 return refuse(i, Obstacle::foreignLock, view);
@@ -317,6 +318,8 @@ private:
                                                : Obstacle::beingTaken,
                               view);
         }
+        turn_[i].took = !turn_[i].before.owner;
+        return std::nullopt;
     }
 
     void clear() {
@@ -328,7 +331,7 @@ private:
         // Not before all owners are ours: until here a refusal only gives back.
         for (const Share& share : shares_)
             if (share.mode != Mode::readOnly) {
-                share.medium->setNote({});
+                share.medium->setNote({.owner = true});
                 share.medium->removeHandoff();
             }
     }
@@ -338,7 +341,6 @@ private:
     std::optional<std::uint32_t> quoted_;
     Waiter waiter_;
     std::vector<Turn> turn_;
-    bool owners_ = false; // all owner marks are ours
 };
 
 } // namespace
@@ -354,20 +356,24 @@ Answer acquireAll(const Incarnation& self, std::span<const Share> shares, std::o
 
 namespace {
 
-// Offers the resource to whoever quotes the token, and to nobody with an older one.
-void raiseHandoff(const Incarnation& self, const Share& share, std::uint32_t token, bool leaving) {
-    share.medium->setNote({});
+// Offers the resource to whoever quotes the token, and to nobody with an older one. Gives what is noted now.
+Note raiseHandoff(const Incarnation& self, const Share& share, const Note& before, std::uint32_t token, bool leaving) {
+    Note note{.owner = before.owner};
+    share.medium->setNote(note);
     share.medium->removeHandoff();
     if (leaving)
         place(share, {MarkKind::leaving, self.domain, self.id});
     place(share, {MarkKind::handoff, self.domain, token});
-    share.medium->setNote({token, leaving});
+    note.leaving = leaving;
+    note.token = token;
+    share.medium->setNote(note);
+    return note;
 }
 
 } // namespace
 
 std::uint32_t releaseAll(const Incarnation& self, std::span<const Share> shares) {
-    std::vector<HandoffNote> notes(shares.size());
+    std::vector<Note> notes(shares.size());
     std::uint32_t token = 0;
     bool agreed = true;
     for (std::size_t i = 0; i < shares.size(); i++) {
@@ -380,17 +386,21 @@ std::uint32_t releaseAll(const Incarnation& self, std::span<const Share> shares)
     // A libvirtd that died while it changed the token leaves two: neither can be quoted for all resources any more.
     if (token == 0 || !agreed)
         token = drawId();
+    // Who has nothing to hand over must not offer it: a joiner that never ran.
     for (std::size_t i = 0; i < shares.size(); i++)
-        if (shares[i].mode != Mode::readOnly && notes[i].token != token)
-            raiseHandoff(self, shares[i], token, notes[i].leaving);
+        if ((notes[i].owner || notes[i].token != 0) && notes[i].token != token)
+            notes[i] = raiseHandoff(self, shares[i], notes[i], token, notes[i].leaving);
     // Owner stays: QEMU still drains, and the image of a suspended guest is nobody else's. Only a live migration needs
     // it, because the destination acquires before we are dead: then a joiner is there, which alone has no handoff up.
     for (std::size_t i = 0; i < shares.size(); i++) {
         if (!notes[i].leaving)
             continue;
         View view = look(self, shares[i]);
-        if (view.peers > view.handoffs)
-            shares[i].medium->remove(ownerMark(shares[i].mode, self));
+        if (view.peers <= view.handoffs)
+            continue;
+        notes[i].owner = false;
+        shares[i].medium->setNote(notes[i]);
+        shares[i].medium->remove(ownerMark(shares[i].mode, self));
     }
     return token;
 }
@@ -399,11 +409,12 @@ std::uint32_t inquireAll(const Incarnation& self, std::span<const Share> shares)
     std::uint32_t token = drawId();
     for (const Share& share : shares)
         if (share.mode != Mode::readOnly)
-            raiseHandoff(self, share, token, true);
+            raiseHandoff(self, share, share.medium->note(), token, true);
     return token;
 }
 
 void downgrade(const Incarnation& self, const Share& share) {
+    share.medium->setNote({});
     place(share, presentMark(Mode::readOnly, self));
     // Our own write lock becomes a read lock in one step that cannot be refused: nobody else holds the byte.
     place(share, {MarkKind::owner, 0, 0}, LockType::read);
@@ -425,6 +436,7 @@ Answer upgrade(const Incarnation& self, const Share& share) {
         return refusal;
     }
     share.medium->remove(presentMark(Mode::readOnly, self));
+    share.medium->setNote({.owner = true});
     return std::nullopt;
 }
 

@@ -2,6 +2,8 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "core/lease/record.hpp"
 
+#include "core/os/text.hpp"
+
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
@@ -27,22 +29,8 @@ bool parseNumber(std::string_view text, Number& value, int base = 10) {
 
 } // namespace
 
-// No GLib function here that allocates: GLib before 2.76 has an allocator with locks of its own, and the forked child
-// must not wait for one that a thread of libvirtd held.
 std::string cleanName(std::string_view name) {
-    name = name.substr(0, kMaxName);
-    std::string clean;
-    while (!name.empty()) {
-        gunichar c = g_utf8_get_char_validated(name.data(), static_cast<gssize>(name.size()));
-        bool valid = c != static_cast<gunichar>(-1) && c != static_cast<gunichar>(-2);
-        std::size_t length = valid ? static_cast<std::size_t>(g_utf8_skip[static_cast<unsigned char>(name[0])]) : 1;
-        if (valid && g_unichar_isprint(c))
-            clean += name.substr(0, length);
-        else
-            clean += '?';
-        name.remove_prefix(length);
-    }
-    return clean;
+    return os::printable(name.substr(0, kMaxName));
 }
 
 std::string encodeRecord(const OwnerRecord& record) {

@@ -28,7 +28,7 @@ struct OwnerRecord {
 std::string encodeRecord(const OwnerRecord& record);
 std::optional<OwnerRecord> parseRecord(std::string_view text);
 
-// Printable, and no longer than libvirt would accept as a guest's name: for names that come from somewhere else.
+// Printable, and no longer than a file name may be.
 std::string cleanName(std::string_view name);
 
 // Best effort, in both directions: a file system without extended attributes only makes messages poorer.

@@ -11,7 +11,10 @@ namespace {
 std::string describe(int error, const std::string& operation, const std::string& subject) {
     char buffer[128];
     // The GNU variant: it may return a constant instead of filling the buffer.
-    return operation + " " + subject + ": " + strerror_r(error, buffer, sizeof buffer);
+    std::string text = operation + " " + subject + ": " + strerror_r(error, buffer, sizeof buffer);
+    if (error == EMFILE)
+        text += "; raise the limit of open files (LimitNOFILE= of libvirtd)";
+    return text;
 }
 
 } // namespace

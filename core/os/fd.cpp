@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include <fcntl.h>
+#include <sys/fsuid.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -27,14 +28,31 @@ FileId identify(int fd, const std::string& what) {
     return {status.st_dev, status.st_ino};
 }
 
+int tryOpen(const std::string& path, int flags, Fd& fd) {
+    do {
+        fd = Fd(::open(path.c_str(), flags | O_CLOEXEC));
+    } while (!fd.open() && errno == EINTR);
+    return fd.open() ? 0 : errno;
+}
+
 Fd openFile(const std::string& path, int flags) {
-    for (;;) {
-        Fd fd(::open(path.c_str(), flags | O_CLOEXEC));
-        if (fd.open())
-            return fd;
-        if (errno != EINTR)
-            throw SystemError(errno, "open", path);
-    }
+    Fd fd;
+    if (int error = tryOpen(path, flags, fd))
+        throw SystemError(error, "open", path);
+    return fd;
+}
+
+// The group first: without the privileges that setfsuid(2) takes away it could not be set.
+FileSystemUser::FileSystemUser(uid_t user, gid_t group)
+    : user_(static_cast<uid_t>(setfsuid(static_cast<uid_t>(-1)))),
+      group_(static_cast<gid_t>(setfsgid(static_cast<gid_t>(-1)))) {
+    (void)setfsgid(group);
+    (void)setfsuid(user);
+}
+
+FileSystemUser::~FileSystemUser() {
+    (void)setfsuid(user_);
+    (void)setfsgid(group_);
 }
 
 namespace {

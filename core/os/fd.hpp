@@ -48,6 +48,22 @@ FileId identify(int fd, const std::string& what);
 // open(2) with O_CLOEXEC added; EINTR retried.
 Fd openFile(const std::string& path, int flags);
 
+// The same without throwing: 0, or the error number.
+[[nodiscard]] int tryOpen(const std::string& path, int flags, Fd& fd);
+
+// This thread accesses files as this user and group while the object lives (setfsuid(2)); other threads are not
+// touched. Supplementary groups stay.
+class FileSystemUser {
+public:
+    FileSystemUser(uid_t user, gid_t group);
+    FileSystemUser(const FileSystemUser&) = delete;
+    ~FileSystemUser();
+
+private:
+    uid_t user_;
+    gid_t group_;
+};
+
 // The whole content of a small file, at most `limit` bytes. For /proc and the like.
 std::string readFile(const std::string& path, std::size_t limit);
 

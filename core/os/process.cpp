@@ -7,10 +7,12 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdio>
 #include <limits>
 #include <memory>
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -28,12 +30,15 @@ int pidfdGetfd(int pidfd, int number) {
     return static_cast<int>(syscall(SYS_pidfd_getfd, pidfd, number, 0));
 }
 
-// The entries of a /proc directory whose names are numbers. A directory that is gone or forbidden has none.
+// The entries of a /proc directory whose names are numbers. That of a process that is gone or forbidden has none; but
+// what could not be looked at is not empty.
 std::vector<int> numbersIn(const std::string& directory) {
     std::vector<int> numbers;
     std::unique_ptr<DIR, int (*)(DIR*)> dir(opendir(directory.c_str()), closedir);
-    if (!dir)
+    if (!dir && (errno == ENOENT || errno == ESRCH || errno == EACCES || errno == EPERM))
         return numbers;
+    if (!dir)
+        throw SystemError(errno, "list", directory);
     while (dirent* entry = readdir(dir.get())) {
         const char* end = entry->d_name + std::char_traits<char>::length(entry->d_name);
         int number = 0;
@@ -66,7 +71,11 @@ Process::Process(pid_t pid) : pid_(pid), pidfd_(pidfdOpen(pid)) {
 
 std::optional<Process> Process::openIfExists(pid_t pid) {
     Fd pidfd(pidfdOpen(pid));
-    return pidfd.open() ? std::optional(Process(pid, std::move(pidfd))) : std::nullopt;
+    if (pidfd.open())
+        return Process(pid, std::move(pidfd));
+    if (errno == ESRCH || errno == EINVAL) // EINVAL: no number of a process at all
+        return std::nullopt;
+    throw SystemError(errno, "open process", std::to_string(pid));
 }
 
 bool Process::diedWithin(std::chrono::milliseconds limit) const {
@@ -105,6 +114,25 @@ std::string commandName(pid_t pid) {
 
 std::vector<pid_t> listProcesses() {
     return numbersIn("/proc");
+}
+
+bool hasOpen(const Process& process, const FileId& file, Access access) {
+    for (int number : process.descriptors()) {
+        struct stat status;
+        std::string name = std::to_string(number);
+        if (stat((procPath(process.pid(), "fd/") + name).c_str(), &status) < 0 ||
+            FileId{status.st_dev, status.st_ino} != file)
+            continue;
+        // flags:	0100002 -- octal, as for open(2)
+        std::string info = readFileIfPossible(procPath(process.pid(), "fdinfo/") + name, 1 << 20).value_or("");
+        unsigned flags = 0;
+        std::size_t at = info.find("flags:");
+        if (access == Access::any ||
+            (at != std::string::npos && std::sscanf(info.c_str() + at, "flags: %o", &flags) == 1 &&
+             (flags & O_ACCMODE) != O_RDONLY))
+            return true;
+    }
+    return false;
 }
 
 std::vector<pid_t> findLockHolders(const FileId& file, std::int64_t first, std::int64_t last) {

@@ -7,6 +7,7 @@
 
 #include "core/os/fd.hpp"
 
+#include <array>
 #include <chrono>
 #include <optional>
 #include <string>
@@ -21,6 +22,8 @@ public:
     static std::optional<Process> openIfExists(pid_t pid);
 
     pid_t pid() const { return pid_; }
+    // The pidfd, as what a forked helper has to keep.
+    std::array<int, 1> descriptor() const { return {pidfd_.get()}; }
 
     // Waits until the process has died, for at most this long. A dead process holds nothing any more: its descriptors
     // are closed by the time its pidfd is readable.
@@ -46,6 +49,10 @@ std::string commandName(pid_t pid);
 
 // All processes of this pid namespace, as /proc lists them.
 std::vector<pid_t> listProcesses();
+
+// Whether the process has the file open: at all, or for writing. For a process that is gone, no.
+enum class Access { any, write };
+bool hasOpen(const Process& process, const FileId& file, Access access);
 
 // Processes that have the file open through a descriptor with an open-file-description lock on one of the bytes
 // first..last (/proc/PID/fdinfo). The lock may be of any type. Needs root for other users' processes; those that may

@@ -70,9 +70,10 @@ static_assert(sizeof(Entry) == 24);
 
 constexpr std::uint8_t kWritable = 1 << 0;
 constexpr std::uint8_t kJoined = 1 << 1;
+constexpr std::uint8_t kRemote = 1 << 2;
 
 [[noreturn]] void hostile(const std::string& problem) {
-    throw Error(Fault::invalid, "the leases kept in the guest's QEMU are damaged (" + problem +
+    throw Error(Fault::invalid, "the leases kept in its QEMU are damaged (" + problem +
                                     "): destroy and start the guest to protect its images again");
 }
 
@@ -99,7 +100,8 @@ std::string encodeMessage(Header header, const GuestTag& tag, std::span<const St
     std::string text(reinterpret_cast<const char*>(&header), sizeof header);
     text.append(tag.name, 0, header.nameLength);
     for (const StoredLease& lease : leases) {
-        std::uint8_t flags = (lease.writable ? kWritable : 0) | (lease.joined ? kJoined : 0);
+        std::uint8_t flags =
+            (lease.writable ? kWritable : 0) | (lease.joined ? kJoined : 0) | (lease.remote ? kRemote : 0);
         Entry entry{lease.file.device,
                     lease.file.inode,
                     lease.mode,
@@ -134,6 +136,7 @@ public:
             lease.mode = entry.mode;
             lease.writable = entry.flags & kWritable;
             lease.joined = entry.flags & kJoined;
+            lease.remote = entry.flags & kRemote;
             lease.path = take(entry.pathLength, kMaxPath);
             message.leases.push_back(std::move(lease));
         }
@@ -205,7 +208,7 @@ void sendMessage(int socket, const std::string& text, std::span<const StoredLeas
     }
     while (sendmsg(socket, &header, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
         if (errno != EINTR)
-            throw SystemError(errno, "store the leases in", "the guest's QEMU");
+            throw SystemError(errno, "store the leases in", "its QEMU");
 }
 
 // How many of the leases fit into one message.
@@ -220,8 +223,10 @@ std::size_t fitting(std::span<const StoredLease> leases) {
     return count;
 }
 
-// Appends a complete generation. `header` has the numbers and inodes of the pair.
-std::size_t sendGeneration(int socket, Header header, const GuestTag& tag, std::span<const StoredLease> leases) {
+// Appends a complete generation. `header` has the numbers and inodes of the pair; `sent` counts the
+// messages, also when not all of them could be sent.
+void sendGeneration(int socket, Header header, const GuestTag& tag, std::span<const StoredLease> leases,
+                    std::size_t& sent) {
     std::vector<std::span<const StoredLease>> parts;
     for (auto rest = leases; parts.empty() || !rest.empty(); rest = rest.subspan(parts.back().size()))
         parts.push_back(rest.first(fitting(rest)));
@@ -230,9 +235,10 @@ std::size_t sendGeneration(int socket, Header header, const GuestTag& tag, std::
                                             " leases: leasehold stores at most " + std::to_string(kMaxLeases));
     header.parts = static_cast<std::uint32_t>(parts.size());
     header.totalLeases = static_cast<std::uint32_t>(leases.size());
-    for (header.part = 0; header.part < header.parts; header.part++)
+    for (header.part = 0; header.part < header.parts; header.part++) {
         sendMessage(socket, encodeMessage(header, tag, parts[header.part]), parts[header.part]);
-    return parts.size();
+        sent++;
+    }
 }
 
 std::vector<os::Fd> collectDescriptors(msghdr& header) {
@@ -271,7 +277,7 @@ RawMessage peekRaw(int socket, std::span<char> buffer) {
         if (errno == EAGAIN)
             return {};
         if (errno != EINTR)
-            throw SystemError(errno, "read the leases in", "the guest's QEMU");
+            throw SystemError(errno, "read the leases in", "its QEMU");
     }
     // Length 0: QEMU has closed the other end, or sent nothing. Both make what follows useless.
     return {{buffer.data(), static_cast<std::size_t>(length)}, collectDescriptors(header), header.msg_flags};
@@ -283,7 +289,7 @@ Message parseMessage(RawMessage raw) {
     // Fewer descriptors than were sent: our table is full (or a security module forbids one). Nothing is lost in
     // QEMU, but a lease that we cannot see is a lease that we cannot keep.
     if (raw.flags & MSG_CTRUNC)
-        throw SystemError(EMFILE, "receive all leases of", "the guest's QEMU");
+        throw SystemError(EMFILE, "receive all leases from", "its QEMU");
     Message message = Parser(raw.text).parse();
     if (raw.fds.size() != message.leases.size())
         hostile("descriptors are missing");
@@ -306,9 +312,12 @@ bool isVesselOf(std::string_view text, const std::array<unsigned char, 16>& uuid
 // vessel can open that folder. Nothing when the process is gone or somebody else keeps the lock.
 std::optional<os::Fd> tryLockOut(const os::Process& process, std::chrono::milliseconds limit) {
     std::string path = "/proc/" + std::to_string(process.pid()) + "/fd";
-    os::Fd directory(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!directory.open())
+    os::Fd directory;
+    int error = os::tryOpen(path, O_RDONLY | O_DIRECTORY, directory);
+    if (error == ENOENT || error == ESRCH)
         return std::nullopt;
+    if (error != 0)
+        throw SystemError(error, "open", path);
     auto deadline = std::chrono::steady_clock::now() + limit;
     while (flock(directory.get(), LOCK_EX | LOCK_NB) < 0)
         if (std::chrono::steady_clock::now() > deadline || process.diedWithin(std::chrono::milliseconds(5)))
@@ -319,7 +328,9 @@ std::optional<os::Fd> tryLockOut(const os::Process& process, std::chrono::millis
 os::Fd lockOut(const os::Process& process) {
     auto locked = tryLockOut(process, std::chrono::seconds(2));
     if (!locked)
-        throw SystemError(EBUSY, "read the leases in process", std::to_string(process.pid()));
+        throw Error(Fault::system,
+                    "the leases in its QEMU cannot be read: the QEMU has ended, or another program keeps "
+                    "its /proc/PID/fd locked (flock; see /proc/locks)");
     return std::move(*locked);
 }
 
@@ -396,7 +407,7 @@ os::Fd inheritable(const os::Fd& end, int number) {
 
 } // namespace
 
-void plantVessel(const GuestTag& tag, std::span<const StoredLease> leases) {
+VesselEnds::VesselEnds() {
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
         throw SystemError(errno, "create", "a socket pair");
@@ -404,16 +415,44 @@ void plantVessel(const GuestTag& tag, std::span<const StoredLease> leases) {
     // The privileged variant is not bounded by net.core.wmem_max. Without either, large guests are refused.
     if (setsockopt(in.get(), SOL_SOCKET, SO_SNDBUFFORCE, &kSendBuffer, sizeof kSendBuffer) < 0)
         (void)setsockopt(in.get(), SOL_SOCKET, SO_SNDBUF, &kSendBuffer, sizeof kSendBuffer);
-    os::Fd inCopy = inheritable(in, kFirstNumber), outCopy = inheritable(out, kFirstNumber + 1);
+    in_ = inheritable(in, kFirstNumber);
+    out_ = inheritable(out, kFirstNumber + 1);
+}
+
+void VesselEnds::plant(const GuestTag& tag, std::span<const StoredLease> leases) const {
     Header header{};
     header.generation = 1;
-    header.numbers[0] = inCopy.get();
-    header.numbers[1] = outCopy.get();
-    header.socketInodes[0] = inodeOf(in);
-    header.socketInodes[1] = inodeOf(out);
-    sendGeneration(in.get(), header, tag, leases);
-    inCopy.release();
-    outCopy.release();
+    header.numbers[0] = in_.get();
+    header.numbers[1] = out_.get();
+    header.socketInodes[0] = inodeOf(in_);
+    header.socketInodes[1] = inodeOf(out_);
+    std::size_t sent = 0;
+    sendGeneration(in_.get(), header, tag, leases, sent);
+}
+
+void VesselEnds::leaveToQemu() {
+    in_.release();
+    out_.release();
+}
+
+std::optional<Manifest> Vessel::inspectManifest(const os::Process& process, const std::array<unsigned char, 16>& uuid) {
+    auto out = process.takeDescriptor(kFirstNumber + 1);
+    int position = 0, waiting = 0;
+    socklen_t size = sizeof position;
+    if (!out || getsockopt(out->get(), SOL_SOCKET, SO_PEEK_OFF, &position, &size) < 0 || position >= 0)
+        return std::nullopt;
+    char room[kMaxMessage];
+    ssize_t length = recv(out->get(), room, sizeof room, MSG_PEEK | MSG_DONTWAIT);
+    if (length < 0 || !isVesselOf({room, static_cast<std::size_t>(length)}, uuid) ||
+        ioctl(out->get(), SIOCINQ, &waiting) < 0 || waiting != length)
+        return std::nullopt;
+    Message message = Parser({room, static_cast<std::size_t>(length)}).parse();
+    Manifest manifest;
+    for (StoredLease& lease : message.leases) {
+        manifest.remote = manifest.remote || lease.remote;
+        manifest.paths.push_back(std::move(lease.path));
+    }
+    return manifest;
 }
 
 std::optional<Vessel> Vessel::retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid) {
@@ -466,7 +505,7 @@ void Vessel::readAll() {
     char room[kMaxMessage];
     int start = 0, off = -1;
     if (setsockopt(out_.get(), SOL_SOCKET, SO_PEEK_OFF, &start, sizeof start) < 0)
-        throw SystemError(errno, "read the leases in", "the guest's QEMU");
+        throw SystemError(errno, "read the leases in", "its QEMU");
     std::vector<StoredLease> candidate;
     std::uint32_t nextPart = 0;
     std::uint64_t current = 0;
@@ -478,6 +517,11 @@ void Vessel::readAll() {
             hostile("too many messages");
         if (message.tag != tag_)
             hostile("two guests in one vessel");
+        // A change was interrupted while it took out the old generation: its first parts are gone.
+        if (current == 0 && header.part != 0) {
+            begun++;
+            continue;
+        }
         if (header.part == 0) {
             if (header.generation <= current)
                 hostile("generations out of order");
@@ -499,6 +543,7 @@ void Vessel::readAll() {
         numbers_ = {header.numbers[0], header.numbers[1]};
         socketInodes_ = {header.socketInodes[0], header.socketInodes[1]};
         complete++;
+        stale_ = queued_ - header.parts;
         nextPart = 0;
     }
     (void)setsockopt(out_.get(), SOL_SOCKET, SO_PEEK_OFF, &off, sizeof off);
@@ -513,25 +558,33 @@ void Vessel::replace() {
     auto in = process_->takeDescriptor(numbers_[0]);
     if (!in || !isSeqpacket(in->get()) || inodeOf(*in) != socketInodes_[0] || inodeOf(out_) != socketInodes_[1])
         hostile("an end is missing");
+    // What was before the newest complete generation is of no use any more. Gone first, so that however many changes
+    // are interrupted, the queue does not grow.
+    takeOut(stale_);
+    stale_ = 0;
     Header header{};
-    header.generation = generation_ + 1;
+    header.generation = ++generation_;
     std::copy(numbers_.begin(), numbers_.end(), header.numbers);
     std::copy(socketInodes_.begin(), socketInodes_.end(), header.socketInodes);
-    std::size_t sent = sendGeneration(in->get(), header, tag_, leases_);
+    std::size_t old = queued_;
+    sendGeneration(in->get(), header, tag_, leases_, queued_);
     // From here on the new generation counts. Taking the old messages out closes their descriptors; the leases that
     // are in the new one live on through it.
-    char rest;
-    while (queued_ > 0) {
-        if (recv(out_.get(), &rest, sizeof rest, MSG_DONTWAIT) >= 0)
-            queued_--;
-        else if (errno == EAGAIN)
-            break;
-        else if (errno != EINTR)
-            throw SystemError(errno, "remove old leases from", "the guest's QEMU");
-    }
-    queued_ = sent;
-    generation_++;
+    takeOut(old);
     disordered_ = false;
+}
+
+void Vessel::takeOut(std::size_t count) {
+    for (char rest; count > 0;) {
+        if (recv(out_.get(), &rest, sizeof rest, MSG_DONTWAIT) >= 0) {
+            count--;
+            queued_--;
+        } else if (errno == EAGAIN) {
+            return;
+        } else if (errno != EINTR) {
+            throw SystemError(errno, "remove old leases from", "its QEMU");
+        }
+    }
 }
 
 std::optional<GuestTag> inspectGuest(pid_t pid) {

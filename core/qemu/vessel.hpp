@@ -42,19 +42,41 @@ struct StoredLease {
     std::uint8_t mode = 0; // lease::Mode
     bool writable = false; // the descriptor is open for writing
     bool joined = false;   // another incarnation had the lease when this one registered
+    bool remote = false;   // calls on its storage may hang
     std::string path;      // as libvirt named it; for people
     os::Fd fd;
 };
 
-// In the forked child that will become QEMU: makes the pair, puts the leases into it and leaves the two ends to be
-// inherited. The descriptors stay open in this process too, O_CLOEXEC.
-void plantVessel(const GuestTag& tag, std::span<const StoredLease> leases);
+// The two ends, in the process that will become QEMU. They stay open across exec once they are left to it.
+class VesselEnds {
+public:
+    VesselEnds();
+
+    // Puts the first set of leases in. Also from a process that was forked from this one: the leases' descriptors need
+    // not exist here.
+    void plant(const GuestTag& tag, std::span<const StoredLease> leases) const;
+    void leaveToQemu();
+    std::array<int, 2> numbers() const { return {in_.get(), out_.get()}; }
+
+private:
+    os::Fd in_, out_;
+};
+
+// What can be told without touching a single lease: for a guest whose storage may hang.
+struct Manifest {
+    bool remote = false;
+    std::vector<std::string> paths;
+};
 
 class Vessel {
 public:
     // Finds the vessel of this guest in the process: nothing when it has none. Throws Error(Fault::invalid) on a
-    // vessel that is not what plantVessel and replace make. The process must outlive the vessel.
+    // vessel that is not what VesselEnds and replace make. The process must outlive the vessel.
     static std::optional<Vessel> retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid);
+
+    // Nothing when the process keeps no vessel of this guest where it is looked for first, or more than one message.
+    static std::optional<Manifest> inspectManifest(const os::Process& process,
+                                                   const std::array<unsigned char, 16>& uuid);
 
     const GuestTag& tag() const { return tag_; }
     std::vector<StoredLease>& leases() { return leases_; }
@@ -69,6 +91,7 @@ private:
     Vessel(const os::Process& process) : process_(&process) {}
     bool tryReadAtOnce(const std::array<unsigned char, 16>& uuid);
     void readAll();
+    void takeOut(std::size_t count);
 
     const os::Process* process_;
     GuestTag tag_;
@@ -77,6 +100,7 @@ private:
     std::array<std::uint64_t, 2> socketInodes_{};
     std::uint64_t generation_ = 0;
     std::size_t queued_ = 0; // messages in the queue
+    std::size_t stale_ = 0;  // of these, those before the newest complete generation
     bool disordered_ = false;
     std::vector<StoredLease> leases_;
 };

@@ -3,12 +3,9 @@
 #include "core/storage/classify.hpp"
 
 #include "core/os/error.hpp"
-#include "core/os/fd.hpp"
 
-#include <algorithm>
 #include <array>
 #include <cstdio>
-#include <sstream>
 
 #include <sys/statfs.h>
 
@@ -16,97 +13,162 @@ namespace leasehold::storage {
 
 namespace {
 
-struct FileSystem {
-    std::uint32_t magic;
-    const char* name;
-    LockKind lock;
-    const char* reason;
-};
+Storage local(std::string name) {
+    return {.name = std::move(name), .lock = LockKind::byteRange, .reason = ""};
+}
 
-// Magic numbers: statfs(2), linux/magic.h and the file systems' own sources. Reasons: DESIGN.md, "Media".
-// A file system that is not listed here promises nothing.
-constexpr std::array kFileSystems{
-    FileSystem{0x0000ef53, "ext4", LockKind::byteRange, ""}, // ext2 and ext3 share the number
-    FileSystem{0x58465342, "xfs", LockKind::byteRange, ""},
-    FileSystem{0x9123683e, "btrfs", LockKind::byteRange, ""},
-    FileSystem{0x2fc12fc1, "zfs", LockKind::byteRange, ""},
-    FileSystem{0x01021994, "tmpfs", LockKind::byteRange, ""},
-    FileSystem{0x858458f6, "ramfs", LockKind::byteRange, ""},
-    FileSystem{0x794c7630, "overlay", LockKind::byteRange, ""},
-    FileSystem{0xf2f52010, "f2fs", LockKind::byteRange, ""},
-    // Read-only media: images of CDs that are mounted, not used as a disk.
-    FileSystem{0x00009660, "iso9660", LockKind::byteRange, ""},
-    FileSystem{0x15013346, "udf", LockKind::byteRange, ""},
-    FileSystem{0x73717368, "squashfs", LockKind::byteRange, ""},
-    FileSystem{0x00006969, "NFS", LockKind::none, "its locks depend on the protocol version and the mount options"},
-    FileSystem{0x7461636f, "OCFS2", LockKind::none,
-               "byte-range locks stay on the local node there unless a userspace cluster stack is used"},
-    FileSystem{0x01161970, "GFS2", LockKind::none, "its locks depend on dlm_controld of the whole cluster"},
-    FileSystem{0x00c36400, "CephFS", LockKind::none, "a lost client session drops locks without a word"},
-    FileSystem{0x65735546, "FUSE", LockKind::none, "what a lock means there is up to the file system's own process"},
-    FileSystem{0xfe534d42, "SMB", LockKind::none, "its locks depend on the server and the mount options"},
-    FileSystem{0xff534d42, "SMB", LockKind::none, "its locks depend on the server and the mount options"},
-    FileSystem{0x0bd00bd0, "Lustre", LockKind::none, "its locks depend on the mount option flock"},
-    FileSystem{0x01021997, "9p", LockKind::none, "its server may grant every lock to everybody"},
-    FileSystem{0x19830326, "BeeGFS", LockKind::none, "its locks are local unless tuneUseGlobalFileLocks is set"},
-    FileSystem{0x47504653, "GPFS", LockKind::none, "its locks have not been tried"},
-};
+Storage everywhere(std::string name, std::string reason = "") {
+    return {.name = std::move(name),
+            .lock = LockKind::byteRange,
+            .scope = Scope::allHosts,
+            .remote = true,
+            .reason = std::move(reason)};
+}
 
-} // namespace
+Storage untrusted(std::string name, std::string reason) {
+    return {.name = std::move(name), .remote = true, .reason = std::move(reason)};
+}
 
-Storage classifyByMagic(std::uint32_t magic, const std::string& mountType) {
-    auto known = std::find_if(kFileSystems.begin(), kFileSystems.end(),
-                              [&](const FileSystem& candidate) { return candidate.magic == magic; });
-    if (known == kFileSystems.end()) {
-        char number[16];
-        std::snprintf(number, sizeof number, "0x%08x", magic);
-        return {mountType.empty() ? "an unknown file system (" + std::string(number) + ")" : mountType, LockKind::none,
-                "how locks behave there is not known"};
-    }
-    Storage storage{known->name, known->lock, known->reason};
-    // All FUSE file systems share one number; the mount says which it is. virtiofs is FUSE without the word.
-    if (storage.name == "FUSE" && !mountType.empty())
-        storage.name = mountType;
+// NFS. Options: nfs(5).
+Storage classifyNfs(const std::optional<Mount>& mount) {
+    std::string version = mount ? mount->value("vers").value_or("") : "";
+    if (version.empty())
+        return untrusted("NFS",
+                         "its protocol version cannot be told, and locks depend on it: see that /proc/self/mountinfo "
+                         "can be read");
+    if (version.starts_with("4"))
+        return everywhere("NFSv" + version);
+    // Version 3 locks go through lockd, unless somebody switched it off: then they are granted without asking anybody.
+    std::string locks = mount->value("local_lock").value_or("none");
+    if (mount->has("nolock") || locks == "all" || locks == "posix")
+        return untrusted("NFSv" + version, "it is mounted with " +
+                                               (mount->has("nolock") ? std::string("nolock") : "local_lock=" + locks) +
+                                               ", which keeps locks on this host: mount it without, or with vers=4.2");
+    Storage storage =
+        everywhere("NFSv" + version, "the locks of a host that died stay until its statd, or the server's "
+                                     "administrator, clears them");
+    storage.hidesReadLocks = true;
     return storage;
 }
 
-std::string mountTypeOf(const std::string& mountinfo, int mountId) {
-    // 36 35 98:0 /root /mountpoint rw,noatime shared:1 - ext4 /dev/sda1 rw
-    std::istringstream lines(mountinfo);
-    for (std::string line; std::getline(lines, line);) {
-        std::istringstream words(line);
-        int id = 0;
-        if (!(words >> id) || id != mountId)
-            continue;
-        for (std::string word; words >> word;)
-            if (word == "-")
-                return (words >> word) ? word : std::string();
-    }
-    return {};
+// OCFS2: Linux fs/ocfs2/super.c (ocfs2_show_options), fs/ocfs2/locks.c.
+Storage classifyOcfs2(const std::optional<Mount>& mount) {
+    if (!mount)
+        return untrusted("OCFS2", "its cluster stack cannot be told: see that /proc/self/mountinfo can be read");
+    if (mount->has("localflocks"))
+        return untrusted("OCFS2", "it is mounted with localflocks, which keeps locks on this host: mount it without");
+    if (mount->value("cluster_stack") == "o2cb")
+        return untrusted("OCFS2 (o2cb)",
+                         "byte-range locks stay on the local node with the o2cb stack, and this version "
+                         "does not use flock yet");
+    if (mount->value("cluster_stack"))
+        return everywhere("OCFS2 (" + *mount->value("cluster_stack") + ")");
+    return local("OCFS2 (local)"); // heartbeat=none: not a cluster mount
 }
 
-namespace {
-
-// Only for the name in a refusal: nothing is decided by it.
-std::string mountTypeOfDescriptor(int fd) {
-    std::istringstream words(os::readFileIfPossible("/proc/self/fdinfo/" + std::to_string(fd), 1 << 16).value_or(""));
-    for (std::string word; words >> word;)
-        if (int id = 0; word == "mnt_id:" && words >> id)
-            return mountTypeOf(os::readFileIfPossible("/proc/self/mountinfo", 4 << 20).value_or(""), id);
-    return {};
+// GFS2: gfs2(5), Linux fs/gfs2/ops_fstype.c.
+Storage classifyGfs2(const std::optional<Mount>& mount) {
+    if (!mount)
+        return untrusted("GFS2", "its lock protocol cannot be told: see that /proc/self/mountinfo can be read");
+    if (mount->has("localflocks"))
+        return untrusted("GFS2", "it is mounted with localflocks, which keeps locks on this host: mount it without");
+    if (mount->value("lockproto") == "lock_nolock")
+        return local("GFS2 (lock_nolock)");
+    return everywhere("GFS2", "when dlm_controld dies, every lock call of this host hangs");
 }
+
+// mount.cifs(8).
+Storage classifySmb(const std::optional<Mount>& mount) {
+    if (!mount || mount->has("nobrl"))
+        return untrusted("SMB", "it is mounted with nobrl, which keeps locks on this host: mount it without");
+    return everywhere("SMB");
+}
+
+// Lustre's mount.lustre(8).
+Storage classifyLustre(const std::optional<Mount>& mount) {
+    if (mount && mount->has("flock"))
+        return everywhere("Lustre");
+    return untrusted("Lustre", "it is mounted without the option flock, so its locks do not reach other hosts");
+}
+
+// All FUSE file systems share one magic number; the mount says which one it is. virtiofs is FUSE without the word.
+Storage classifyFuse(const std::optional<Mount>& mount) {
+    std::string name = mount ? mount->type : "FUSE";
+    if (name == "fuse.glusterfs")
+        return everywhere("GlusterFS", "after an interruption longer than ping-timeout the bricks give the lock away, "
+                                       "without a word to its holder");
+    if (name == "fuse.ceph" || name == "fuse.ceph-fuse")
+        return everywhere("CephFS (FUSE)");
+    if (name == "fuseblk")
+        return untrusted(name, "what a lock means there is up to the file system's own process");
+    if (name == "virtiofs")
+        return untrusted(name, "its locks stay in this guest unless virtiofsd was told otherwise");
+    if (name == "fuse.sshfs")
+        return untrusted(name, "its locks stay on this host: use NFS to share images");
+    return untrusted(name, "what a lock means there is up to the file system's own process");
+}
+
+using Rule = Storage (*)(const std::optional<Mount>&);
+
+struct FileSystem {
+    std::uint32_t magic;
+    Rule classify;
+};
+
+// Numbers: statfs(2), linux/magic.h and the file systems' own sources. What is not listed here promises nothing.
+constexpr std::array kFileSystems{
+    FileSystem{0x0000ef53, [](const std::optional<Mount>& mount) { return local(mount ? mount->type : "ext4"); }},
+    FileSystem{0x58465342, [](const std::optional<Mount>&) { return local("xfs"); }},
+    FileSystem{0x9123683e, [](const std::optional<Mount>&) { return local("btrfs"); }},
+    FileSystem{0x2fc12fc1, [](const std::optional<Mount>&) { return local("zfs"); }},
+    FileSystem{0x01021994, [](const std::optional<Mount>&) { return local("tmpfs"); }},
+    FileSystem{0x858458f6, [](const std::optional<Mount>&) { return local("ramfs"); }},
+    FileSystem{0x794c7630, [](const std::optional<Mount>&) { return local("overlay"); }},
+    FileSystem{0xf2f52010, [](const std::optional<Mount>&) { return local("f2fs"); }},
+    // Read-only media: images of CDs that are mounted, not used as a disk.
+    FileSystem{0x00009660, [](const std::optional<Mount>&) { return local("iso9660"); }},
+    FileSystem{0x15013346, [](const std::optional<Mount>&) { return local("udf"); }},
+    FileSystem{0x73717368, [](const std::optional<Mount>&) { return local("squashfs"); }},
+    FileSystem{0x00006969, classifyNfs},
+    FileSystem{0x7461636f, classifyOcfs2},
+    FileSystem{0x01161970, classifyGfs2},
+    FileSystem{0x00c36400, [](const std::optional<Mount>&) { return everywhere("CephFS"); }},
+    FileSystem{0x65735546, classifyFuse},
+    FileSystem{0xfe534d42, classifySmb},
+    FileSystem{0xff534d42, classifySmb},
+    FileSystem{0x0bd00bd0, classifyLustre},
+    FileSystem{
+        0x01021997,
+        [](const std::optional<Mount>&) { return untrusted("9p", "its server may grant every lock to everybody"); }},
+    FileSystem{0x19830326,
+               [](const std::optional<Mount>&) {
+                   return untrusted("BeeGFS", "its locks stay on this host unless tuneUseGlobalFileLocks is set");
+               }},
+    FileSystem{0x47504653,
+               [](const std::optional<Mount>&) { return untrusted("GPFS", "its locks have not been tried"); }},
+};
 
 } // namespace
+
+Storage classifyMount(std::uint32_t magic, const std::optional<Mount>& mount) {
+    for (const FileSystem& candidate : kFileSystems)
+        if (candidate.magic == magic)
+            return candidate.classify(mount);
+    char number[16];
+    std::snprintf(number, sizeof number, "0x%08x", magic);
+    return untrusted(mount ? mount->type : "an unknown file system (" + std::string(number) + ")",
+                     "how locks behave there is not known");
+}
 
 Storage classify(int fd, const std::string& path) {
     struct statfs status;
     while (fstatfs(fd, &status) < 0)
         if (errno != EINTR)
             throw SystemError(errno, "look at the file system of", path);
-    Storage storage = classifyByMagic(static_cast<std::uint32_t>(status.f_type), "");
-    if (storage.lock == LockKind::none)
-        storage = classifyByMagic(static_cast<std::uint32_t>(status.f_type), mountTypeOfDescriptor(fd));
-    return storage;
+    auto magic = static_cast<std::uint32_t>(status.f_type);
+    // The options matter for everything but the plain local ones, and reading them costs more than all else.
+    Storage storage = classifyMount(magic, std::nullopt);
+    return storage.remote || storage.lock == LockKind::none ? classifyMount(magic, mountOf(fd)) : storage;
 }
 
 } // namespace leasehold::storage

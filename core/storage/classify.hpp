@@ -2,8 +2,11 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #pragma once
 
-// What storage is behind an open file, and which lock can be trusted there. Found out by looking (fstatfs(2),
-// mountinfo), never by what somebody configured. Knows nothing of leases.
+// What storage is behind an open file, and which lock can be trusted there. Found out by looking (fstatfs(2), the
+// mount's type and options), never by what somebody configured. Knows nothing of leases. DESIGN.md, "Media", has the
+// table with the sources.
+
+#include "core/storage/mount.hpp"
 
 #include <cstdint>
 #include <string>
@@ -11,22 +14,28 @@
 namespace leasehold::storage {
 
 enum class LockKind {
-    byteRange, // open-file-description locks on the file itself reach everybody who can open it
+    byteRange, // open-file-description locks on the file itself
     none,      // not, or not known: a lease here would only pretend
 };
 
+// Whom a lock keeps out.
+enum class Scope { thisHost, allHosts };
+
 struct Storage {
-    std::string name; // what an administrator calls it: "ext4", "NFS", "fuse.sshfs"
+    std::string name; // what an administrator calls it: "ext4", "NFSv4.2", "fuse.sshfs"
     LockKind lock = LockKind::none;
-    std::string reason; // why there is no lock to trust, as a clause; empty where there is one
+    Scope scope = Scope::thisHost;
+    // Calls may hang for as long as a server or cluster does not answer, lock calls that never wait too.
+    bool remote = false;
+    // F_OFD_GETLK does not show read locks of other hosts (NFSv3): only trying a write lock finds them.
+    bool hidesReadLocks = false;
+    // Why there is no lock to trust, and what to do, as a clause. Or what even a good lock cannot promise here.
+    std::string reason;
 };
 
 Storage classify(int fd, const std::string& path);
 
-// Pure parts of it, for tests and for `leasehold classify`.
-Storage classifyByMagic(std::uint32_t magic, const std::string& mountType);
-
-// The file system type of the mount with this id in a mountinfo text (proc(5)); empty when it is not listed.
-std::string mountTypeOf(const std::string& mountinfo, int mountId);
+// The pure part: the file system's magic number (statfs(2)), and its mount if /proc tells.
+Storage classifyMount(std::uint32_t magic, const std::optional<Mount>& mount);
 
 } // namespace leasehold::storage

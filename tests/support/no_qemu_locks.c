@@ -13,17 +13,15 @@
 
 enum { FIRST_LOCK_BYTE = 100, LAST_LOCK_BYTE = 204 };
 
-static int isImageLock(int command, const struct flock *lock)
-{
+static int isImageLock(int command, const struct flock* lock) {
     return (command == F_OFD_SETLK || command == F_OFD_SETLKW || command == F_OFD_GETLK) &&
            lock->l_whence == SEEK_SET && lock->l_start >= FIRST_LOCK_BYTE && lock->l_start <= LAST_LOCK_BYTE;
 }
 
-static int answer(const char *function, int fd, int command, void *argument)
-{
+static int answer(const char* function, int fd, int command, void* argument) {
     if (isImageLock(command, argument)) {
         if (command == F_OFD_GETLK)
-            ((struct flock *)argument)->l_type = F_UNLCK;
+            ((struct flock*)argument)->l_type = F_UNLCK;
         return 0;
     }
     int (*next)(int, int, ...) = (int (*)(int, int, ...))dlsym(RTLD_NEXT, function);
@@ -34,20 +32,18 @@ static int answer(const char *function, int fd, int command, void *argument)
  * whatever its type is. */
 _Static_assert(sizeof(struct flock) == sizeof(struct flock64), "this shim is for 64-bit systems");
 
-int fcntl(int fd, int command, ...)
-{
+int fcntl(int fd, int command, ...) {
     va_list list;
     va_start(list, command);
-    void *argument = va_arg(list, void *);
+    void* argument = va_arg(list, void*);
     va_end(list);
     return answer("fcntl", fd, command, argument);
 }
 
-int fcntl64(int fd, int command, ...)
-{
+int fcntl64(int fd, int command, ...) {
     va_list list;
     va_start(list, command);
-    void *argument = va_arg(list, void *);
+    void* argument = va_arg(list, void*);
     va_end(list);
     return answer("fcntl64", fd, command, argument);
 }

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#pragma once
+
+// Texts that come from somewhere else: names of guests, images and hosts may hold anything.
+
+#include <string>
+#include <string_view>
+
+namespace leasehold::os {
+
+// What cannot be printed in one line becomes "?".
+std::string printable(std::string_view text);
+
+} // namespace leasehold::os

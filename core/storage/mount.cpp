@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/storage/mount.hpp"
+
+#include "core/os/fd.hpp"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+
+#include <fcntl.h>
+#include <poll.h>
+
+namespace leasehold::storage {
+
+namespace {
+
+constexpr const char* kMountinfo = "/proc/self/mountinfo";
+
+std::vector<std::string_view> split(std::string_view text, char separator) {
+    std::vector<std::string_view> words;
+    while (!text.empty()) {
+        std::string_view word = text.substr(0, text.find(separator));
+        text.remove_prefix(std::min(text.size(), word.size() + 1));
+        if (!word.empty())
+            words.push_back(word);
+    }
+    return words;
+}
+
+// Spaces, tabs, newlines and backslashes stand as three octal digits.
+std::string unescape(std::string_view text) {
+    std::string plain;
+    for (std::size_t i = 0; i < text.size(); i++) {
+        unsigned code = 0;
+        if (text[i] == '\\' && i + 3 < text.size() &&
+            std::from_chars(text.data() + i + 1, text.data() + i + 4, code, 8).ptr == text.data() + i + 4) {
+            plain += static_cast<char>(code);
+            i += 3;
+        } else {
+            plain += text[i];
+        }
+    }
+    return plain;
+}
+
+int parseId(std::string_view text) {
+    int id = -1;
+    std::from_chars(text.data(), text.data() + text.size(), id);
+    return id;
+}
+
+} // namespace
+
+bool Mount::has(std::string_view option) const {
+    return std::find(options.begin(), options.end(), option) != options.end();
+}
+
+std::optional<std::string> Mount::value(std::string_view key) const {
+    for (const std::string& option : options)
+        if (option.size() > key.size() && option.starts_with(key) && option[key.size()] == '=')
+            return option.substr(key.size() + 1);
+    return std::nullopt;
+}
+
+std::optional<Mount> findMount(std::string_view mountinfo, int id) {
+    // 36 35 98:0 /root /mountpoint rw,noatime shared:1 - ext4 /dev/sda1 rw,errors=continue
+    for (std::string_view line : split(mountinfo, '\n')) {
+        std::vector<std::string_view> words = split(line, ' ');
+        auto dash = std::find(words.begin(), words.end(), "-");
+        if (words.size() < 6 || parseId(words[0]) != id || words.end() - dash < 3)
+            continue;
+        // An empty source leaves only two words behind the type.
+        bool source = words.end() - dash > 3;
+        Mount mount{id, unescape(words[4]), std::string(dash[1]), source ? unescape(dash[2]) : "", {}};
+        for (std::string_view option : split(words[5], ','))
+            mount.options.push_back(unescape(option));
+        for (std::string_view option : split(words.back(), ','))
+            mount.options.push_back(unescape(option));
+        return mount;
+    }
+    return std::nullopt;
+}
+
+bool anyRemote(std::string_view mountinfo) {
+    // Those of the kernel that keep data elsewhere; all of FUSE, because there is a process behind it.
+    constexpr std::array<std::string_view, 13> kTypes{"nfs", "nfs4",   "cifs",   "smb3", "ceph", "ocfs2",   "gfs2",
+                                                      "9p",  "lustre", "beegfs", "gpfs", "afs",  "virtiofs"};
+    for (std::string_view line : split(mountinfo, '\n')) {
+        std::size_t dash = line.find(" - ");
+        if (dash == std::string_view::npos)
+            continue;
+        std::string_view type = line.substr(dash + 3);
+        type = type.substr(0, type.find(' '));
+        if (type.starts_with("fuse.") || type == "fuse" ||
+            std::find(kTypes.begin(), kTypes.end(), type) != kTypes.end())
+            return true;
+    }
+    return false;
+}
+
+bool hostHasRemoteMounts() {
+    // What cannot be read is not known to be local.
+    auto mountinfo = os::readFileIfPossible(kMountinfo, 8 << 20);
+    return !mountinfo || anyRemote(*mountinfo);
+}
+
+MountTable::MountTable() : table_(os::openFile(kMountinfo, O_RDONLY)) {}
+
+bool MountTable::hasRemote() {
+    std::lock_guard lock(mutex_);
+    pollfd event{table_.get(), POLLPRI, 0};
+    // A change that comes while we read is reported by the next poll.
+    if (poll(&event, 1, 0) != 0 || !known_)
+        remote_ = hostHasRemoteMounts();
+    known_ = true;
+    return remote_;
+}
+
+std::optional<Mount> mountOf(int fd) {
+    std::string info = os::readFileIfPossible("/proc/self/fdinfo/" + std::to_string(fd), 1 << 20).value_or("");
+    std::size_t at = info.find("mnt_id:");
+    if (at == std::string::npos)
+        return std::nullopt;
+    at = info.find_first_of("0123456789", at);
+    if (at == std::string::npos)
+        return std::nullopt;
+    return findMount(os::readFileIfPossible(kMountinfo, 8 << 20).value_or(""),
+                     parseId(std::string_view(info).substr(at)));
+}
+
+} // namespace leasehold::storage

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#pragma once
+
+// What the kernel says about a mount: /proc/self/mountinfo, proc(5). Pure parsing, and one function that asks for the
+// mount of an open file.
+
+#include "core/os/fd.hpp"
+
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace leasehold::storage {
+
+struct Mount {
+    int id = 0;
+    std::string point;
+    std::string type;                 // "nfs4", "fuse.glusterfs"
+    std::string source;               // "server:/export"
+    std::vector<std::string> options; // of the mount, then of the file system
+
+    bool has(std::string_view option) const;
+    // The value of `key=value`; nothing when the option is not there.
+    std::optional<std::string> value(std::string_view key) const;
+};
+
+// The mount with this id in a mountinfo text.
+std::optional<Mount> findMount(std::string_view mountinfo, int id);
+
+// The mount of an open file. Nothing when /proc does not tell.
+std::optional<Mount> mountOf(int fd);
+
+// Whether any of the mounts is of a type whose calls can hang until somebody else answers. Told by the type alone: not
+// one of them is touched.
+bool anyRemote(std::string_view mountinfo);
+
+// The same for this host, remembered until the kernel reports a change (proc(5), mountinfo can be polled). Not for a
+// forked child: it has a mutex.
+class MountTable {
+public:
+    MountTable();
+    bool hasRemote();
+
+private:
+    std::mutex mutex_;
+    os::Fd table_;
+    bool known_ = false;
+    bool remote_ = false;
+};
+
+// The same without a memory.
+bool hostHasRemoteMounts();
+
+} // namespace leasehold::storage

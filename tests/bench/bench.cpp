@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+
+// What a lease costs: register, acquire and release through the lock-driver ABI, leasehold against virtlockd and
+// against the bare system calls, in one run. Within a repetition the contestants take turns operation by operation, in
+// another order every time, so that a noisy minute, and the cold caches after a fork or a neighbour, hit all alike.
+// Times are reported, never asserted: exit code 0 means that it measured, 1 that it could not, 2 wrong usage.
+
+#include "tests/bench/contestants.hpp"
+#include "tests/bench/report.hpp"
+#include "tests/bench/virtlockd.hpp"
+
+#include <fcntl.h>
+#include <getopt.h>
+#include <glob.h>
+#include <sys/resource.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <numeric>
+#include <set>
+#include <sstream>
+#include <stdexcept>
+#include <string_view>
+#include <system_error>
+#include <thread>
+
+namespace leasehold::bench {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t kWarmUps = 3; // per size, not recorded: first touches of inodes, lazy initialisations
+constexpr rlim_t kFileLimit = 8192; // systemd's limit for libvirtd is higher still
+constexpr std::uintmax_t kImageSize = 1 << 20;
+constexpr std::array<std::size_t, 5> kSizes = {1, 4, 16, 64, 256};
+
+volatile std::sig_atomic_t interruptedBy = 0;
+
+struct Operation {
+    const char* name;
+    Contestant::Time (Contestant::*run)(const std::vector<support::Disk>&);
+};
+
+constexpr Operation kOperations[] = {
+    {"register", &Contestant::registerGuest},
+    {"acquire", &Contestant::acquire},
+    {"release", &Contestant::release},
+};
+
+struct Options {
+    fs::path leasehold;
+    fs::path leaseholdConfig;
+    fs::path lockd;
+    std::string virtlockd = "/usr/sbin/virtlockd";
+    fs::path standIn;
+    fs::path directory;
+    fs::path json;
+    std::size_t repetitions = 200;
+    std::vector<std::size_t> sizes{kSizes.begin(), kSizes.end()};
+    std::set<std::string> without;
+};
+
+struct UsageError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+void printHelp(const Options& options) {
+    std::cout
+        << "Usage: bench [OPTION]...\n"
+           "Times register, acquire and release of leases: leasehold, virtlockd, bare system calls.\n\n"
+           "  --leasehold SO         leasehold's plugin (default "
+        << options.leasehold.string()
+        << ")\n"
+           "  --leasehold-config F   its qemu-leasehold.conf (default: none, built-in defaults)\n"
+           "  --lockd SO             virtlockd's plugin (default "
+        << options.lockd.string()
+        << ")\n"
+           "  --virtlockd PROGRAM    the daemon (default "
+        << options.virtlockd
+        << ")\n"
+           "  --stand-in PROGRAM     plays QEMU (default "
+        << options.standIn.string()
+        << ")\n"
+           "  --directory DIR        where the images are made and removed again (default "
+        << options.directory.string()
+        << ")\n"
+           "  --repetitions N        per size and operation (default "
+        << options.repetitions
+        << ")\n"
+           "  --sizes N,N,...        numbers of disks (default 1,4,16,64,256)\n"
+           "  --without NAME         leave out leasehold or virtlockd; may be given twice\n"
+           "  --json FILE            the same as JSON, besides the table\n"
+           "  --help\n\n"
+           "Needs root for virtlockd, which gets a private /run. An operation is timed from create to destroy of\n"
+           "the lock manager object; register in the forked child that then becomes QEMU.\n";
+}
+
+std::size_t parseNumber(std::string_view text) {
+    std::size_t value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size() || value == 0)
+        throw UsageError("not a positive number: " + std::string(text));
+    return value;
+}
+
+std::vector<std::size_t> parseNumbers(std::string_view text) {
+    std::vector<std::size_t> numbers;
+    for (;;) {
+        const std::size_t comma = text.find(',');
+        numbers.push_back(parseNumber(text.substr(0, comma)));
+        if (comma == std::string_view::npos)
+            return numbers;
+        text.remove_prefix(comma + 1);
+    }
+}
+
+// The directory of libvirt's lock drivers is the distribution's choice.
+fs::path findLockd() {
+    for (const char* pattern :
+         {"/usr/lib/*-linux-gnu*/libvirt/lock-driver/lockd.so", "/usr/lib{64,}/libvirt/lock-driver/lockd.so"}) {
+        glob_t found{};
+        const int result = glob(pattern, GLOB_BRACE, nullptr, &found);
+        fs::path first = result == 0 ? found.gl_pathv[0] : "";
+        globfree(&found);
+        if (!first.empty())
+            return first;
+    }
+    return "/usr/lib64/libvirt/lock-driver/lockd.so";
+}
+
+// Of the build tree that this program is in: BUILD/tests/bench/bench.
+Options defaultOptions() {
+    const fs::path here = fs::read_symlink("/proc/self/exe").parent_path();
+    Options options;
+    options.leasehold = (here / "../../plugin/leasehold.so").lexically_normal();
+    options.standIn = (here / "../support/fake_qemu").lexically_normal();
+    options.directory = here;
+    options.lockd = findLockd();
+    return options;
+}
+
+// False: help was asked for and given.
+bool parseOptions(int argc, char** argv, Options& options) {
+    const option known[] = {{"leasehold", required_argument, nullptr, 'l'},
+                            {"leasehold-config", required_argument, nullptr, 'c'},
+                            {"lockd", required_argument, nullptr, 'k'},
+                            {"virtlockd", required_argument, nullptr, 'v'},
+                            {"stand-in", required_argument, nullptr, 's'},
+                            {"directory", required_argument, nullptr, 'd'},
+                            {"repetitions", required_argument, nullptr, 'n'},
+                            {"sizes", required_argument, nullptr, 'z'},
+                            {"without", required_argument, nullptr, 'w'},
+                            {"json", required_argument, nullptr, 'j'},
+                            {"help", no_argument, nullptr, 'h'},
+                            {}};
+    for (int letter; (letter = getopt_long(argc, argv, "h", known, nullptr)) != -1;) {
+        switch (letter) {
+        case 'l':
+            options.leasehold = optarg;
+            break;
+        case 'c':
+            options.leaseholdConfig = optarg;
+            break;
+        case 'k':
+            options.lockd = optarg;
+            break;
+        case 'v':
+            options.virtlockd = optarg;
+            break;
+        case 's':
+            options.standIn = optarg;
+            break;
+        case 'd':
+            options.directory = optarg;
+            break;
+        case 'n':
+            options.repetitions = parseNumber(optarg);
+            break;
+        case 'z':
+            options.sizes = parseNumbers(optarg);
+            break;
+        case 'w':
+            if (std::string_view(optarg) != kLeasehold && std::string_view(optarg) != kVirtlockd)
+                throw UsageError("--without takes leasehold or virtlockd");
+            options.without.insert(optarg);
+            break;
+        case 'j':
+            options.json = optarg;
+            break;
+        case 'h':
+            printHelp(options);
+            return false;
+        default:
+            throw UsageError("see --help");
+        }
+    }
+    if (optind < argc)
+        throw UsageError("unexpected argument: " + std::string(argv[optind]));
+    return true;
+}
+
+class TemporaryDirectory {
+public:
+    explicit TemporaryDirectory(const fs::path& parent) {
+        std::string name = (fs::canonical(parent) / "bench-XXXXXX").string();
+        if (mkdtemp(name.data()) == nullptr)
+            throw std::system_error(errno, std::generic_category(), name);
+        path_ = name;
+    }
+    TemporaryDirectory(const TemporaryDirectory&) = delete;
+    TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+    ~TemporaryDirectory() {
+        std::error_code ignored;
+        fs::remove_all(path_, ignored);
+    }
+    const fs::path& path() const { return path_; }
+
+private:
+    fs::path path_;
+};
+
+// By the longest mount point that begins the path: st_dev does not name a btrfs subvolume's mount.
+std::string fileSystemType(const fs::path& path) {
+    std::ifstream mounts("/proc/self/mountinfo");
+    std::string best;
+    std::string type = "unknown";
+    for (std::string line; std::getline(mounts, line);) {
+        std::istringstream fields(line);
+        std::string word;
+        std::string mountPoint;
+        for (int i = 0; i < 5; ++i)
+            fields >> mountPoint; // ID parent major:minor root mount-point
+        while (fields >> word && word != "-") {
+        }
+        const fs::path mount = mountPoint;
+        const bool begins = std::ranges::mismatch(mount, path).in1 == mount.end();
+        if (begins && mountPoint.size() >= best.size()) { // the later mount hides the earlier
+            best = mountPoint;
+            fields >> type;
+        }
+    }
+    return type;
+}
+
+void onSignal(int number) {
+    interruptedBy = number;
+}
+
+// Ends by unwinding, so that the daemon, the guest and the images go as they do after an error.
+void stopIfInterrupted() {
+    if (interruptedBy != 0)
+        throw std::runtime_error("interrupted");
+}
+
+void raiseFileLimit() {
+    rlimit limit{};
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        throw std::system_error(errno, std::generic_category(), "getrlimit");
+    limit.rlim_cur = std::max(limit.rlim_cur, std::min(limit.rlim_max, kFileLimit));
+    if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+        throw std::system_error(errno, std::generic_category(), "setrlimit");
+}
+
+struct Entry {
+    std::unique_ptr<Contestant> contestant;
+    std::vector<support::Disk> disks;                                            // of the largest size
+    std::array<std::vector<Contestant::Time>, std::size(kOperations)> samples{}; // of the current size
+};
+
+std::vector<support::Disk> makeImages(const fs::path& directory, std::size_t count) {
+    fs::create_directories(directory);
+    std::vector<support::Disk> disks;
+    for (std::size_t i = 0; i < count; ++i) {
+        char name[32];
+        std::snprintf(name, sizeof name, "disk-%04zu.img", i);
+        std::ofstream(directory / name).close();
+        fs::resize_file(directory / name, kImageSize);
+        disks.push_back({directory / name});
+    }
+    return disks;
+}
+
+// order: the contestants' turns, by index.
+void repeatOnce(std::vector<Entry>& entries, const std::vector<std::size_t>& order, std::size_t disks, bool record) {
+    for (std::size_t operation = 0; operation < std::size(kOperations); ++operation) {
+        for (const std::size_t index : order) {
+            Entry& entry = entries[index];
+            const std::vector<support::Disk> part(entry.disks.begin(),
+                                                  entry.disks.begin() + static_cast<std::ptrdiff_t>(disks));
+            const Contestant::Time elapsed = ((*entry.contestant).*kOperations[operation].run)(part);
+            if (record)
+                entry.samples[operation].push_back(elapsed);
+        }
+    }
+    for (Entry& entry : entries)
+        entry.contestant->endGuest();
+}
+
+std::vector<Row> measure(std::vector<Entry>& entries, const Options& options) {
+    std::vector<Row> rows;
+    std::vector<std::size_t> order(entries.size());
+    std::iota(order.begin(), order.end(), 0);
+    for (const std::size_t disks : options.sizes) {
+        for (Entry& entry : entries)
+            entry.samples = {};
+        for (std::size_t i = 0; i < kWarmUps + options.repetitions; ++i) {
+            stopIfInterrupted();
+            repeatOnce(entries, order, disks, i >= kWarmUps);
+            std::ranges::next_permutation(order);
+        }
+        for (std::size_t operation = 0; operation < std::size(kOperations); ++operation) {
+            Row row{disks, kOperations[operation].name, {}};
+            for (const Entry& entry : entries)
+                row.contestants[entry.contestant->name()] = summarise(entry.samples[operation]);
+            rows.push_back(std::move(row));
+        }
+    }
+    return rows;
+}
+
+// Leaves out what cannot run here, aloud; a contestant that is there but fails is an error.
+bool wanted(const Options& options, const char* name, std::initializer_list<fs::path> needs) {
+    if (options.without.contains(name))
+        return false;
+    for (const fs::path& need : needs) {
+        if (!fs::exists(need)) {
+            std::cerr << "bench: without " << name << ": there is no " << need.string() << '\n';
+            return false;
+        }
+    }
+    return true;
+}
+
+bool wantVirtlockd(const Options& options, const fs::path& directory) {
+    if (!wanted(options, kVirtlockd, {options.lockd, options.virtlockd}))
+        return false;
+    if (geteuid() != 0) {
+        std::cerr << "bench: without virtlockd: it needs root, for a private /run\n";
+        return false;
+    }
+    if (directory.string().starts_with("/run/"))
+        throw UsageError("virtlockd gets a private /run: --directory must be elsewhere");
+    return true;
+}
+
+void run(const Options& options) {
+    // Opened first: the path may be in the /run that is about to be hidden, and a typing error shall not cost a run.
+    std::ofstream json;
+    if (!options.json.empty()) {
+        json.open(options.json);
+        if (!json)
+            throw std::system_error(errno, std::generic_category(), options.json);
+    }
+    raiseFileLimit();
+    const TemporaryDirectory temporary(options.directory);
+    const fs::path& directory = temporary.path();
+
+    Run result;
+    utsname system{};
+    uname(&system);
+    result.kernel = system.release;
+    result.cpus = std::thread::hardware_concurrency();
+    getloadavg(&result.loadBefore, 1);
+    result.fileSystem = fileSystemType(directory);
+    result.directory = options.directory;
+    result.repetitions = options.repetitions;
+
+    const std::size_t most = std::ranges::max(options.sizes);
+    std::unique_ptr<Virtlockd>
+        virtlockd; // outlives the entries: a guest that dies after it cannot give back its leases
+    std::vector<Entry> entries;
+    if (wanted(options, kLeasehold, {options.leasehold})) {
+        const fs::path config =
+            options.leaseholdConfig.empty() ? directory / "qemu-leasehold.conf" : options.leaseholdConfig;
+        entries.push_back({std::make_unique<PluginContestant>(kLeasehold, options.leasehold, config, options.standIn),
+                           makeImages(directory / kLeasehold, most)});
+    }
+    if (wantVirtlockd(options, directory)) {
+        enterPrivateRun();
+        virtlockd = std::make_unique<Virtlockd>(options.virtlockd, directory / "daemon");
+        entries.push_back({std::make_unique<PluginContestant>(kVirtlockd, options.lockd, virtlockd->pluginConfig(),
+                                                              options.standIn, loadLibvirt()),
+                           makeImages(directory / kVirtlockd, most)});
+    }
+    entries.push_back({std::make_unique<BareContestant>(), makeImages(directory / kBare, most)});
+
+    result.rows = measure(entries, options);
+    printTable(std::cout, result);
+    printGoals(std::cout, result);
+    if (json.is_open()) {
+        printJson(json, result);
+        json.close();
+        if (!json)
+            throw std::runtime_error("cannot write " + options.json.string());
+    }
+}
+
+int benchMain(int argc, char** argv) {
+    struct sigaction action {};
+    action.sa_handler = onSignal; // no SA_RESTART: a wait ends, too
+    for (const int number : {SIGINT, SIGTERM, SIGHUP})
+        sigaction(number, &action, nullptr);
+    try {
+        Options options = defaultOptions();
+        if (parseOptions(argc, argv, options))
+            run(options);
+        return EXIT_SUCCESS;
+    } catch (const UsageError& error) {
+        std::cerr << "bench: " << error.what() << '\n';
+        return 2;
+    } catch (const std::exception& error) {
+        std::cerr << "bench: " << error.what() << '\n';
+        return EXIT_FAILURE;
+    }
+}
+
+} // namespace
+} // namespace leasehold::bench
+
+int main(int argc, char** argv) {
+    return leasehold::bench::benchMain(argc, argv);
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "tests/bench/report.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <optional>
+#include <ostream>
+
+namespace leasehold::bench {
+namespace {
+
+constexpr double kTimesFasterThanVirtlockd = 10;
+constexpr double kTimesBare = 4;
+constexpr std::size_t kDisksForTimesBare = 64;
+
+struct Goal {
+    std::string text;
+    std::optional<double> ratio;
+    bool met;
+};
+
+std::optional<double> ratio(const Row& row, const char* over, const char* under, double Summary::*value) {
+    const auto above = row.contestants.find(over);
+    const auto below = row.contestants.find(under);
+    if (above == row.contestants.end() || below == row.contestants.end() || below->second.*value <= 0)
+        return std::nullopt;
+    return above->second.*value / (below->second.*value);
+}
+
+std::string number(std::optional<double> value, int width) {
+    char text[32];
+    if (value)
+        std::snprintf(text, sizeof text, "%*.1f", width, *value);
+    else
+        std::snprintf(text, sizeof text, "%*s", width, "-");
+    return text;
+}
+
+std::string limit(double value) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%g", value);
+    return text;
+}
+
+// Register has no goal: libvirt calls it once in a guest's life, beside a fork and an exec.
+bool hasGoal(const Row& row) {
+    return row.operation != "register";
+}
+
+std::vector<Goal> goals(const Run& run) {
+    std::vector<Goal> all;
+    for (const Row& row : run.rows) {
+        if (!hasGoal(row))
+            continue;
+        const std::string what =
+            row.operation + " of " + std::to_string(row.disks) + (row.disks == 1 ? " disk: " : " disks: ");
+        const auto faster = ratio(row, kVirtlockd, kLeasehold, &Summary::median);
+        all.push_back({what + "at least " + limit(kTimesFasterThanVirtlockd) + " times faster than virtlockd", faster,
+                       faster && *faster >= kTimesFasterThanVirtlockd});
+        if (row.disks != kDisksForTimesBare)
+            continue;
+        const auto slower = ratio(row, kLeasehold, kBare, &Summary::median);
+        all.push_back({what + "at most " + limit(kTimesBare) + " times the bare system calls", slower,
+                       slower && *slower <= kTimesBare});
+    }
+    return all;
+}
+
+std::string quoted(const std::string& text) {
+    std::string out = "\"";
+    for (const char c : text) {
+        char escape[8];
+        if (c == '"' || c == '\\')
+            out += '\\';
+        if (static_cast<unsigned char>(c) >= 0x20) {
+            out += c;
+            continue;
+        }
+        std::snprintf(escape, sizeof escape, "\\u%04x", static_cast<unsigned>(c));
+        out += escape;
+    }
+    return out + '"';
+}
+
+std::string jsonNumber(std::optional<double> value) {
+    char text[32];
+    if (!value)
+        return "null";
+    std::snprintf(text, sizeof text, "%.3f", *value);
+    return text;
+}
+
+} // namespace
+
+Summary summarise(std::vector<std::chrono::nanoseconds> samples) {
+    if (samples.empty())
+        return {};
+    std::ranges::sort(samples);
+    const auto micros = [&](std::size_t index) { return static_cast<double>(samples[index].count()) / 1000; };
+    const std::size_t middle = samples.size() / 2;
+    const std::size_t rank = (samples.size() * 99 + 99) / 100; // ceil(0.99 n)
+    return {samples.size() % 2 == 1 ? micros(middle) : (micros(middle - 1) + micros(middle)) / 2, micros(rank - 1)};
+}
+
+void printTable(std::ostream& out, const Run& run) {
+    out << "kernel " << run.kernel << ", " << run.cpus << " CPUs, load " << number(run.loadBefore, 0) << "; "
+        << run.fileSystem << " in " << run.directory << "; " << run.repetitions
+        << " repetitions; microseconds, ratios of medians and of 99th percentiles\n\n";
+    out << "                      leasehold             virtlockd                  bare    virtlockd/leasehold"
+           "   leasehold/bare\n";
+    out << "disks  operation   median       p99      median       p99      median       p99    median       p99"
+           "   median     p99\n";
+    for (const Row& row : run.rows) {
+        char start[32];
+        std::snprintf(start, sizeof start, "%5zu  %-9s", row.disks, row.operation.c_str());
+        out << start;
+        bool first = true;
+        for (const char* name : {kLeasehold, kVirtlockd, kBare}) {
+            const auto found = row.contestants.find(name);
+            const bool measured = found != row.contestants.end();
+            out << number(measured ? std::optional(found->second.median) : std::nullopt, first ? 9 : 12)
+                << number(measured ? std::optional(found->second.p99) : std::nullopt, 10);
+            first = false;
+        }
+        out << number(ratio(row, kVirtlockd, kLeasehold, &Summary::median), 10)
+            << number(ratio(row, kVirtlockd, kLeasehold, &Summary::p99), 10)
+            << number(ratio(row, kLeasehold, kBare, &Summary::median), 9)
+            << number(ratio(row, kLeasehold, kBare, &Summary::p99), 8) << '\n';
+    }
+}
+
+void printGoals(std::ostream& out, const Run& run) {
+    out << "\ngoals, by medians, in this run\n";
+    for (const Goal& goal : goals(run)) {
+        const char* verdict = !goal.ratio ? "not measured" : goal.met ? "met         " : "NOT MET     ";
+        out << "  " << verdict << number(goal.ratio, 8) << "  " << goal.text << '\n';
+    }
+}
+
+void printJson(std::ostream& out, const Run& run) {
+    out << "{\n  \"kernel\": " << quoted(run.kernel) << ",\n  \"fileSystem\": " << quoted(run.fileSystem)
+        << ",\n  \"cpus\": " << run.cpus << ",\n  \"load\": " << jsonNumber(run.loadBefore)
+        << ",\n  \"repetitions\": " << run.repetitions << ",\n  \"unit\": \"us\",\n  \"rows\": [";
+    const char* separator = "\n";
+    for (const Row& row : run.rows) {
+        out << separator << "    {\"disks\": " << row.disks << ", \"operation\": " << quoted(row.operation);
+        for (const auto& [name, summary] : row.contestants)
+            out << ", " << quoted(name) << ": {\"median\": " << jsonNumber(summary.median)
+                << ", \"p99\": " << jsonNumber(summary.p99) << '}';
+        out << ", \"virtlockdOverLeasehold\": " << jsonNumber(ratio(row, kVirtlockd, kLeasehold, &Summary::median))
+            << ", \"leaseholdOverBare\": " << jsonNumber(ratio(row, kLeasehold, kBare, &Summary::median)) << '}';
+        separator = ",\n";
+    }
+    out << "\n  ],\n  \"goals\": [";
+    separator = "\n";
+    for (const Goal& goal : goals(run)) {
+        out << separator << "    {\"goal\": " << quoted(goal.text) << ", \"ratio\": " << jsonNumber(goal.ratio)
+            << ", \"met\": "
+            << (!goal.ratio ? "null"
+                : goal.met  ? "true"
+                            : "false")
+            << '}';
+        separator = ",\n";
+    }
+    out << "\n  ]\n}\n";
+}
+
+} // namespace leasehold::bench

@@ -1,0 +1,119 @@
+#!/bin/bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+#
+# Verifies the protocol with SPIN: every configuration that must hold, and every broken variant that must be caught.
+# One line a check, with the number of states and the seconds; the last line counts. Exit status 1 if anything is not
+# as it must be, 77 if spin is not installed. With --deep also the configurations that take minutes.
+cd "$(dirname "$0")" || exit 2
+command -v spin >/dev/null || { echo "spin is not installed (package spin): nothing checked"; exit 77; }
+deep=; [ "$1" = --deep ] && deep=1
+export LC_ALL=C
+passed=0 failed=0
+
+check() { # expectation, label, one.sh's arguments
+  local want=$1 label=$2 out begin=${EPOCHREALTIME/./} verdict=FAILED tenths; shift 2
+  out=$(./one.sh "$1" "$limit" "${@:2}" | tail -1)
+  case $want:$out in holds:ok*|caught:VIOLATION*) verdict=ok;; esac
+  [ $verdict = ok ] && passed=$((passed+1)) || failed=$((failed+1))
+  [ $verdict = ok ] && out="$(grep -o '[0-9]*' <<<"${out##*after}" | head -1) states"
+  tenths=$(((${EPOCHREALTIME/./}-begin)/100000))
+  printf '%-6s %-6s %-66s %s, %d.%d s\n' $verdict $want "$label" "$out" $((tenths/10)) $((tenths%10))
+}
+holds() { check holds "$@"; }
+caught() { check caught "$@"; }
+M=migration.pml R=resources.pml
+limit=120
+
+echo "== one resource: chains of migrations"
+holds "3 migrations, 2 user operations"                               $M -DNMIG=3 -DNOP=2 -DREL1
+holds "2 migrations, Release once or twice"                           $M -DNMIG=2 -DNOP=2
+holds "3 migrations, libvirtd dies at any step"                       $M -DNMIG=3 -DNOP=2 -DREL1 -DNCR=1
+holds "2 migrations, two QEMUs die at any step"                       $M -DNMIG=2 -DNOP=1 -DREL1 -DNK=2
+holds "2 migrations, a QEMU and a libvirtd die"                       $M -DNMIG=2 -DNOP=1 -DREL1 -DNK=1 -DNCR=1
+holds "with a stranger"                                               $M -DNMIG=2 -DNOP=2 -DREL1 -DNE=1
+holds "with a stranger, a QEMU dies"                                  $M -DNMIG=2 -DNOP=1 -DREL1 -DNE=1 -DNK=1
+holds "with a stranger, libvirtd dies"                                $M -DNMIG=2 -DNOP=1 -DREL1 -DNE=1 -DNCR=1
+holds "with a rogue: qcow2 and the guard"                             $M -DNMIG=2 -DNOP=1 -DREL1 -DNR=1 -DMETA -DGUARD
+holds "with a rogue: raw image, no guard"                             $M -DNMIG=2 -DNOP=1 -DREL1 -DNR=1
+holds "owner given up to any peer, not only to a joiner"              $M -DNMIG=2 -DNOP=2 -DREL1 -DNCR=1 -DANYPEER
+holds "nothing goes wrong: every migration succeeds"                  $M -DNMIG=3 -DNOP=1 -DLIVE
+holds "... with a stranger that tries twice"                          $M -DNMIG=2 -DNOP=0 -DNE=2 -DLIVE
+echo "== one resource: cold starts"
+holds "3 hosts start one domain: exactly one wins"                    $M -DCOLD=3
+holds "... with the guard, a QEMU dies"                               $M -DCOLD=3 -DGUARD -DNK=1
+holds "2 hosts start one domain, a stranger"                          $M -DCOLD=2 -DNE=1
+holds "3 domains, any modes: never do all fail"                       modes.pml -DN=3 -DRETRY=2
+holds "... where remote read locks are invisible (NFSv3)"             modes.pml -DN=3 -DRETRY=2 -DNFS3
+holds "... a QEMU dies (also: a reader's migration)"                  modes.pml -DN=3 -DRETRY=2 -DNK=1
+holds "... downgrade and upgrade"                                     modes.pml -DN=3 -DRETRY=2 -DDOWN
+holds "3 domains that share resources pairwise"                       two.pml -DN=3
+echo "== shared-write in a migration"
+holds "2 migrations, a stranger in any mode"                          $M -DSW -DNMIG=2 -DNOP=1 -DREL1 -DNE=1
+holds "... libvirtd dies"                                             $M -DSW -DNMIG=2 -DNOP=1 -DREL1 -DNCR=1
+holds "1 migration, a stranger in any mode, a QEMU dies"              $M -DSW -DNMIG=1 -DNOP=1 -DREL1 -DNE=1 -DNK=1
+holds "nothing goes wrong: every migration succeeds"                  $M -DSW -DNMIG=3 -DNOP=0 -DLIVE
+echo "== file set"
+holds "gate, names and sweeping; a QEMU dies"                         fileset.pml -DNK=1
+holds "... and owner is given up at suspend"                          fileset.pml -DNK=1 -DM_NOKEEP
+holds "2 migrations, a QEMU dies mark by mark"                        $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNK=1
+holds "2 migrations, libvirtd dies"                                   $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNCR=1
+holds "2 migrations, a stranger"                                      $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNE=1
+echo "== two resources, hot-plug"
+holds "2 migrations, 2 operations, a QEMU and a libvirtd die"         $R -DNMIG=2 -DNOP=2 -DNK=1 -DNCR=1
+holds "2 migrations, attach and detach, a stranger, libvirtd dies"    $R -DNMIG=2 -DNOP=1 -DNHP=2 -DNE=1 -DNCR=1
+holds "2 migrations, attach and detach, a QEMU dies"                  $R -DNMIG=2 -DNOP=1 -DNHP=2 -DATT=1 -DNK=1
+holds "nothing goes wrong: every migration succeeds"                  $R -DNMIG=3 -DNOP=0 -DLIVE
+
+echo "== broken variants"
+caught "Release drops present"                                        $M -DNMIG=1 -DNOP=1 -DREL1 -DM_DROPPRES
+caught "marks survive their QEMU"                                     $M -DNMIG=1 -DNOP=1 -DREL1 -DNK=2 -DM_STICKY
+caught "a third incarnation may join"                                 $M -DNMIG=2 -DNOP=1 -DREL1 -DM_CROWD
+caught "... only beside a source that a successor has superseded"     $M -DNMIG=3 -DNOP=2 -DREL1 -DJ1B
+caught "owner in hand is always enough"                               $M -DNMIG=2 -DNOP=2 -DREL1 -DNCR=1 -DM_OWNDONE
+caught "no second look with owner in hand"                            $M -DNMIG=2 -DNOP=2 -DREL1 -DM_NORELOOK
+caught "a state quotes no token, any handoff will do"                 $M -DNMIG=2 -DNOP=2 -DREL1 -DM_NOTOKEN
+caught "no taken mark, a rogue passes by"                             $M -DNMIG=2 -DNOP=2 -DREL1 -DNR=1 -DM_NOTAKEN
+caught "no taken mark, Release always gives owner up"                 $M -DNMIG=2 -DNOP=1 -DREL1 -DNOKEEP -DM_NOTAKEN
+caught "Acquire leaves handoff up"                                    $M -DNMIG=2 -DNOP=1 -DREL1 -DM_KEEPHAND
+caught "joins without handoff and without free owner"                 $M -DNMIG=2 -DNOP=1 -DREL1 -DM_NOHAND
+caught "a refused Acquire does not know that it took owner"           $M -DNMIG=1 -DNOP=1 -DREL1 -DNR=1 -DM_TOOK
+caught "a joiner does not look again"                                 $M -DNMIG=1 -DNOP=0 -DREL1 -DNE=1 -DNK=1 -DM_NOJLOOK
+caught "no guard: a cold qcow2 rogue joins"                           $M -DNMIG=1 -DNOP=1 -DREL1 -DNR=1 -DMETA
+caught "cold start: no look after owner"                              $M -DCOLD=2 -DNE=1 -DM_NOLOOK
+caught "cold start: joins without handoff: nobody wins"               $M -DCOLD=3 -DM_NOHAND
+caught "modes: present before owner (both fail)"                      modes.pml -DN=2 -DRETRY=2 -DM_PRESFIRST
+caught "modes: place, look, and no owner for shared and read-only"    modes.pml -DN=2 -DRETRY=2 -DTEXT
+caught "modes: the same on NFSv3 (two writers)"                       modes.pml -DN=2 -DRETRY=2 -DTEXT -DNFS3 -DNOL2
+caught "modes: no look after owner"                                   modes.pml -DN=2 -DRETRY=2 -DM_NOLOOK
+caught "downgrade by unlock and lock"                                 modes.pml -DN=2 -DRETRY=2 -DDOWN -DM_DOWNDROP
+caught "shared-write: a joiner does not look again"                   $M -DSW -DNMIG=1 -DNOP=0 -DREL1 -DNE=1 -DNK=1 -DM_NOJLOOK
+caught "shared-write: a third incarnation may join"                   $M -DSW -DNMIG=2 -DNOP=1 -DREL1 -DM_CROWD
+caught "file set without gate"                                        fileset.pml -DNK=0 -DNS=1 -DM_NOGATE -DM_NOKEEP
+caught "file set: sweeping outside the gate"                          fileset.pml -DNK=0 -DNS=1 -DM_SWEEP -DM_NOKEEP
+caught "file set: Release drops presence"                             fileset.pml -DNK=1 -DM_DROPPRES
+caught "file set: a third incarnation may join"                       $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DM_CROWD
+caught "resources in no common order (both fail)"                     two.pml -DN=2 -DUNSORT=1
+caught "resources: present before owner (both fail)"                  two.pml -DN=2 -DM_PRESFIRST
+caught "a refused start of several keeps what it took"                two.pml -DN=3 -DM_NOUNDO
+HP="-DNMIG=2 -DNOP=2 -DNCR=1 -DNHP=2 -DATT=1 -DNE=1"
+caught "a refused attach keeps what it took"                          $R $HP -DM_NOUNDO
+caught "a refused call undoes only one resource"                      $R $HP -DM_UNDOONE
+caught "a refused Acquire keeps what it took"                         $R $HP -DM_NOGIVEBACK
+caught "Acquire clears one handoff before it has all owners"          $R $HP -DM_CLEAREARLY
+caught "no second look, two resources"                                $R $HP -DM_NORELOOK
+caught "Release puts only the first handoff up"                       $R $HP -DM_RELONE
+
+if [ $deep ]; then
+  limit=1800; export MEM=12000 HASH=26 OPT=-O2
+  echo "== deep"
+  holds "3 migrations, 3 operations, a QEMU and a libvirtd die"       $M -DNMIG=3 -DNOP=3 -DREL1 -DNK=1 -DNCR=1
+  holds "with a rogue, libvirtd dies"                                 $M -DNMIG=2 -DNOP=2 -DREL1 -DNR=1 -DNCR=1
+  holds "with a rogue, a QEMU dies"                                   $M -DNMIG=2 -DNOP=2 -DREL1 -DNR=1 -DNK=1
+  holds "with a stranger, a QEMU and a libvirtd die"                  $M -DNMIG=2 -DNOP=1 -DREL1 -DNE=1 -DNK=1 -DNCR=1
+  holds "shared-write, a stranger in any mode, a QEMU dies"           $M -DSW -DNMIG=2 -DNOP=1 -DREL1 -DNE=1 -DNK=1
+  holds "file set, a QEMU and a libvirtd die"                         $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNK=1 -DNCR=1
+  holds "two resources, hot-plug, stranger, a QEMU and a libvirtd die" $R -DNMIG=2 -DNOP=1 -DNHP=2 -DNE=1 -DNK=1 -DNCR=1
+fi
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]

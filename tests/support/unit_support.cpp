@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "tests/support/unit_support.hpp"
+
+#include "core/os/error.hpp"
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <stdexcept>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+namespace leasehold::unit {
+
+namespace {
+
+// Far longer than anything takes; only a test that hangs meets it.
+constexpr int kPatienceMs = 60'000;
+
+[[noreturn]] void fail(const std::string& operation) {
+    throw std::runtime_error(operation + " failed");
+}
+
+void reap(pid_t pid) {
+    while (waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
+    }
+}
+
+struct Pipe {
+    os::Fd read, write;
+
+    Pipe() {
+        int ends[2];
+        if (pipe2(ends, O_CLOEXEC) < 0)
+            fail("pipe");
+        read = os::Fd(ends[0]);
+        write = os::Fd(ends[1]);
+    }
+};
+
+std::string readAll(int fd) {
+    std::string text;
+    char buffer[512];
+    for (;;) {
+        ssize_t got = ::read(fd, buffer, sizeof buffer);
+        if (got > 0)
+            text.append(buffer, static_cast<std::size_t>(got));
+        else if (got == 0 || errno != EINTR)
+            return text;
+    }
+}
+
+// Runs the body; what it throws goes into the pipe. Gives whether it went well.
+bool runReporting(const std::function<void()>& body, int pipe) {
+    try {
+        body();
+        return true;
+    } catch (const std::exception& error) {
+        std::string text = error.what();
+        (void)!::write(pipe, text.data(), text.size());
+        return false;
+    }
+}
+
+} // namespace
+
+TempDir::TempDir(const std::string& parent) : path_(parent + "/leasehold-unit-XXXXXX") {
+    if (!mkdtemp(path_.data()))
+        fail("mkdtemp in " + parent);
+}
+
+TempDir::~TempDir() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+}
+
+std::string TempDir::file(const std::string& name, const std::string& content) const {
+    std::ofstream(path(name), std::ios::binary) << content;
+    return path(name);
+}
+
+std::size_t countDescriptors() {
+    // The directory that is being read counts itself: the same each time.
+    auto all = std::filesystem::directory_iterator("/proc/self/fd");
+    return static_cast<std::size_t>(std::distance(begin(all), end(all)));
+}
+
+bool mayOpen(std::size_t descriptors) {
+    rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return false;
+    if (limit.rlim_cur >= descriptors)
+        return true;
+    limit.rlim_cur = descriptors;
+    limit.rlim_max = std::max<rlim_t>(limit.rlim_max, descriptors);
+    return setrlimit(RLIMIT_NOFILE, &limit) == 0;
+}
+
+void demand(bool condition, const std::string& what) {
+    if (!condition)
+        throw std::runtime_error(what);
+}
+
+void Line::say(char word) {
+    if (send(fd_.get(), &word, 1, MSG_NOSIGNAL) != 1)
+        fail("saying something to the other process");
+}
+
+char Line::hear() {
+    pollfd event{fd_.get(), POLLIN, 0};
+    char word = 0;
+    int ready;
+    while ((ready = poll(&event, 1, kPatienceMs)) < 0 && errno == EINTR) {
+    }
+    if (ready != 1 || recv(fd_.get(), &word, 1, 0) != 1)
+        fail("hearing something from the other process");
+    return word;
+}
+
+Child::Child(const std::function<void(Line&)>& body) {
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
+        fail("socketpair");
+    Line here{os::Fd(ends[0])}, there{os::Fd(ends[1])};
+    Pipe verdict;
+    pid_ = fork();
+    if (pid_ < 0)
+        fail("fork");
+    if (pid_ == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        here.close();
+        _exit(runReporting([&] { body(there); }, verdict.write.get()) ? 0 : 1);
+    }
+    line_ = std::move(here);
+    verdict_ = std::move(verdict.read);
+}
+
+std::string Child::join() {
+    std::string text = readAll(verdict_.get());
+    int status = 0;
+    while (waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
+    }
+    pid_ = -1;
+    if (text.empty() && status != 0)
+        return "the other process ended with status " + std::to_string(status);
+    return text;
+}
+
+void Child::kill() {
+    if (pid_ <= 0)
+        return;
+    ::kill(pid_, SIGKILL);
+    reap(pid_);
+    pid_ = -1;
+}
+
+StandIn::StandIn(const std::function<void()>& before) {
+    Pipe life, report;
+    pid_ = fork();
+    if (pid_ < 0)
+        fail("fork");
+    if (pid_ == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        // Above all numbers that anybody cares for.
+        int keep = fcntl(report.write.get(), F_DUPFD_CLOEXEC, 900);
+        dup2(life.read.get(), STDIN_FILENO);
+        syscall(SYS_close_range, 3, keep - 1, 0);
+        syscall(SYS_close_range, keep + 1, ~0u, 0);
+        if (runReporting(before, keep)) {
+            execl(FAKE_QEMU, FAKE_QEMU, nullptr);
+            runReporting([] { fail("exec of " FAKE_QEMU); }, keep);
+        }
+        _exit(1);
+    }
+    report.write.reset();
+    lifeline_ = std::move(life.write);
+    std::string problem = readAll(report.read.get());
+    if (!problem.empty()) {
+        kill();
+        throw std::runtime_error(problem);
+    }
+    process_.emplace(pid_);
+    // It is QEMU when it reads its input. Before, the dynamic loader has descriptors of its own open.
+    int unread = 1;
+    for (int tries = 0; tries < kPatienceMs && unread > 0; tries++) {
+        if (tries == 0 && ::write(lifeline_.get(), ".", 1) != 1)
+            fail("writing to the stand-in");
+        if (ioctl(lifeline_.get(), FIONREAD, &unread) < 0)
+            fail("asking for unread input");
+        if (unread > 0 && process_->diedWithin(std::chrono::milliseconds(1)))
+            fail("starting the stand-in");
+    }
+}
+
+void StandIn::kill() {
+    if (pid_ <= 0)
+        return;
+    ::kill(pid_, SIGKILL);
+    reap(pid_);
+    pid_ = -1;
+}
+
+int killAtEverySystemCall(const std::function<void()>& body, const std::function<void(int)>& check) {
+    // Every second stop is the end of a system call: dead there is dead before the next one.
+    for (int stops = 2;; stops += 2) {
+        pid_t pid = fork();
+        if (pid < 0)
+            fail("fork");
+        if (pid == 0) {
+            if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) < 0)
+                _exit(77);
+            raise(SIGSTOP);
+            bool good = runReporting(body, STDERR_FILENO);
+            _exit(good ? 0 : 1);
+        }
+        int status = 0;
+        waitpid(pid, &status, 0); // the SIGSTOP
+        for (int i = 0; i < stops && WIFSTOPPED(status); i++) {
+            ptrace(PTRACE_SYSCALL, pid, nullptr, nullptr);
+            waitpid(pid, &status, 0);
+        }
+        if (WIFEXITED(status)) {
+            if (WEXITSTATUS(status) == 77)
+                return -1;
+            if (WEXITSTATUS(status) != 0)
+                fail("the body, when nobody killed it,");
+            return stops / 2 - 1;
+        }
+        ::kill(pid, SIGKILL);
+        reap(pid);
+        check(stops);
+    }
+}
+
+bool isFree(const std::string& path, std::int64_t byte) {
+    os::Fd fd = os::openFile(path, O_RDWR);
+    return os::tryLock(fd.get(), os::LockType::write, {byte, 1}, path) == os::LockOutcome::granted;
+}
+
+} // namespace leasehold::unit

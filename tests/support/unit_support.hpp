@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#pragma once
+
+// What all unit tests share: real files, real second processes, a stand-in for QEMU, and a fixture that notices a
+// descriptor left open. Knows core/os only.
+
+#include "core/os/fd.hpp"
+#include "core/os/file_lock.hpp"
+#include "core/os/process.hpp"
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+#include <sys/types.h>
+
+namespace leasehold::unit {
+
+// A directory that goes with the object. `parent` decides the file system.
+class TempDir {
+public:
+    explicit TempDir(const std::string& parent = "/tmp");
+    TempDir(const TempDir&) = delete;
+    TempDir& operator=(const TempDir&) = delete;
+    ~TempDir();
+
+    std::string path(const std::string& name = "") const { return name.empty() ? path_ : path_ + "/" + name; }
+    // Creates the file and gives its path.
+    std::string file(const std::string& name, const std::string& content = "") const;
+
+private:
+    std::string path_;
+};
+
+std::size_t countDescriptors();
+
+// For leases by the hundred: raises the soft limit, or gives false.
+bool mayOpen(std::size_t descriptors);
+
+// Every test of a suite derived from this closes what it opened.
+class LeavesNoDescriptor : public ::testing::Test {
+protected:
+    LeavesNoDescriptor() : before_(countDescriptors()) {}
+    ~LeavesNoDescriptor() override { EXPECT_EQ(countDescriptors(), before_) << "descriptors were leaked"; }
+
+private:
+    std::size_t before_;
+};
+
+// What has to hold in a second process, where EXPECT would not be heard.
+void demand(bool condition, const std::string& what);
+
+// One end of a wire between the test and its child. Waiting is bounded; nobody there throws.
+class Line {
+public:
+    explicit Line(os::Fd fd) : fd_(std::move(fd)) {}
+    void say(char word = '.');
+    char hear();
+    void close() { fd_.reset(); }
+
+private:
+    os::Fd fd_;
+};
+
+// A forked second process. It has copies of all descriptors of the test, so a test that counts on the end of a lock
+// forks before it opens. Killed and reaped with the object.
+class Child {
+public:
+    explicit Child(const std::function<void(Line&)>& body);
+    Child(const Child&) = delete;
+    Child& operator=(const Child&) = delete;
+    ~Child() { kill(); }
+
+    pid_t pid() const { return pid_; }
+    Line& line() { return line_; }
+    // Waits until the body is through. Gives what went wrong, or nothing.
+    std::string join();
+    void kill();
+
+private:
+    pid_t pid_ = -1;
+    Line line_{os::Fd()};
+    os::Fd verdict_;
+};
+
+// A QEMU: a child that closes all descriptors but the standard ones, as libvirt does, runs `before`, where libvirt
+// calls the plugin, and becomes tests/support/fake_qemu by exec. Throws what `before` threw as std::runtime_error.
+class StandIn {
+public:
+    explicit StandIn(const std::function<void()>& before);
+    StandIn(const StandIn&) = delete;
+    StandIn& operator=(const StandIn&) = delete;
+    ~StandIn() { kill(); }
+
+    pid_t pid() const { return pid_; }
+    const os::Process& process() const { return *process_; }
+    void kill(); // SIGKILL, and returns when it is reaped
+
+private:
+    pid_t pid_ = -1;
+    os::Fd lifeline_;
+    std::optional<os::Process> process_;
+};
+
+// Runs `body` in a child process and kills that with SIGKILL after its first system call, in another child after its
+// second, and so on, until one gets to its end; after each death calls `check` with a number that names it. Gives the
+// number of deaths, or -1 where tracing is forbidden.
+int killAtEverySystemCall(const std::function<void()>& body, const std::function<void(int)>& check);
+
+// Would somebody else get the byte for writing? Asked through a descriptor of one's own, and given back at once.
+bool isFree(const std::string& path, std::int64_t byte);
+
+} // namespace leasehold::unit

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+
+// The engine, as far as it shows better here than through the plugin: which names are one file, what a refusal says,
+// deaths of libvirtd at any system call. Registrations happen in a child that becomes QEMU.
+
+#include "core/engine.hpp"
+#include "core/lease/byte_range.hpp"
+#include "core/os/error.hpp"
+#include "tests/support/unit_vessel.hpp"
+
+#include <filesystem>
+
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+namespace leasehold {
+namespace {
+
+using lease::Mode;
+using unit::isFree;
+using unit::StandIn;
+
+class EngineWithGuests : public unit::LeavesNoDescriptor {
+protected:
+    static Guest named(const std::string& name, unsigned char number) {
+        Guest guest;
+        guest.name = name;
+        guest.uuid[15] = number;
+        return guest;
+    }
+
+    // A QEMU that registered. Throws the refusal as text.
+    struct Qemu : StandIn {
+        Qemu(const Engine& engine, Guest& guest, const std::vector<Image>& images)
+            : StandIn([&] {
+                  guest.pid = getpid();
+                  if (auto refusal = engine.registerGuest(guest, images))
+                      throw std::runtime_error(*refusal);
+              }) {
+            guest.pid = pid();
+        }
+    };
+
+    Qemu start(Guest& guest, const std::vector<Image>& images) const { return Qemu(engine, guest, images); }
+
+    std::string refusalOf(Guest guest, const std::vector<Image>& images) const {
+        try {
+            Qemu qemu = start(guest, images);
+            return "granted";
+        } catch (const std::runtime_error& error) {
+            return error.what();
+        }
+    }
+
+    std::size_t storedFor(const StandIn& qemu, const Guest& guest) {
+        return qemu::Vessel::retrieve(qemu.process(), guest.uuid)->leases().size();
+    }
+
+    static bool held(const std::string& image) { return !isFree(image, lease::kMarkArea); }
+
+    unit::TempDir dir;
+    std::string image = dir.file("disk.img"), second = dir.file("second.img");
+    Engine engine{Settings{}, [](const std::string&) {}};
+    Guest web = named("web", 1), mail = named("mail", 2);
+};
+
+TEST_F(EngineWithGuests, OneFileUnderTwoNamesIsOneResource) {
+    std::filesystem::create_symlink(image, dir.path("symbolic"));
+    std::filesystem::create_hard_link(image, dir.path("hard"));
+    for (const char* name : {"symbolic", "hard"}) {
+        Qemu qemu = start(web, {{image, Mode::exclusive}});
+        std::string text = refusalOf(mail, {{dir.path(name), Mode::exclusive}});
+        EXPECT_NE(text.find("in use by guest 'web'"), std::string::npos) << text;
+        std::string twice = refusalOf(
+            named("db", 3), {{second, Mode::exclusive}, {dir.path(name), Mode::exclusive}, {image, Mode::exclusive}});
+        EXPECT_NE(twice.find("the guest has it twice"), std::string::npos) << twice;
+        EXPECT_FALSE(held(second)) << "all or nothing";
+    }
+}
+
+TEST_F(EngineWithGuests, ABindMountIsTheSameResource) {
+    std::string other = dir.file("mounted.img");
+    unit::Child host([&](unit::Line& line) {
+        bool mounted = unshare(CLONE_NEWNS) == 0 && mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+                       mount(image.c_str(), other.c_str(), nullptr, MS_BIND, nullptr) == 0;
+        line.say(mounted ? 'm' : '-');
+        line.hear();
+        std::string text = refusalOf(mail, {{other, Mode::exclusive}});
+        unit::demand(text.find("in use by guest 'web'") != std::string::npos, text);
+    });
+    if (host.line().hear() != 'm')
+        GTEST_SKIP() << "may not mount here";
+    Qemu qemu = start(web, {{image, Mode::exclusive}});
+    host.line().say();
+    EXPECT_EQ(host.join(), "");
+}
+
+TEST_F(EngineWithGuests, TheSameReadOnlyImageTwiceIsFine) {
+    std::filesystem::create_hard_link(image, dir.path("hard"));
+    Qemu qemu = start(web, {{image, Mode::readOnly}, {image, Mode::readOnly}, {dir.path("hard"), Mode::readOnly}});
+    EXPECT_EQ(storedFor(qemu, web), 1u);
+    EXPECT_EQ(engine.acquire(web, {{image, Mode::readOnly}, {dir.path("hard"), Mode::readOnly}}, ""), std::nullopt);
+    EXPECT_NE(refusalOf(mail, {{image, Mode::readOnly}, {image, Mode::exclusive}}).find("the guest has it twice"),
+              std::string::npos);
+}
+
+TEST_F(EngineWithGuests, RefusalNamesImageGuestUuidPidHostAndWhatToDo) {
+    Qemu qemu = start(web, {{image, Mode::exclusive}});
+    char host[256] = "";
+    gethostname(host, sizeof host - 1);
+    for (std::string text : {refusalOf(mail, {{image, Mode::exclusive}}), refusalOf(mail, {{image, Mode::readOnly}})})
+        for (std::string part : {"image '" + image + "'", std::string("guest 'web'"), lease::formatUuid(web.uuid),
+                                 "pid " + std::to_string(qemu.pid()), "host '" + std::string(host) + "'",
+                                 std::string("guest 'mail'"), std::string("try again")})
+            EXPECT_NE(text.find(part), std::string::npos) << part << " is not in: " << text;
+    std::string twin = refusalOf(web, {{image, Mode::exclusive}});
+    EXPECT_NE(twin.find("guest 'web' already runs elsewhere"), std::string::npos) << twin;
+}
+
+TEST_F(EngineWithGuests, RefusalNamesAGuestWithHundredsOfDisks) {
+    std::vector<Image> many{{image, Mode::exclusive}};
+    for (const std::string& path : unit::makeImages(dir, 300))
+        many.push_back({path, Mode::exclusive});
+    Qemu qemu = start(web, many);
+    std::string text = refusalOf(mail, {{image, Mode::exclusive}});
+    EXPECT_NE(text.find("guest 'web'"), std::string::npos) << text;
+}
+
+TEST_F(EngineWithGuests, RefusalNamesTheGuestWithoutExtendedAttributesToo) {
+    unit::TempDir memory("/dev/shm"); // tmpfs has user attributes since Linux 6.6 only
+    std::string path = memory.file("disk.img");
+    Qemu qemu = start(web, {{path, Mode::exclusive}});
+    std::string text = refusalOf(mail, {{path, Mode::exclusive}});
+    EXPECT_NE(text.find("guest 'web'"), std::string::npos) << text;
+}
+
+TEST_F(EngineWithGuests, RefusalNamesTheProgramOutsideLeasehold) {
+    unit::Child program([&](unit::Line& line) {
+        os::Fd fd = os::openFile(image, O_RDWR);
+        unit::demand(os::tryLock(fd.get(), os::LockType::read, {201, 1}, image) == os::LockOutcome::granted, "no lock");
+        line.say();
+        line.hear();
+    });
+    program.line().hear();
+    std::string text = refusalOf(web, {{image, Mode::exclusive}});
+    EXPECT_NE(text.find("(pid " + std::to_string(program.pid()) + ")"), std::string::npos) << text;
+    EXPECT_NE(text.find("outside leasehold"), std::string::npos) << text;
+    EXPECT_FALSE(held(image));
+}
+
+TEST_F(EngineWithGuests, BadImagesAreRefusedWithAReasonAndLeaveNothing) {
+    std::filesystem::create_symlink(dir.path("gone"), dir.path("dangling"));
+    ASSERT_EQ(mkfifo(dir.path("fifo").c_str(), 0600), 0);
+    const std::pair<std::string, const char*> rows[] = {{dir.path("missing"), "there is no such file"},
+                                                        {image + "/x", "there is no such file"},
+                                                        {dir.path("dangling"), "a symbolic link to a file"},
+                                                        {dir.path(), "it is a directory"},
+                                                        {dir.path("fifo"), "neither a regular file nor a directory"},
+                                                        {"/dev/null", "neither a regular file nor a directory"},
+                                                        {"/proc/self/comm", "it is on proc"}};
+    for (const auto& [path, reason] : rows) {
+        std::string text = refusalOf(web, {{image, Mode::exclusive}, {path, Mode::exclusive}});
+        EXPECT_NE(text.find(reason), std::string::npos) << text;
+        EXPECT_NE(text.find(path), std::string::npos) << text;
+        EXPECT_FALSE(held(image)) << path;
+    }
+    EXPECT_EQ(refusalOf(web, {{dir.path(), Mode::readOnly}}), "granted") << "a vvfat disk";
+}
+
+TEST_F(EngineWithGuests, StateOfGarbageIsAsGoodAsNone) {
+    Qemu qemu = start(web, {{image, Mode::exclusive}});
+    for (std::string state : {std::string(), std::string("garbage"), std::string(100'000, 'x'), std::string("\0\1", 2),
+                              std::string("leasehold1:"), engine.release(web, {{image, Mode::exclusive}})})
+        EXPECT_EQ(engine.acquire(web, {{image, Mode::exclusive}}, state), std::nullopt);
+    EXPECT_TRUE(held(image));
+}
+
+TEST_F(EngineWithGuests, HotPlugAndUnplugHoldExactlyWhatIsAttached) {
+    Qemu qemu = start(web, {{image, Mode::exclusive}});
+    std::size_t before = unit::countDescriptors();
+    EXPECT_EQ(engine.acquire(web, {{second, Mode::exclusive}}, ""), std::nullopt);
+    EXPECT_TRUE(held(second));
+    EXPECT_EQ(storedFor(qemu, web), 2u);
+    engine.detach(web, {{image, Mode::exclusive}});
+    EXPECT_FALSE(held(image));
+    EXPECT_TRUE(held(second));
+    engine.detach(web, {{image, Mode::exclusive}});
+    EXPECT_EQ(storedFor(qemu, web), 1u);
+    EXPECT_EQ(unit::countDescriptors(), before);
+}
+
+TEST_F(EngineWithGuests, ReAcquireForReadingLetsReadersInAndForWritingTakesItBack) {
+    Qemu qemu = start(web, {{image, Mode::exclusive}});
+    EXPECT_EQ(engine.acquireReadOnly(web, {{image, Mode::readOnly}}), std::nullopt);
+    {
+        Qemu reader = start(mail, {{image, Mode::readOnly}});
+        EXPECT_NE(refusalOf(named("db", 3), {{image, Mode::exclusive}}), "granted");
+        auto refusal = engine.acquire(web, {{image, Mode::exclusive}}, "");
+        ASSERT_TRUE(refusal);
+        EXPECT_NE(refusal->find("guest 'mail'"), std::string::npos) << *refusal;
+    }
+    EXPECT_EQ(engine.acquire(web, {{image, Mode::exclusive}}, ""), std::nullopt);
+    EXPECT_NE(refusalOf(mail, {{image, Mode::readOnly}}), "granted");
+}
+
+TEST_F(EngineWithGuests, ForgedVesselDoesNotMakeUsLockAnotherFile) {
+    // The vessel claims, truly, that it holds `second`; libvirt asks for `image`.
+    StandIn qemu([&] {
+        unit::ForgedVessel forged;
+        auto leases = unit::openLeases({second}, false);
+        leases[0].path = image;
+        qemu::GuestTag tag{web.uuid, 77, web.name};
+        forged.send(forged.message(tag, leases));
+    });
+    web.pid = qemu.pid();
+    engine.release(web, {{image, Mode::exclusive}});
+    engine.inquire(web, {{image, Mode::exclusive}});
+    EXPECT_TRUE(isFree(second, lease::kMarkArea));
+    EXPECT_EQ(engine.acquire(web, {{image, Mode::exclusive}}, ""), std::nullopt) << "a fresh lease, on the right file";
+    EXPECT_TRUE(held(image));
+    EXPECT_FALSE(held(second));
+}
+
+// libvirtd is killed at every system call of each of its calls; QEMU's lease stands, and the next call is right.
+TEST_F(EngineWithGuests, LibvirtdKilledAtAnySystemCallLeavesTheLeaseAndAWorkingVessel) {
+    Qemu qemu = start(web, {{image, Mode::exclusive}});
+    web.pid = qemu.pid();
+    const std::vector<Image> disks{{image, Mode::exclusive}}, plug{{second, Mode::exclusive}};
+    const std::pair<const char*, std::function<void()>> calls[] = {
+        {"release", [&] { engine.release(web, disks); }},
+        {"acquire", [&] { unit::demand(!engine.acquire(web, disks, ""), "refused"); }},
+        {"inquire", [&] { engine.inquire(web, disks); }},
+        {"plug", [&] { unit::demand(!engine.acquire(web, plug, ""), "refused"); }},
+        {"unplug", [&] { engine.detach(web, plug); }}};
+    for (const auto& [name, call] : calls) {
+        int deaths = unit::killAtEverySystemCall(call, [&](int stop) {
+            SCOPED_TRACE(testing::Message() << name << " killed at stop " << stop);
+            ASSERT_TRUE(held(image));
+            auto vessel = qemu::Vessel::retrieve(qemu.process(), web.uuid);
+            ASSERT_TRUE(vessel);
+            ASSERT_GE(vessel->leases().size(), 1u);
+            if (vessel->disordered())
+                vessel->replace(); // as the next call does
+        });
+        if (deaths < 0)
+            GTEST_SKIP() << "tracing is forbidden here";
+        EXPECT_GT(deaths, 10) << name;
+    }
+    EXPECT_EQ(engine.acquire(web, disks, engine.release(web, disks)), std::nullopt);
+    EXPECT_EQ(storedFor(qemu, web), 1u);
+    EXPECT_FALSE(held(second));
+}
+
+} // namespace
+} // namespace leasehold

@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+
+// A QEMU in the hands of an attacker: whatever its vessel says, the reader neither crashes nor hangs nor keeps a
+// descriptor, and never takes a file for another.
+
+#include "core/os/error.hpp"
+#include "core/qemu/vessel.hpp"
+#include "tests/support/unit_vessel.hpp"
+
+#include <chrono>
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+namespace leasehold::qemu {
+namespace {
+
+using unit::ForgedVessel;
+using unit::Forgery;
+using unit::makeImages;
+using unit::makeTag;
+using unit::openLeases;
+using unit::StandIn;
+
+const GuestTag kTag = makeTag(1);
+
+// What a reader makes of it. Frozen: read, but it cannot be changed.
+enum class Reading { whole, frozen, nothing, invalid, unsupported };
+
+std::ostream& operator<<(std::ostream& out, Reading reading) {
+    static const char* const names[] = {"whole", "frozen", "nothing", "invalid", "unsupported"};
+    return out << names[static_cast<int>(reading)];
+}
+
+class HostileVessel : public unit::LeavesNoDescriptor {
+protected:
+    static Reading read(const StandIn& qemu) {
+        std::size_t before = unit::countDescriptors();
+        Reading reading = Reading::whole;
+        try {
+            const os::Process& process = qemu.process();
+            auto vessel = Vessel::retrieve(process, kTag.uuid);
+            if (!vessel) {
+                reading = Reading::nothing;
+            } else {
+                reading = Reading::frozen;
+                vessel->replace();
+                reading = Reading::whole;
+            }
+        } catch (const Error& error) {
+            if (reading != Reading::frozen)
+                reading = error.fault() == Fault::unsupported ? Reading::unsupported : Reading::invalid;
+            EXPECT_TRUE(error.fault() != Fault::system || reading == Reading::frozen) << error.what();
+        }
+        EXPECT_NO_THROW((void)inspectGuest(qemu.pid()));
+        EXPECT_EQ(unit::countDescriptors(), before) << "descriptors of the vessel stayed open";
+        return reading;
+    }
+
+    // What becomes of a message of two leases that `spoil` has changed.
+    template <typename Spoil>
+    Reading readSpoilt(Spoil spoil) {
+        StandIn qemu([&] {
+            ForgedVessel forged;
+            auto leases = openLeases(images);
+            Forgery message = forged.message(kTag, leases);
+            spoil(message);
+            forged.send(message);
+        });
+        return read(qemu);
+    }
+
+    unit::TempDir dir;
+    std::vector<std::string> images = makeImages(dir, 2);
+};
+
+TEST_F(HostileVessel, IsOnlyMeasuredAgainstWhatAnHonestOneLooksLike) {
+    EXPECT_EQ(readSpoilt([](Forgery&) {}), Reading::whole);
+}
+
+TEST_F(HostileVessel, WithASpoiltMessageIsRefused) {
+    struct Row {
+        const char* name;
+        Reading expected;
+        std::function<void(Forgery&)> spoil;
+    };
+    const Row rows[] = {
+        {"wrong magic", Reading::nothing, [](Forgery& m) { m.header.magic[7]++; }},
+        {"later version", Reading::unsupported, [](Forgery& m) { m.header.version = 2; }},
+        {"version 0", Reading::unsupported, [](Forgery& m) { m.header.version = 0; }},
+        {"header too small", Reading::invalid, [](Forgery& m) { m.header.headerSize = 87; }},
+        {"header of size 0", Reading::invalid, [](Forgery& m) { m.header.headerSize = 0; }},
+        {"header beyond the message", Reading::invalid, [](Forgery& m) { m.header.headerSize = 65535; }},
+        {"entries too small", Reading::invalid, [](Forgery& m) { m.header.entrySize = 23; }},
+        {"entries beyond the message", Reading::invalid, [](Forgery& m) { m.header.entrySize = 65535; }},
+        {"name beyond the message", Reading::invalid, [](Forgery& m) { m.header.nameLength = 1000; }},
+        {"name of 4 GiB", Reading::invalid, [](Forgery& m) { m.header.nameLength = ~0u; }},
+        {"name too long", Reading::invalid,
+         [](Forgery& m) {
+             m.name = std::string(1025, 'n');
+             m.header.nameLength = 1025;
+         }},
+        {"more leases than entries", Reading::invalid, [](Forgery& m) { m.header.leases = m.header.totalLeases = 3; }},
+        {"fewer leases than entries", Reading::invalid, [](Forgery& m) { m.header.leases = m.header.totalLeases = 1; }},
+        {"4 G leases", Reading::invalid, [](Forgery& m) { m.header.leases = ~0u; }},
+        {"4 G leases in all", Reading::invalid, [](Forgery& m) { m.header.totalLeases = ~0u; }},
+        {"fewer in all than here", Reading::invalid, [](Forgery& m) { m.header.totalLeases = 1; }},
+        {"more in all than ever come", Reading::invalid, [](Forgery& m) { m.header.totalLeases = 3; }},
+        {"no parts", Reading::invalid, [](Forgery& m) { m.header.parts = 0; }},
+        {"4 G parts", Reading::invalid, [](Forgery& m) { m.header.parts = ~0u; }},
+        {"part that is not one of them", Reading::invalid, [](Forgery& m) { m.header.part = 1; }},
+        {"parts that never come", Reading::invalid, [](Forgery& m) { m.header.parts = 2; }},
+        {"path beyond the message", Reading::invalid, [](Forgery& m) { m.entries[1].first.pathLength++; }},
+        {"path of 4 GiB", Reading::invalid, [](Forgery& m) { m.entries[0].first.pathLength = ~0u; }},
+        {"path too long", Reading::invalid,
+         [](Forgery& m) {
+             m.entries[0].second = std::string(4097, 'p');
+             m.entries[0].first.pathLength = 4097;
+         }},
+        {"path shorter than sent", Reading::invalid, [](Forgery& m) { m.entries[1].first.pathLength--; }},
+        {"bytes after the end", Reading::invalid, [](Forgery& m) { m.tail = "x"; }},
+        {"message of 200 KB", Reading::invalid, [](Forgery& m) { m.tail = std::string(200'000, 'x'); }},
+        {"no descriptors", Reading::invalid, [](Forgery& m) { m.fds.clear(); }},
+        {"one descriptor missing", Reading::invalid, [](Forgery& m) { m.fds.pop_back(); }},
+        {"one descriptor too many", Reading::invalid, [](Forgery& m) { m.fds.push_back(m.fds[0]); }},
+        {"250 descriptors too many", Reading::invalid, [](Forgery& m) { m.fds.resize(252, m.fds[0]); }},
+        {"swapped descriptors", Reading::invalid, [](Forgery& m) { std::swap(m.fds[0], m.fds[1]); }},
+        {"a socket for a file", Reading::invalid, [](Forgery& m) { m.fds[1] = ForgedVessel::kIn; }},
+        {"another inode", Reading::invalid, [](Forgery& m) { m.entries[0].first.inode++; }},
+        {"another device", Reading::invalid, [](Forgery& m) { m.entries[1].first.device++; }},
+        {"uuid of another guest", Reading::nothing, [](Forgery& m) { m.header.uuid[3] = 1; }},
+        {"ends elsewhere", Reading::nothing, [](Forgery& m) { std::swap(m.header.numbers[0], m.header.numbers[1]); }},
+        {"end that is no socket", Reading::frozen, [](Forgery& m) { m.header.numbers[0] = 0; }},
+        {"end that is not open", Reading::frozen, [](Forgery& m) { m.header.numbers[0] = 555; }},
+        {"end with a negative number", Reading::frozen, [](Forgery& m) { m.header.numbers[0] = -7; }},
+        {"sending socket of another inode", Reading::frozen, [](Forgery& m) { m.header.socketInodes[0]++; }},
+        {"receiving socket of another inode", Reading::frozen, [](Forgery& m) { m.header.socketInodes[1]++; }},
+    };
+    for (const Row& row : rows) {
+        SCOPED_TRACE(row.name);
+        EXPECT_EQ(readSpoilt(row.spoil), row.expected);
+    }
+}
+
+TEST_F(HostileVessel, CutAnywhereIsRefused) {
+    std::size_t whole = 0;
+    {
+        ForgedVessel forged(800, 801);
+        whole = forged.message(kTag, openLeases(images)).bytes().size();
+        close(800);
+        close(801);
+    }
+    for (std::size_t length = 0; length < whole; length += length < 88 ? 29 : 7) {
+        StandIn qemu([&] {
+            ForgedVessel forged;
+            auto leases = openLeases(images);
+            Forgery message = forged.message(kTag, leases);
+            forged.send(message.bytes().substr(0, length), length ? message.fds : std::vector<int>{});
+        });
+        EXPECT_NE(read(qemu), Reading::whole) << length;
+    }
+}
+
+TEST_F(HostileVessel, OfALaterVersionsLongerStructuresIsReadAsFarAsItIsKnown) {
+    Reading reading = readSpoilt([](Forgery& message) {
+        message.header.headerSize += 8;
+        message.header.entrySize += 4;
+        message.name = std::string(8, '\xaa') + message.name;
+        for (auto& [entry, path] : message.entries)
+            path = std::string(4, '\xbb') + path;
+    });
+    EXPECT_EQ(reading, Reading::whole);
+}
+
+TEST_F(HostileVessel, WithGarbageAfterAGoodMessageIsRefused) {
+    for (std::size_t size : {1u, 88u, 500u}) {
+        StandIn qemu([&] {
+            ForgedVessel forged;
+            auto leases = openLeases(images);
+            forged.send(forged.message(kTag, leases));
+            forged.send(std::string(size, 'g'), {});
+        });
+        EXPECT_EQ(read(qemu), Reading::invalid) << size;
+    }
+}
+
+TEST_F(HostileVessel, OfTwoGuestsIsRefused) {
+    StandIn qemu([&] {
+        ForgedVessel forged;
+        auto leases = openLeases(images);
+        forged.send(forged.message(kTag, leases, 1));
+        forged.send(forged.message(makeTag(2), leases, 2));
+    });
+    EXPECT_EQ(read(qemu), Reading::invalid);
+}
+
+TEST_F(HostileVessel, WhoseGenerationsRunBackwardsIsRefused) {
+    for (std::uint64_t second : {1, 4, 5}) {
+        StandIn qemu([&] {
+            ForgedVessel forged;
+            auto leases = openLeases(images);
+            forged.send(forged.message(kTag, leases, 5));
+            forged.send(forged.message(kTag, leases, second));
+        });
+        EXPECT_EQ(read(qemu), Reading::invalid) << second;
+    }
+}
+
+TEST_F(HostileVessel, WithMoreMessagesThanAnyGuestNeedsIsRefused) {
+    StandIn qemu([&] {
+        ForgedVessel forged;
+        for (std::uint64_t generation = 1; generation <= 300; generation++)
+            forged.send(forged.message(kTag, {}, generation));
+    });
+    EXPECT_EQ(read(qemu), Reading::invalid);
+}
+
+TEST_F(HostileVessel, WithoutAnythingInItIsNone) {
+    StandIn qemu([] { ForgedVessel forged; });
+    EXPECT_EQ(read(qemu), Reading::nothing);
+}
+
+TEST_F(HostileVessel, WhoseEndQemuHasClosedIsNoneOrFrozen) {
+    for (int closed : {ForgedVessel::kIn, ForgedVessel::kOut}) {
+        StandIn qemu([&] {
+            ForgedVessel forged;
+            auto leases = openLeases(images);
+            forged.send(forged.message(kTag, leases));
+            close(closed);
+        });
+        EXPECT_EQ(read(qemu), closed == ForgedVessel::kOut ? Reading::nothing : Reading::frozen);
+    }
+}
+
+TEST_F(HostileVessel, ThatQemuShutDownIsReadOrRefusedButNeverWaitedFor) {
+    for (int how : {SHUT_RD, SHUT_WR, SHUT_RDWR})
+        for (int end : {ForgedVessel::kIn, ForgedVessel::kOut}) {
+            StandIn qemu([&] {
+                ForgedVessel forged;
+                auto leases = openLeases(images);
+                forged.send(forged.message(kTag, leases));
+                shutdown(end, how);
+            });
+            auto start = std::chrono::steady_clock::now();
+            read(qemu);
+            EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
+        }
+}
+
+TEST_F(HostileVessel, OfAnotherTypeOfSocketIsNoneOrFrozen) {
+    for (int type : {SOCK_STREAM, SOCK_DGRAM}) {
+        StandIn qemu([&] {
+            ForgedVessel forged(ForgedVessel::kIn, ForgedVessel::kOut, type);
+            auto leases = openLeases(images);
+            forged.send(forged.message(kTag, leases));
+        });
+        EXPECT_NE(read(qemu), Reading::whole);
+    }
+}
+
+TEST_F(HostileVessel, WhoseSendingEndBelongsToAnotherPairHarmsOnlyItself) {
+    StandIn qemu([&] {
+        ForgedVessel forged, other(260, 261);
+        auto leases = openLeases(images);
+        Forgery message = forged.message(kTag, leases);
+        message.header.numbers[0] = 260;
+        message.header.socketInodes[0] = os::identify(260, "a socket").inode;
+        forged.send(message);
+    });
+    std::size_t before = unit::countDescriptors();
+    try {
+        if (auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid))
+            vessel->replace();
+    } catch (const Error&) {
+        // As good as a replacement that goes nowhere.
+    }
+    EXPECT_EQ(unit::countDescriptors(), before);
+}
+
+TEST_F(HostileVessel, ThatIsLockedForEverByQemuIsNotWaitedForLong) {
+    StandIn qemu([&] {
+        unit::plantVessel(kTag, openLeases(images));
+        int directory = open("/proc/self/fd", O_RDONLY | O_DIRECTORY); // stays open in QEMU
+        unit::demand(flock(directory, LOCK_EX) == 0, "not locked");
+    });
+    auto start = std::chrono::steady_clock::now();
+    EXPECT_EQ(inspectGuest(qemu.pid()), std::nullopt);
+    auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
+    ASSERT_TRUE(vessel) << "to read one message takes no lock";
+    EXPECT_THROW(vessel->replace(), Error);
+    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+}
+
+TEST_F(HostileVessel, IsReadWithoutAnyChangeOfTheLocksOnItsFiles) {
+    StandIn qemu([&] {
+        ForgedVessel forged;
+        auto leases = openLeases(images);
+        Forgery message = forged.message(kTag, leases);
+        std::swap(message.fds[0], message.fds[1]);
+        forged.send(message);
+    });
+    for (int i = 0; i < 3; i++) {
+        EXPECT_EQ(read(qemu), Reading::invalid);
+        for (const std::string& image : images)
+            EXPECT_FALSE(unit::isFree(image, unit::kLeaseByte));
+    }
+}
+
+} // namespace
+} // namespace leasehold::qemu

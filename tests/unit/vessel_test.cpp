@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+
+// Honest vessels: planted in a child that becomes QEMU by exec, found and read from another process.
+
+#include "core/os/error.hpp"
+#include "core/qemu/vessel.hpp"
+#include "tests/support/unit_vessel.hpp"
+
+#include <atomic>
+#include <chrono>
+
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+namespace leasehold::qemu {
+namespace {
+
+using unit::Child;
+using unit::isFree;
+using unit::kLeaseByte;
+using unit::Line;
+using unit::makeImages;
+using unit::makeTag;
+using unit::openLeases;
+using unit::plantVessel;
+using unit::plantedGuest;
+using unit::StandIn;
+
+const GuestTag kTag = makeTag(1);
+
+class VesselInQemu : public unit::LeavesNoDescriptor {
+protected:
+    // Everything that was planted comes back, and each is the very same open file description.
+    static void expectComplete(Vessel& vessel, const std::vector<std::string>& images) {
+        ASSERT_EQ(vessel.leases().size(), images.size());
+        for (std::size_t i = 0; i < images.size(); i++) {
+            const StoredLease& lease = vessel.leases()[i];
+            EXPECT_EQ(lease.path, images[i]);
+            EXPECT_EQ(lease.mode, i % 3);
+            EXPECT_EQ(lease.joined, i % 2 != 0);
+            EXPECT_TRUE(lease.writable);
+            EXPECT_EQ(os::identify(lease.fd.get(), lease.path), lease.file);
+            EXPECT_EQ(os::tryLock(lease.fd.get(), os::LockType::write, {kLeaseByte, 1}, lease.path),
+                      os::LockOutcome::granted);
+            EXPECT_NE(fcntl(lease.fd.get(), F_GETFD) & FD_CLOEXEC, 0);
+        }
+    }
+
+    static void expectHeld(const std::vector<std::string>& images, bool held) {
+        for (const std::string& image : images)
+            EXPECT_EQ(!isFree(image, kLeaseByte), held) << image;
+    }
+
+    unit::TempDir dir;
+};
+
+TEST_F(VesselInQemu, GivesBackWhatWasPlanted) {
+    auto images = makeImages(dir, 3);
+    StandIn qemu = plantedGuest(kTag, images);
+    auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
+    ASSERT_TRUE(vessel);
+    EXPECT_EQ(vessel->tag(), kTag);
+    EXPECT_FALSE(vessel->disordered());
+    expectComplete(*vessel, images);
+}
+
+TEST_F(VesselInQemu, KeepsTheLeaseAfterEveryCopyHereIsClosed) {
+    auto images = makeImages(dir, 2);
+    StandIn qemu = plantedGuest(kTag, images);
+    expectHeld(images, true);
+    for (int i = 0; i < 3; i++) {
+        Vessel::retrieve(qemu.process(), kTag.uuid).reset();
+        expectHeld(images, true);
+    }
+}
+
+TEST_F(VesselInQemu, EndsItsLeasesWithQemuAndNotLater) {
+    auto images = makeImages(dir, 2);
+    for (int i = 0; i < 20; i++) {
+        StandIn qemu = plantedGuest(kTag, images);
+        const os::Process& process = qemu.process();
+        expectHeld(images, true);
+        kill(qemu.pid(), SIGKILL);
+        ASSERT_TRUE(process.diedWithin(std::chrono::milliseconds(60'000)));
+        expectHeld(images, false);
+    }
+}
+
+TEST_F(VesselInQemu, KeepsTheLeaseWhenLibvirtdIsKilledWithIt) {
+    auto images = makeImages(dir, 2);
+    StandIn qemu = plantedGuest(kTag, images);
+    Child libvirtd([&](Line& line) {
+        auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
+        unit::demand(vessel.has_value(), "no vessel");
+        line.say();
+        line.hear();
+    });
+    libvirtd.line().hear();
+    libvirtd.kill();
+    expectHeld(images, true);
+    EXPECT_TRUE(Vessel::retrieve(qemu.process(), kTag.uuid)) << "nor is it locked out for ever";
+}
+
+TEST_F(VesselInQemu, IsNotTheSameAsOpeningQemusDescriptorThroughProc) {
+    auto images = makeImages(dir, 1);
+    StandIn qemu([&] {
+        auto leases = openLeases(images);
+        plantVessel(kTag, leases);
+        unit::demand(dup2(leases[0].fd.get(), 100) == 100, "not duplicated");
+    });
+    os::Fd reopened = os::openFile("/proc/" + std::to_string(qemu.pid()) + "/fd/100", O_RDWR);
+    EXPECT_EQ(os::tryLock(reopened.get(), os::LockType::write, {kLeaseByte, 1}, images[0]), os::LockOutcome::contended);
+}
+
+TEST_F(VesselInQemu, LeavesOnlyItsTwoEndsOpenInQemu) {
+    auto images = makeImages(dir, 5);
+    StandIn qemu = plantedGuest(kTag, images);
+    EXPECT_EQ(qemu.process().descriptors(), (std::vector<int>{0, 1, 2, 250, 251}));
+}
+
+TEST_F(VesselInQemu, OfAGuestWithoutDisksIsThereForHotPlug) {
+    StandIn qemu = plantedGuest(kTag, {});
+    auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
+    ASSERT_TRUE(vessel);
+    EXPECT_TRUE(vessel->leases().empty());
+    for (auto& lease : openLeases(makeImages(dir, 1)))
+        vessel->leases().push_back(std::move(lease));
+    vessel->replace();
+    vessel.reset();
+    EXPECT_FALSE(isFree(dir.path("disk0.img"), kLeaseByte));
+    EXPECT_EQ(Vessel::retrieve(qemu.process(), kTag.uuid)->leases().size(), 1u);
+}
+
+TEST_F(VesselInQemu, CarriesHundredsOfLeases) {
+    if (!unit::mayOpen(4096))
+        GTEST_SKIP() << "RLIMIT_NOFILE cannot be raised";
+    for (int count : {239, 240, 241, 300, 1000}) {
+        auto images = makeImages(dir, count);
+        StandIn qemu = plantedGuest(kTag, images);
+        auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
+        ASSERT_TRUE(vessel) << count;
+        expectComplete(*vessel, images);
+        vessel->replace();
+        vessel.reset();
+        vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
+        ASSERT_TRUE(vessel) << count;
+        expectComplete(*vessel, images);
+        vessel.reset();
+        expectHeld(images, true);
+        qemu.kill();
+        expectHeld(images, false);
+    }
+}
+
+TEST_F(VesselInQemu, RefusesMoreLeasesThanItCanKeep) {
+    if (!unit::mayOpen(4096))
+        GTEST_SKIP() << "RLIMIT_NOFILE cannot be raised";
+    std::vector<std::string> images(2049, dir.file("disk.img"));
+    try {
+        StandIn qemu([&] { plantVessel(kTag, openLeases(images, false)); });
+        FAIL() << "planted";
+    } catch (const std::runtime_error& error) {
+        EXPECT_NE(std::string(error.what()).find("2049 leases"), std::string::npos) << error.what();
+    }
+}
+
+TEST_F(VesselInQemu, CarriesTheLongestPathsAndNames) {
+    GuestTag tag = kTag;
+    tag.name = std::string(1024, 'n');
+    auto images = makeImages(dir, 40);
+    std::string path(4096, 'p');
+    StandIn qemu([&] {
+        auto leases = openLeases(images);
+        for (StoredLease& lease : leases)
+            lease.path = path;
+        plantVessel(tag, leases);
+    });
+    auto vessel = Vessel::retrieve(qemu.process(), tag.uuid);
+    ASSERT_TRUE(vessel);
+    EXPECT_EQ(vessel->tag(), tag);
+    ASSERT_EQ(vessel->leases().size(), images.size());
+    EXPECT_EQ(vessel->leases().back().path, path);
+    expectHeld(images, true);
+}
+
+TEST_F(VesselInQemu, IsFoundWhereverItsEndsAre) {
+    auto images = makeImages(dir, 1);
+    StandIn qemu([&] {
+        for (int number = 240; number < 300; number++)
+            unit::demand(dup2(STDIN_FILENO, number) == number, "not duplicated");
+        plantVessel(kTag, openLeases(images));
+    });
+    auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
+    ASSERT_TRUE(vessel);
+    expectComplete(*vessel, images);
+    vessel->replace();
+    vessel.reset();
+    EXPECT_TRUE(Vessel::retrieve(qemu.process(), kTag.uuid));
+}
+
+TEST_F(VesselInQemu, IsFoundAmongManyOtherSockets) {
+    auto images = makeImages(dir, 1);
+    StandIn qemu([&] {
+        unit::ForgedVessel noise;
+        noise.send("leasehld", {});
+        for (int i = 0; i < 100; i++) {
+            int pair[2];
+            int type = i % 3 == 0 ? SOCK_SEQPACKET : i % 3 == 1 ? SOCK_STREAM : SOCK_DGRAM;
+            unit::demand(socketpair(AF_UNIX, type, 0, pair) == 0, "no socket pair");
+            (void)send(pair[0], std::string(200, 'x').data(), i, MSG_DONTWAIT);
+        }
+        unit::demand(socket(AF_INET, SOCK_STREAM, 0) >= 0, "no socket");
+        plantVessel(kTag, openLeases(images));
+    });
+    std::size_t before = qemu.process().descriptors().size();
+    auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
+    ASSERT_TRUE(vessel);
+    expectComplete(*vessel, images);
+    EXPECT_EQ(qemu.process().descriptors().size(), before);
+}
+
+TEST_F(VesselInQemu, IsPlantedUnderALowLimitOfDescriptorsToo) {
+    auto images = makeImages(dir, 2);
+    StandIn qemu([&] {
+        auto leases = openLeases(images);
+        rlimit limit{64, 64};
+        unit::demand(setrlimit(RLIMIT_NOFILE, &limit) == 0, "the limit was not set");
+        plantVessel(kTag, leases);
+    });
+    auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
+    ASSERT_TRUE(vessel);
+    expectComplete(*vessel, images);
+}
+
+TEST_F(VesselInQemu, OfAnotherGuestIsNotTaken) {
+    auto images = makeImages(dir, 1);
+    StandIn qemu = plantedGuest(kTag, images);
+    EXPECT_FALSE(Vessel::retrieve(qemu.process(), makeTag(2).uuid));
+    StandIn bare([] {});
+    EXPECT_FALSE(Vessel::retrieve(bare.process(), kTag.uuid)) << "a guest that was started without leasehold";
+}
+
+TEST_F(VesselInQemu, OfADeadProcessIsAnErrorOrNothing) {
+    StandIn qemu = plantedGuest(kTag, makeImages(dir, 1));
+    pid_t pid = qemu.pid();
+    const os::Process& process = qemu.process();
+    qemu.kill();
+    EXPECT_THROW(Vessel::retrieve(process, kTag.uuid), Error);
+    EXPECT_EQ(inspectGuest(pid), std::nullopt);
+}
+
+TEST_F(VesselInQemu, SaysWhoseItIs) {
+    StandIn qemu = plantedGuest(kTag, makeImages(dir, 2)), bare([] {});
+    EXPECT_EQ(inspectGuest(qemu.pid()), kTag);
+    EXPECT_EQ(inspectGuest(bare.pid()), std::nullopt);
+    EXPECT_EQ(inspectGuest(1), std::nullopt);
+}
+
+TEST_F(VesselInQemu, SaysWhoseItIsThoughItHasHundredsOfLeases) {
+    auto images = makeImages(dir, 300);
+    StandIn qemu([&] {
+        VesselEnds ends; // before the leases take its numbers
+        ends.plant(kTag, openLeases(images));
+        ends.leaveToQemu();
+    });
+    EXPECT_EQ(inspectGuest(qemu.pid()), kTag) << "a refused guest would not be told who has the image";
+}
+
+TEST_F(VesselInQemu, ReaderThatWasKilledHasNotLeftItsPositionBehind) {
+    if (!unit::mayOpen(4096))
+        GTEST_SKIP() << "RLIMIT_NOFILE cannot be raised";
+    auto images = makeImages(dir, 300);
+    StandIn qemu = plantedGuest(kTag, images);
+    for (int position : {0, 1, 100, 70'000, 1 << 30}) {
+        auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
+        ASSERT_TRUE(vessel);
+        int number = 3;
+        for (int candidate : qemu.process().descriptors())
+            number = std::max(number, candidate);
+        auto out = qemu.process().takeDescriptor(number);
+        ASSERT_TRUE(out);
+        vessel.reset();
+        ASSERT_EQ(setsockopt(out->get(), SOL_SOCKET, SO_PEEK_OFF, &position, sizeof position), 0);
+        vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
+        ASSERT_TRUE(vessel) << position;
+        expectComplete(*vessel, images);
+    }
+}
+
+TEST_F(VesselInQemu, ThatCannotBeReadWholeForWantOfDescriptorsIsAnErrorAndLosesNothing) {
+    auto images = makeImages(dir, 20);
+    StandIn qemu = plantedGuest(kTag, images);
+    Child libvirtd([&](Line&) {
+        rlimit old;
+        getrlimit(RLIMIT_NOFILE, &old);
+        const os::Process& process = qemu.process();
+        std::size_t before = unit::countDescriptors();
+        bool reached = false;
+        // From "not even the socket" over "some of the leases" to "all".
+        for (rlim_t room = 0; room < 30 && !reached; room++) {
+            rlimit limit{static_cast<rlim_t>(process.descriptors().empty() ? 0 : before - 1 + room), old.rlim_max};
+            setrlimit(RLIMIT_NOFILE, &limit);
+            bool refused = false;
+            try {
+                auto vessel = Vessel::retrieve(process, kTag.uuid);
+                reached = vessel && vessel->leases().size() == images.size();
+                refused = !vessel && room < 3; // not even /proc could be read
+            } catch (const SystemError& error) {
+                refused = error.error() == EMFILE;
+            }
+            setrlimit(RLIMIT_NOFILE, &old);
+            unit::demand(reached || refused, "part of the leases was taken for all at " + std::to_string(room));
+            unit::demand(unit::countDescriptors() == before, "descriptors were leaked at " + std::to_string(room));
+        }
+        unit::demand(reached, "never reached");
+    });
+    EXPECT_EQ(libvirtd.join(), "");
+    expectHeld(images, true);
+}
+
+// The position of a walk belongs to the socket, not to the reader: two readers must not push each other on.
+TEST_F(VesselInQemu, IsReadWholeByTwoReadersAtOnce) {
+    auto images = makeImages(dir, 2);
+    auto readMany = [&](const StandIn& qemu, std::size_t expected, const std::atomic<bool>* stop) {
+        os::Process process(qemu.pid());
+        for (int i = 0; stop ? !*stop : i < 4000; i++) {
+            (void)inspectGuest(qemu.pid()); // gives up where the others read all the time
+            auto vessel = Vessel::retrieve(process, kTag.uuid);
+            unit::demand(vessel && vessel->leases().size() == expected, "another set was read than the newest");
+        }
+    };
+    for (int generations : {1, 2}) {
+        StandIn qemu([&] {
+            unit::ForgedVessel forged;
+            auto leases = openLeases(images);
+            if (generations == 2)
+                forged.send(forged.message(kTag, {}, 1));
+            forged.send(forged.message(kTag, leases, 2));
+        });
+        Child other([&](Line&) {
+            std::atomic<bool> never = false;
+            readMany(qemu, images.size(), &never);
+        });
+        EXPECT_NO_THROW(readMany(qemu, images.size(), nullptr)) << generations;
+        bool died = os::Process(other.pid()).diedWithin(std::chrono::milliseconds(0));
+        EXPECT_EQ(died ? other.join() : "", "") << generations;
+    }
+}
+
+} // namespace
+} // namespace leasehold::qemu
