@@ -25,8 +25,8 @@ using unit::Line;
 using unit::makeImages;
 using unit::makeTag;
 using unit::openLeases;
-using unit::plantVessel;
 using unit::plantedGuest;
+using unit::plantVessel;
 using unit::StandIn;
 
 const GuestTag kTag = makeTag(1);
