@@ -372,10 +372,18 @@ Engine::Answer Engine::acquireHere(const os::Process& process, const Guest& gues
     order.erase(std::unique(order.begin(), order.end()), order.end());
     for (const StoredLease* stored : order)
         shares.add(*stored);
+    auto begun = std::chrono::steady_clock::now();
     auto refusal =
         lease::acquireAll(self, shares.all(), lease::parseState(state, guest.uuid), {pause, settings_.handoffWait});
-    if (refusal)
-        return explainRefusal(guest, *order[refusal->share], static_cast<Mode>(order[refusal->share]->mode), *refusal);
+    if (refusal) {
+        const StoredLease& refused = *order[refusal->share];
+        std::string text = explainRefusal(guest, refused, static_cast<Mode>(refused.mode), *refusal);
+        if (settings_.handoffWait > milliseconds(0) &&
+            std::chrono::steady_clock::now() - begun >= settings_.handoffWait)
+            text += "; waited " + std::to_string(settings_.handoffWait.count() / 1000) +
+                    " s for the image to be handed over (option handoff_wait in qemu-leasehold.conf)";
+        return text;
+    }
 
     bool changed = !fresh.empty();
     for (std::size_t i : known) {

@@ -6,6 +6,7 @@
  *
  *   p  power off (ACPI, as an operating system does)      r  reboot
  *   d  dirty every page from 1 MB to 8 MB, 18 times a second, for ever: a migration takes as long as we let it
+ *   c  crash: tell the pvpanic device                    b  let the watchdog (ib700) bite
  *   w  write sector 32 of the first disk, and say W or E (an I/O error there is what error_policy= is about)
  *
  * Built by hosts.py: as --32, ld -m elf_i386 --oformat binary -Ttext 0x7c00. */
@@ -34,6 +35,10 @@ key:
         je      dirty
         cmp     $'w', %al
         je      write
+        cmp     $'c', %al
+        je      crash
+        cmp     $'b', %al
+        je      bite
         jmp     key
 
 /* PM1a control register where SeaBIOS puts it on the pc machine: SLP_EN, S5. */
@@ -47,6 +52,20 @@ poweroff:
 reboot:
         mov     $0xcf9, %dx
         mov     $0x06, %al
+        out     %al, %dx
+        jmp     key
+
+/* QEMU, hw/misc/pvpanic-isa.c: bit 0 says that the guest has panicked. */
+crash:
+        mov     $0x505, %dx
+        mov     $1, %al
+        out     %al, %dx
+        jmp     key
+
+/* QEMU, hw/watchdog/wdt_ib700.c: 0xf arms it with no time left. */
+bite:
+        mov     $0x443, %dx
+        mov     $0xf, %al
         out     %al, %dx
         jmp     key
 

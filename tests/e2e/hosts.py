@@ -60,7 +60,7 @@ def lock_manager():
 
 
 def wait_until(condition, what, seconds=15.0):
-    """Polls until condition() is true and returns its value; fails after so many seconds, saying what did not happen."""
+    """Polls until condition() is true and returns its value; fails after so many seconds, saying what not."""
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
@@ -130,7 +130,8 @@ def locks_on(path):
             continue  # somebody who waits has nothing
         _, kind, _, access, pid, inode, start, end = words
         if inode == wanted:
-            found.append(Lock(kind, access == "WRITE", int(pid), int(start), (1 << 63) - 1 if end == "EOF" else int(end)))
+            end = (1 << 63) - 1 if end == "EOF" else int(end)
+            found.append(Lock(kind, access == "WRITE", int(pid), int(start), end))
     return sorted(found, key=lambda lock: (lock.kind, lock.start))
 
 
@@ -156,8 +157,8 @@ def lock_holders(path):
 @contextlib.contextmanager
 def foreign_qemu(host, image):
     """A QEMU that libvirt knows nothing of has the image open for writing inside the with block; its pid there."""
-    process = host.spawn(QEMU, "-nodefaults", "-display", "none", "-S", "-accel", "tcg", "-m", "16", "-monitor", "none",
-                         "-drive", f"file={image},format=raw,if=virtio", log="foreign.log")
+    process = host.spawn(QEMU, "-nodefaults", "-display", "none", "-S", "-accel", "tcg", "-m", "16",
+                         "-monitor", "none", "-drive", f"file={image},format=raw,if=virtio", log="foreign.log")
     try:
         wait_until(lambda: locks_on(image), "QEMU has locked the image")
         yield inner_pid(only_child(process.pid))
@@ -215,9 +216,12 @@ class Guest:
     serial: pathlib.Path = None
     scsi_controllers: int = 0
     qemu_args: tuple = ()
+    devices: str = ""  # more of them, in libvirt's XML
+    on_crash: str = "destroy"
 
     def xml(self):
-        devices = "".join(f"<controller type='scsi' index='{index}' model='virtio-scsi'/>"
+        devices = self.devices
+        devices += "".join(f"<controller type='scsi' index='{index}' model='virtio-scsi'/>"
                           for index in range(self.scsi_controllers))
         devices += "".join(disk.xml() for disk in self.disks)
         if self.serial:
@@ -228,7 +232,7 @@ class Guest:
                 f"<name>{escape(self.name)}</name><uuid>{self.uuid}</uuid>"
                 f"<memory unit='MiB'>{self.memory}</memory><vcpu>1</vcpu>"
                 f"<os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os><features><acpi/></features>"
-                f"<on_poweroff>{self.on_poweroff}</on_poweroff>"
+                f"<on_poweroff>{self.on_poweroff}</on_poweroff><on_crash>{self.on_crash}</on_crash>"
                 f"<devices><emulator>{self.emulator}</emulator><controller type='usb' model='none'/>{devices}"
                 f"<memballoon model='none'/></devices>"
                 f"{'<qemu:commandline>' + args + '</qemu:commandline>' if args else ''}</domain>")
@@ -268,7 +272,6 @@ class Host:
         self.uri = f"qemu+unix:///system?socket={self.socket}"
         self.uuid = str(uuids.uuid4())
         self.init = self.libvirtd = self.virtlockd = None
-        self.next_port = 0
 
     # A host starts when somebody first wants it, so that a test pays for what it uses.
 
@@ -276,8 +279,9 @@ class Host:
         for directory in BINDS.values():
             (self.dir / directory).mkdir(parents=True, exist_ok=True)
         self.init = subprocess.Popen(
-            ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
-             "bash", HERE / "host_init.sh", self.name, *[f"{self.dir / ours}:{theirs}" for theirs, ours in BINDS.items()]],
+            ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
+             "--propagation", "private", "bash", HERE / "host_init.sh", self.name,
+             *[f"{self.dir / ours}:{theirs}" for theirs, ours in BINDS.items()]],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         answer = self.init.stdout.readline().split()
         assert answer and answer[0] == "ready", f"host {self.name} did not come up"
@@ -306,10 +310,12 @@ class Host:
         """Writes the configuration that the next start_libvirtd() reads. plugin_conf None: no such file."""
         manager = lock_manager or self.lab.lock_manager
         etc = self.dir / "etc"
-        (etc / "libvirtd.conf").write_text(f'host_uuid = "{self.uuid}"\nauth_unix_rw = "none"\n'
-                                           f'unix_sock_rw_perms = "0700"\nlog_outputs = "2:file:{self.dir}/log/libvirtd.log"\n')
-        (etc / "qemu.conf").write_text(QEMU_CONF + f"migration_port_min = {self.ports[0]}\nmigration_port_max = {self.ports[1]}\n"
-                                       + (f'lock_manager = "{manager}"\n' if manager != "none" else "") + qemu_conf)
+        (etc / "libvirtd.conf").write_text(
+            f'host_uuid = "{self.uuid}"\nauth_unix_rw = "none"\nunix_sock_rw_perms = "0700"\n'
+            f'log_outputs = "2:file:{self.dir}/log/libvirtd.log"\n')
+        (etc / "qemu.conf").write_text(
+            QEMU_CONF + f"migration_port_min = {self.ports[0]}\nmigration_port_max = {self.ports[1]}\n"
+            + (f'lock_manager = "{manager}"\n' if manager != "none" else "") + qemu_conf)
         conf = etc / "qemu-leasehold.conf"
         if plugin_conf is None:
             conf.unlink(missing_ok=True)
@@ -410,8 +416,9 @@ class Host:
         assert not result, f"on {self.name} this was not refused: {result}"
         return result.err
 
-    def virsh_in_background(self, *words):
-        return subprocess.Popen(["virsh", "-q", "-c", self.uri, *map(str, words)], stdin=subprocess.DEVNULL,
+    def virsh_in_background(self, *words, through=None):
+        """through: another way to this libvirtd than its own socket (gate.py)."""
+        return subprocess.Popen(["virsh", "-q", "-c", through or self.uri, *map(str, words)], stdin=subprocess.DEVNULL,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     # --- guests
@@ -464,37 +471,42 @@ class Host:
     def hmp(self, guest, command):
         return self.ok("qemu-monitor-command", guest.name, "--hmp", command)
 
-    def migrate_to(self, other, guest, *options, uri=True, timeout=60):
-        return self.virsh(*self.migrate_words(other, guest, *options, uri=uri), timeout=timeout)
+    def migrate_to(self, other, guest, *options, timeout=60, **kw):
+        return self.virsh(*self.migrate_words(other, guest, *options, **kw), timeout=timeout)
 
-    def migrate_words(self, other, guest, *options, uri=True):
-        words = ["migrate", "--unsafe", *options, guest.name, other.uri]
-        if uri:  # an address of its own: the hosts' names resolve to nothing
-            other.next_port = (other.next_port + 1) % 60
-            words += ["--migrateuri", f"tcp://127.0.0.1:{other.ports[0] + other.next_port}"]
-        return words
+    def migrate_words(self, other, guest, *options, to=None):
+        """to: another way to the other libvirtd (gate.py)."""
+        # RAM goes through a Unix socket: the hosts' names resolve to nothing, and it has a small buffer, so that a
+        # destination which does not read stops the source at once.
+        stream = self.lab.dir / self.lab.unique("stream")
+        storage = ["--disks-uri", f"unix://{stream}.nbd"] if "--copy-storage-all" in options else []
+        return ["migrate", "--unsafe", *options, *storage, "--migrateuri", f"unix://{stream}", guest.name,
+                to or other.uri]
 
     def try_take(self, image, mode="exclusive"):
         """A third party: a stranger's guest starts on the image, and is destroyed again if it could.
 
         Its QEMU has no image locks of its own: when it is refused, the lock manager did it."""
-        stranger = Guest(self.lab.unique("stranger"), [Disk(image, "vda", mode)], emulator=self.lab.emulator_without_locks)
+        stranger = Guest(self.lab.unique("stranger"), [Disk(image, "vda", mode)],
+                         emulator=self.lab.emulator_without_locks)
         path = self.lab.dir / f"{stranger.name}.xml"
         path.write_text(stranger.xml())
         result = self.virsh("create", path)
         if result:
-            self.ok("destroy", stranger.name)
+            self.kill_qemu(stranger)  # quicker than virsh destroy, which gives QEMU time to say goodbye
+            self.wait_state(stranger, "absent")
         return result
 
     # --- a migration that takes as long as we let it
 
-    def slow_migration(self, other, guest, *options, **kw):
+    def slow_migration(self, other, guest, *options, through=None, **kw):
         """virsh migrate in the background, in its copying phase: the guest dirties RAM faster than it may be sent."""
         if not guest.said("D"):
             self.press(guest, "d")
             wait_until(lambda: guest.said("D"), "the guest dirties its RAM")
         self.ok("migrate-setspeed", guest.name, "1")
-        process = self.virsh_in_background(*self.migrate_words(other, guest, "--live", *options, **kw))
+        words = self.migrate_words(other, guest, "--live", *options, **kw)
+        process = self.virsh_in_background(*words, through=through)
         def copies():
             assert process.poll() is None, f"the migration ended early: {process.communicate()}"
             return "Memory remaining" in self.virsh("domjobinfo", guest.name).out
@@ -526,10 +538,27 @@ class Host:
         """How this process reaches a path as this host sees it."""
         return pathlib.Path(f"/proc/{self.pid}/root") / str(path).lstrip("/")
 
+    def qemus(self):
+        """The pids of all QEMUs on this host, known to its libvirtd or not, as this process knows them."""
+        found = []
+        for process in pathlib.Path("/proc").iterdir():
+            if process.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if (os.readlink(process / "ns" / "pid") == self.pid_namespace
+                            and os.readlink(process / "exe") == os.path.realpath(QEMU)):
+                        found.append(int(process.name))
+        return found
+
     def clean(self):
         """No guest is left, known or running."""
         if not self.libvirtd:
             self.start_libvirtd()
+        for pid in self.qemus():
+            with contextlib.suppress(ProcessLookupError):
+                kill_and_wait(pid)
+        deadline = time.monotonic() + 2
+        while self.ok("list", "--name") and time.monotonic() < deadline:
+            time.sleep(0.02)
         for name in self.ok("list", "--all", "--name").splitlines():
             self.virsh("destroy", name)
             self.virsh("undefine", name, "--managed-save", "--snapshots-metadata", "--checkpoints-metadata")
@@ -550,7 +579,7 @@ def kill_and_wait(pid):
 
 
 class Adversary:
-    """A running guest that tries to hot-plug an image into itself, as fast as one virsh can ask, inside a with block."""
+    """A running guest that tries to hot-plug an image into itself, as fast as one virsh can ask, in a with block."""
 
     def __init__(self, host, image):
         lab = host.lab
@@ -576,6 +605,8 @@ class Adversary:
                 time.sleep(0.005)
                 continue
             self.virsh.stdin.write(f"attach-disk {self.guest.name} {self.image} sda --subdriver raw\n")
+            if self.host.manager != "leasehold":  # it may succeed; then it goes on trying
+                self.virsh.stdin.write(f"detach-disk {self.guest.name} sda\n")
             asked += 1
 
     def __exit__(self, *_):
@@ -633,7 +664,8 @@ class Lab:
             path.write_bytes(self.boot_sector)
             os.truncate(path, 1 << 20)  # sparse, so that the first write to a full file system fails
         else:
-            ok("qemu-img", "create", "-q", "-f", format, *(["-b", backing, "-F", "raw"] if backing else []), path, size)
+            options = ["-b", backing, "-F", "raw"] if backing else []
+            ok("qemu-img", "create", "-q", "-f", format, *options, path, size)
         return path
 
     def unique(self, stem):

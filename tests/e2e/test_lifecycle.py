@@ -213,11 +213,29 @@ def test_a_guest_stopped_by_an_io_error_keeps_its_lease_and_resumes(lab, alpha, 
         alpha.unmount(small)
 
 
+@pytest.mark.parametrize("key, device, state", [("c", "<panic model='isa'/>", "crashed"),
+                                                ("b", "<watchdog model='ib700' action='pause'/>", "paused")],
+                         ids=["panic", "watchdog"])
+def test_a_guest_stopped_by_its_panic_or_its_watchdog_keeps_its_lease(alpha, beta, lab, disk, guest, key, device,
+                                                                      state):
+    """QEMU is still there and has the image open."""
+    stopped = guest(disk, emulator=lab.emulator_without_locks, devices=device, on_crash="preserve")
+    alpha.boot(stopped)
+    alpha.press(stopped, key)
+    alpha.wait_state(stopped, state)
+    expect.taken(beta, disk, by=(stopped, alpha))
+    if state == "paused":
+        alpha.ok("resume", stopped.name)
+        expect.taken(beta, disk, by=(stopped, alpha))
+    alpha.ok("destroy", stopped.name)
+    assert not hosts.locks_on(disk)
+
+
 def test_of_two_simultaneous_cold_starts_on_two_hosts_exactly_one_wins(alpha, beta, disk, guest, emulator):
     rivals = {alpha: guest(disk, emulator=emulator), beta: guest(disk, emulator=emulator)}
     for host, rival in rivals.items():
         host.define(rival)
-    for _ in range(12):
+    for _ in range(8):
         starts = {host: host.virsh_in_background("start", rival.name) for host, rival in rivals.items()}
         for process in starts.values():
             process.communicate(timeout=30)
@@ -227,7 +245,8 @@ def test_of_two_simultaneous_cold_starts_on_two_hosts_exactly_one_wins(alpha, be
         expect.not_leased(disk)
 
 
-def test_the_same_guest_defined_on_a_second_host_is_refused_while_it_runs_or_is_suspended(alpha, beta, disk, protected):
+def test_the_same_guest_defined_on_a_second_host_is_refused_while_it_runs_or_is_suspended(alpha, beta, disk,
+                                                                                          protected):
     alpha.start_guest(protected)
     beta.define(protected)
     expect.names_holder(beta.refused("start", protected.name), disk, protected, alpha)

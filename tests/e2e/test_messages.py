@@ -128,7 +128,8 @@ def test_a_fuse_filesystem_is_recognised_and_refused_with_the_way_out(alpha, ima
                          "--export", f"type=fuse,id=export,node-name=disk,mountpoint={fuse},writable=on,growable=off",
                          log="fuse.log")
     try:
-        hosts.wait_until(lambda: alpha.inside("mountpoint", "-q", fuse) or daemon.poll() is not None, "the export is mounted")
+        hosts.wait_until(lambda: alpha.inside("mountpoint", "-q", fuse) or daemon.poll() is not None,
+                         "the export is mounted")
         if daemon.poll() is not None:
             pytest.skip(f"no FUSE export here: {(alpha.dir / 'log' / 'fuse.log').read_text()}")
         error = start_refused(alpha, guest(fuse), fuse)
