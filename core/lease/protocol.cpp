@@ -78,7 +78,7 @@ public:
         : patience_(patience), deadline_(std::chrono::steady_clock::now() + patience.limit) {}
 
     bool again() {
-        auto left = std::chrono::duration_cast<milliseconds>(deadline_ - std::chrono::steady_clock::now());
+        auto left = std::chrono::ceil<milliseconds>(deadline_ - std::chrono::steady_clock::now());
         if (left <= milliseconds(0))
             return false;
         milliseconds step = std::min(left, step_);
