@@ -12,7 +12,6 @@
 
 #include <algorithm>
 #include <ctime>
-#include <deque>
 #include <thread>
 
 #include <fcntl.h>
@@ -107,10 +106,14 @@ StoredLease openImage(const Image& image) {
 
 // One order on every host, so that guests that share several images cannot refuse each other: by inode number, which
 // is the same everywhere on a shared file system. Device numbers are not.
+bool comesBefore(const FileId& one, const FileId& other) {
+    return std::pair(one.inode, one.device) < std::pair(other.inode, other.device);
+}
+
 void sortForAllHosts(std::vector<StoredLease>& leases) {
-    std::sort(leases.begin(), leases.end(), [](const StoredLease& one, const StoredLease& other) {
-        return std::pair(one.file.inode, one.file.device) < std::pair(other.file.inode, other.file.device);
-    });
+    auto before = [](const StoredLease& one, const StoredLease& other) { return comesBefore(one.file, other.file); };
+    if (!std::is_sorted(leases.begin(), leases.end(), before))
+        std::sort(leases.begin(), leases.end(), before);
 }
 
 // One lease for each file, however many names lead to it.
@@ -140,6 +143,8 @@ std::vector<StoredLease> openAll(const std::vector<Image>& images) {
 // The leases as the protocol sees them. The descriptors stay where they are.
 class Shares {
 public:
+    explicit Shares(std::size_t count) { media_.reserve(count); } // never more: shares point into it
+
     void add(const StoredLease& stored) {
         media_.emplace_back(stored.fd.get(), stored.writable, stored.path);
         shares_.push_back({&media_.back(), static_cast<Mode>(stored.mode)});
@@ -148,7 +153,7 @@ public:
     const Share& back() const { return shares_.back(); }
 
 private:
-    std::deque<lease::ByteRangeMedium> media_; // addresses stay valid
+    std::vector<lease::ByteRangeMedium> media_;
     std::vector<Share> shares_;
 };
 
@@ -172,8 +177,12 @@ std::optional<std::string> findOutsider(const StoredLease& stored, pid_t own) {
     return explainOutsider(stored.path, conflict->words, holders, own);
 }
 
+// Sorted leases: a guest may have hundreds.
 std::vector<StoredLease>::iterator findByFile(std::vector<StoredLease>& leases, const FileId& file) {
-    return std::find_if(leases.begin(), leases.end(), [&](const StoredLease& stored) { return stored.file == file; });
+    auto found = std::lower_bound(leases.begin(), leases.end(), file, [](const StoredLease& stored, const FileId& id) {
+        return comesBefore(stored.file, id);
+    });
+    return found != leases.end() && found->file == file ? found : leases.end();
 }
 
 // The stored leases of these images; those that have none are passed over. Only what libvirt names is ever locked:
@@ -198,6 +207,8 @@ std::optional<qemu::Vessel> openVessel(const os::Process& process, const Guest& 
     auto vessel = qemu::Vessel::retrieve(process, guest.uuid);
     if (vessel && vessel->disordered())
         vessel->replace();
+    if (vessel)
+        sortForAllHosts(vessel->leases());
     return vessel;
 }
 
@@ -233,7 +244,7 @@ void Engine::recordOwner(const Guest& guest, const Incarnation& self, const Stor
 
 Engine::Answer Engine::admit(const Guest& guest, const Incarnation& self, std::vector<StoredLease>& leases,
                              const lease::Pause& pause, pid_t own) const {
-    Shares shares;
+    Shares shares(leases.size());
     for (const StoredLease& stored : leases)
         shares.add(stored);
     auto deadline = std::chrono::steady_clock::now() + kEntryWait;
@@ -359,17 +370,16 @@ Engine::Answer Engine::acquireHere(const os::Process& process, const Guest& gues
     if (Answer refusal = admit(guest, self, fresh, pause, guest.pid))
         return refusal;
 
-    Shares shares;
     std::vector<const StoredLease*> order;
     order.reserve(known.size() + fresh.size());
     for (std::size_t i : known)
         order.push_back(&vessel->leases()[i]);
     for (const StoredLease& stored : fresh)
         order.push_back(&stored);
-    std::sort(order.begin(), order.end(), [](const StoredLease* one, const StoredLease* other) {
-        return std::pair(one->file.inode, one->file.device) < std::pair(other->file.inode, other->file.device);
-    });
+    std::sort(order.begin(), order.end(),
+              [](const StoredLease* one, const StoredLease* other) { return comesBefore(one->file, other->file); });
     order.erase(std::unique(order.begin(), order.end()), order.end());
+    Shares shares(order.size());
     for (const StoredLease* stored : order)
         shares.add(*stored);
     auto begun = std::chrono::steady_clock::now();
@@ -406,7 +416,7 @@ Engine::Answer Engine::acquireHere(const os::Process& process, const Guest& gues
 }
 
 Engine::Answer Engine::upgrade(const Guest& guest, const Incarnation& self, StoredLease& stored) const {
-    Shares shares;
+    Shares shares(1);
     shares.add(stored);
     if (auto refusal = lease::upgrade(self, shares.back()))
         return explainRefusal(guest, stored, Mode::exclusive, *refusal);
@@ -438,7 +448,7 @@ Engine::Answer Engine::acquireReadOnlyHere(const os::Process& process, const Gue
     for (std::size_t i : held)
         vessel->leases()[i].mode = static_cast<std::uint8_t>(Mode::readOnly);
     vessel->replace();
-    Shares shares;
+    Shares shares(held.size());
     for (std::size_t i : held)
         shares.add(vessel->leases()[i]);
     for (const Share& share : shares.all())
@@ -454,8 +464,9 @@ std::string changeHandoff(const os::Process& process, const Guest& guest, const 
     auto vessel = openVessel(process, guest);
     if (!vessel)
         return {};
-    Shares shares;
-    for (std::size_t i : findStored(vessel->leases(), images))
+    std::vector<std::size_t> stored = findStored(vessel->leases(), images);
+    Shares shares(stored.size());
+    for (std::size_t i : stored)
         shares.add(vessel->leases()[i]);
     Incarnation self{lease::hashDomain(guest.uuid), vessel->tag().incarnation};
     return lease::encodeState(guest.uuid, step(self, shares.all()));
@@ -518,7 +529,7 @@ void Engine::detachHere(const os::Process& process, const Guest& guest, const st
         return;
     vessel->replace();
     // Whoever dies before this line leaves the lease to the next change of this vessel, or to QEMU's end.
-    Shares shares;
+    Shares shares(dropped.size());
     for (const StoredLease& stored : dropped)
         shares.add(stored);
     for (const Share& share : shares.all())

@@ -6,6 +6,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 #include <fcntl.h>
 
@@ -66,10 +67,13 @@ std::vector<FoundLock> parseFdinfoLocks(const std::string& text) {
     std::vector<FoundLock> locks;
     // lock:\t1: OFDLCK  ADVISORY  WRITE -1 fe:00:131 4611686018427387904 4611686018427387904
     for (std::size_t at = text.find("lock:"); at != std::string::npos; at = text.find("\nlock:", at + 1)) {
-        char type[8], last[24];
+        char kind[8], type[8], last[24];
         long long first = 0;
         FoundLock lock;
-        if (std::sscanf(text.c_str() + at, " lock: %*d: OFDLCK %*s %7s %*d %*s %lld %23s", type, &first, last) != 3)
+        if (std::sscanf(text.c_str() + at, " lock: %*d: %7s %*s %7s %*d %*s %lld %23s", kind, type, &first, last) != 4)
+            continue;
+        // The NFS client calls open-file-description locks POSIX ones.
+        if (std::strcmp(kind, "OFDLCK") != 0 && std::strcmp(kind, "POSIX") != 0)
             continue;
         lock.type = type[0] == 'W' ? LockType::write : LockType::read;
         lock.range.start = first;

@@ -59,8 +59,6 @@ TEST(Classify, SharedFileSystemsWhoseByteRangeLocksCrossHostsCarryLeasesOfAllHos
                         {kGfs2, mounted("gfs2", {"rw"}), "GFS2"},
                         {CEPH_SUPER_MAGIC, mounted("ceph"), "CephFS"},
                         {FUSE_SUPER_MAGIC, mounted("fuse.glusterfs"), "GlusterFS"},
-                        {SMB2_SUPER_MAGIC, mounted("cifs", {"vers=3.1.1"}), "SMB"},
-                        {kCifs, mounted("cifs"), "SMB"},
                         {kLustre, mounted("lustre", {"rw", "flock"}), "Lustre"}};
     for (const Row& row : rows) {
         Storage storage = classifyMount(row.magic, row.mount);
@@ -84,7 +82,8 @@ TEST(Classify, StorageWithoutALockToTrustIsRefusedByNameWithAReason) {
                         {FUSE_SUPER_MAGIC, mounted("fuse.unheard-of"), "fuse.unheard-of"},
                         {FUSE_SUPER_MAGIC, mounted("fuseblk"), "fuseblk"},
                         {FUSE_SUPER_MAGIC, mounted("virtiofs"), "virtiofs"},
-                        {SMB2_SUPER_MAGIC, mounted("cifs", {"nobrl"}), "SMB"},
+                        {SMB2_SUPER_MAGIC, mounted("cifs", {"vers=3.1.1"}), "SMB"},
+                        {kCifs, mounted("cifs"), "SMB"},
                         {kLustre, mounted("lustre", {"rw"}), "Lustre"},
                         {kLustre, mounted("lustre", {"localflock"}), "Lustre"},
                         {V9FS_MAGIC, mounted("9p"), "9p"},

@@ -185,11 +185,12 @@ TEST(FdinfoLocks, AreReadFromTheTextOfTheKernel) {
                                   "lock:\t2: POSIX  ADVISORY  WRITE 12 fe:00:131 5 6\n"
                                   "lock:\t3: FLOCK  ADVISORY  WRITE 12 fe:00:131 0 EOF\n"
                                   "lock:\t4: OFDLCK  ADVISORY  READ -1 fe:00:131 100 EOF\n");
-    ASSERT_EQ(locks.size(), 2u) << "POSIX and flock locks are other kinds";
+    ASSERT_EQ(locks.size(), 3u) << "a flock has no bytes; NFS calls our kind POSIX";
     EXPECT_EQ(locks[0].type, LockType::write);
     EXPECT_EQ(locks[0].range, kByte);
-    EXPECT_EQ(locks[1].type, LockType::read);
-    EXPECT_EQ(locks[1].range, (Range{100, 0}));
+    EXPECT_EQ(locks[1].range, (Range{5, 2}));
+    EXPECT_EQ(locks[2].type, LockType::read);
+    EXPECT_EQ(locks[2].range, (Range{100, 0}));
 }
 
 TEST(FdinfoLocks, AreNoneInGarbage) {
