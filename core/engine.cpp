@@ -101,6 +101,7 @@ StoredLease openImage(const Image& image) {
         unusable(image.path, "it is on " + found.name + ", and " + found.reason +
                                  " (a later version will take a lockspace directory instead: file_lockspace_dir)");
     opened.remote = found.remote;
+    opened.guarded = found.hidesReadLocks; // QEMU's locks are not seen from here: admit decides
     return opened;
 }
 
@@ -157,6 +158,25 @@ private:
     std::vector<Share> shares_;
 };
 
+// A server that has given the lock away while this host was cut off lets us have it again when the thief is gone, and
+// somebody has written in between. NFSv4 tells by EIO on what goes past the cache, for good (Linux fs/nfs/nfs4state.c,
+// NFS_LOCK_LOST; measured in tests/lab, with an empty file too).
+void checkStillHeld(const StoredLease& stored) {
+    alignas(4096) static thread_local char block[4096];
+    int fd = stored.fd.get();
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_DIRECT) < 0)
+        throw SystemError(errno, "prepare to read", stored.path);
+    ssize_t got = pread(fd, block, sizeof block, 0);
+    int error = got < 0 ? errno : 0;
+    (void)fcntl(fd, F_SETFL, flags);
+    if (error != 0)
+        throw Error(Fault::system,
+                    "the lease on image '" + stored.path + "' was lost, or its storage is broken (" +
+                        SystemError(error, "read", stored.path).what() +
+                        "): another guest may have written to it; destroy this guest and start it again");
+}
+
 qemu::Use useOf(Mode mode) {
     return mode == Mode::exclusive ? qemu::Use::exclusive
            : mode == Mode::shared  ? qemu::Use::shared
@@ -165,8 +185,9 @@ qemu::Use useOf(Mode mode) {
 
 // A program outside leasehold that has the image: in words, or nothing. `own` is a QEMU that may have it (0: none);
 // in a block commit the guest's own QEMU holds the base already.
-std::optional<std::string> findOutsider(const StoredLease& stored, pid_t own) {
-    auto conflict = qemu::findImageConflict(stored.fd.get(), useOf(static_cast<Mode>(stored.mode)), stored.path);
+std::optional<std::string> findOutsider(const StoredLease& stored, bool hidden, pid_t own) {
+    auto conflict =
+        qemu::findImageConflict(stored.fd.get(), useOf(static_cast<Mode>(stored.mode)), hidden, stored.path);
     if (!conflict)
         return std::nullopt;
     std::vector<pid_t> holders = os::findLockHolders(stored.file, conflict->byte, conflict->byte);
@@ -185,15 +206,25 @@ std::vector<StoredLease>::iterator findByFile(std::vector<StoredLease>& leases, 
     return found != leases.end() && found->file == file ? found : leases.end();
 }
 
+// Which file the path leads to. One that is gone leads nowhere; one that cannot be looked at is an error.
+std::optional<FileId> identifyIfExists(const std::string& path) {
+    struct stat status;
+    if (stat(path.c_str(), &status) == 0)
+        return FileId{status.st_dev, status.st_ino};
+    if (errno == ENOENT || errno == ENOTDIR || errno == ELOOP)
+        return std::nullopt;
+    throw SystemError(errno, "stat", path);
+}
+
 // The stored leases of these images; those that have none are passed over. Only what libvirt names is ever locked:
 // whatever else a hostile QEMU put into its vessel stays untouched.
 std::vector<std::size_t> findStored(std::vector<StoredLease>& leases, const std::vector<Image>& images) {
     std::vector<std::size_t> found;
     for (const Image& image : images) {
-        struct stat status;
-        if (stat(image.path.c_str(), &status) < 0)
+        auto file = identifyIfExists(image.path);
+        if (!file)
             continue;
-        auto stored = findByFile(leases, {status.st_dev, status.st_ino});
+        auto stored = findByFile(leases, *file);
         if (stored != leases.end())
             found.push_back(static_cast<std::size_t>(stored - leases.begin()));
     }
@@ -202,11 +233,23 @@ std::vector<std::size_t> findStored(std::vector<StoredLease>& leases, const std:
     return found;
 }
 
+// The token of the handoff that the guest has up on the leases it holds: it is suspended.
+std::optional<std::uint32_t> handoffOf(const std::vector<StoredLease>& leases) {
+    for (const StoredLease& stored : leases) {
+        if (stored.mode == static_cast<std::uint8_t>(Mode::readOnly))
+            continue;
+        lease::Note note = lease::ByteRangeMedium(stored.fd.get(), stored.writable, stored.path).note();
+        if (note.owner && note.token != 0)
+            return note.token;
+    }
+    return std::nullopt;
+}
+
 // The vessel of a guest that is told by libvirt to exist. An interrupted change is set right before anything else.
 std::optional<qemu::Vessel> openVessel(const os::Process& process, const Guest& guest) {
     auto vessel = qemu::Vessel::retrieve(process, guest.uuid);
-    if (vessel && vessel->disordered())
-        vessel->replace();
+    while (vessel && vessel->disordered() && !vessel->tryReplace())
+        vessel = qemu::Vessel::retrieve(process, guest.uuid); // somebody else is at it
     if (vessel)
         sortForAllHosts(vessel->leases());
     return vessel;
@@ -218,6 +261,23 @@ os::Process openQemu(const Guest& guest) {
         throw Error(Fault::system, "it has no QEMU to keep its leases (there is no process " +
                                        std::to_string(guest.pid) + "): start the guest");
     return std::move(*process);
+}
+
+} // namespace
+
+namespace {
+
+const std::string kGranted; // no refusal to tell
+
+// libvirt makes one call at a time for a guest, but a libvirtd that was just replaced may still be at it: a change of
+// the vessel that another one overtook starts anew.
+template <typename Work>
+std::string insist(Work work) {
+    for (int tries = 0; tries < 100; tries++)
+        if (auto result = work())
+            return *result;
+    throw Error(Fault::system, "the leases in its QEMU are changed by somebody else all the time: see whether two "
+                               "libvirtd run on this host");
 }
 
 } // namespace
@@ -258,11 +318,15 @@ Engine::Answer Engine::admit(const Guest& guest, const Incarnation& self, std::v
     }
     for (std::size_t i = 0; i < leases.size(); i++) {
         leases[i].joined = registration.joined[i];
+        bool hidden = leases[i].guarded;
+        leases[i].guarded = hidden && leases[i].joined;
+        if (leases[i].guarded)
+            qemu::putUpGuard(leases[i].fd.get(), leases[i].path);
         // The source of a migration holds QEMU's locks rightfully until the guest runs here.
         if (leases[i].joined)
             continue;
         if (settings_.outsiders != Settings::Outsiders::ignore) {
-            if (auto outsider = findOutsider(leases[i], own)) {
+            if (auto outsider = findOutsider(leases[i], hidden, own)) {
                 if (settings_.outsiders == Settings::Outsiders::refuse)
                     return outsider;
                 warn_(*outsider);
@@ -330,16 +394,17 @@ Engine::Answer Engine::registerHere(const Guest& guest, const std::vector<Image>
 Engine::Answer Engine::acquire(const Guest& guest, const std::vector<Image>& images, std::string_view state) const {
     os::Process process = openQemu(guest);
     std::string refusal = bounded(mayHang(process, guest, images), images, process.descriptor(),
-                                  [&] { return acquireHere(process, guest, images, state).value_or(""); });
+                                  [&] { return insist([&] { return acquireHere(process, guest, images, state); }); });
     return refusal.empty() ? std::nullopt : Answer(refusal);
 }
 
-Engine::Answer Engine::acquireHere(const os::Process& process, const Guest& guest, const std::vector<Image>& images,
-                                   std::string_view state) const {
+Engine::Attempt Engine::acquireHere(const os::Process& process, const Guest& guest, const std::vector<Image>& images,
+                                    std::string_view state) const {
     auto vessel = openVessel(process, guest);
+    if (!vessel && process.diedWithin(milliseconds(0)))
+        throw Error(Fault::system, "its QEMU has ended: start the guest");
     if (!vessel)
-        return settings_.guestsWithoutLease == Settings::Unleased::allow ? std::nullopt
-                                                                         : Answer(explainNoVessel(guest));
+        return settings_.guestsWithoutLease == Settings::Unleased::allow ? kGranted : explainNoVessel(guest);
     Incarnation self{lease::hashDomain(guest.uuid), vessel->tag().incarnation};
     auto pause = [&](milliseconds time) { return !process.diedWithin(time); };
 
@@ -358,7 +423,8 @@ Engine::Answer Engine::acquireHere(const os::Process& process, const Guest& gues
             // The next block commit into the same base.
             if (Answer refusal = upgrade(guest, self, *stored))
                 return refusal;
-            vessel->replace();
+            if (!vessel->tryReplace())
+                return std::nullopt;
         } else if (image.mode != held && !(image.mode == Mode::readOnly && held == Mode::exclusive)) {
             unusable(image.path, std::string("the guest has it already, ") + describeMode(held) +
                                      ", and cannot have it " + describeMode(image.mode) +
@@ -380,8 +446,11 @@ Engine::Answer Engine::acquireHere(const os::Process& process, const Guest& gues
               [](const StoredLease* one, const StoredLease* other) { return comesBefore(one->file, other->file); });
     order.erase(std::unique(order.begin(), order.end()), order.end());
     Shares shares(order.size());
-    for (const StoredLease* stored : order)
+    for (const StoredLease* stored : order) {
+        if (stored->remote && stored->writable)
+            checkStillHeld(*stored);
         shares.add(*stored);
+    }
     auto begun = std::chrono::steady_clock::now();
     auto refusal =
         lease::acquireAll(self, shares.all(), lease::parseState(state, guest.uuid), {pause, settings_.handoffWait});
@@ -395,24 +464,38 @@ Engine::Answer Engine::acquireHere(const os::Process& process, const Guest& gues
         return text;
     }
 
+    // A disk that is added to a suspended guest goes along when that guest migrates: libvirt calls nothing then.
+    for (const StoredLease& stored : fresh)
+        if (auto token = handoffOf(vessel->leases())) {
+            Shares share(1);
+            share.add(stored);
+            lease::offer(self, share.back(), *token);
+        }
+
     bool changed = !fresh.empty();
+    // The handoff is complete: the guard may go, and from now on the record names us.
+    auto complete = [&](StoredLease& stored) {
+        if (stored.guarded)
+            qemu::takeDownGuard(stored.fd.get(), stored.path);
+        if (stored.joined)
+            recordOwner(guest, self, stored);
+        stored.guarded = stored.joined = false;
+    };
     for (std::size_t i : known) {
         StoredLease& stored = vessel->leases()[i];
-        if (!stored.joined)
-            continue;
-        stored.joined = false; // the handoff is complete: from now on the record names us
-        recordOwner(guest, self, stored);
-        changed = true;
+        changed = changed || stored.joined;
+        complete(stored);
     }
     for (StoredLease& stored : fresh) {
-        stored.joined = false;
+        complete(stored);
         vessel->leases().push_back(std::move(stored));
     }
     if (changed) {
         sortForAllHosts(vessel->leases());
-        vessel->replace();
+        if (!vessel->tryReplace())
+            return std::nullopt; // what is fresh vanishes with our descriptors
     }
-    return std::nullopt;
+    return kGranted;
 }
 
 Engine::Answer Engine::upgrade(const Guest& guest, const Incarnation& self, StoredLease& stored) const {
@@ -427,12 +510,12 @@ Engine::Answer Engine::upgrade(const Guest& guest, const Incarnation& self, Stor
 Engine::Answer Engine::acquireReadOnly(const Guest& guest, const std::vector<Image>& images) const {
     os::Process process = openQemu(guest);
     std::string refusal = bounded(mayHang(process, guest, images), images, process.descriptor(),
-                                  [&] { return acquireReadOnlyHere(process, guest, images).value_or(""); });
+                                  [&] { return insist([&] { return acquireReadOnlyHere(process, guest, images); }); });
     return refusal.empty() ? std::nullopt : Answer(refusal);
 }
 
-Engine::Answer Engine::acquireReadOnlyHere(const os::Process& process, const Guest& guest,
-                                           const std::vector<Image>& images) const {
+Engine::Attempt Engine::acquireReadOnlyHere(const os::Process& process, const Guest& guest,
+                                            const std::vector<Image>& images) const {
     auto vessel = openVessel(process, guest);
     std::vector<std::size_t> held;
     if (vessel)
@@ -447,13 +530,14 @@ Engine::Answer Engine::acquireReadOnlyHere(const os::Process& process, const Gue
     // The vessel must never claim more than the marks hold: it says read-only first.
     for (std::size_t i : held)
         vessel->leases()[i].mode = static_cast<std::uint8_t>(Mode::readOnly);
-    vessel->replace();
+    if (!vessel->tryReplace())
+        return std::nullopt;
     Shares shares(held.size());
     for (std::size_t i : held)
         shares.add(vessel->leases()[i]);
     for (const Share& share : shares.all())
         lease::downgrade(self, share);
-    return std::nullopt;
+    return kGranted;
 }
 
 namespace {
@@ -496,24 +580,22 @@ void Engine::detach(const Guest& guest, const std::vector<Image>& images) const 
     auto process = os::Process::openIfExists(guest.pid);
     if (!process)
         return;
-    bounded(mayHang(*process, guest, images), images, process->descriptor(), [&] {
-        detachHere(*process, guest, images);
-        return std::string();
-    });
+    bounded(mayHang(*process, guest, images), images, process->descriptor(),
+            [&] { return insist([&] { return detachHere(*process, guest, images); }); });
 }
 
-void Engine::detachHere(const os::Process& process, const Guest& guest, const std::vector<Image>& images) const {
+Engine::Attempt Engine::detachHere(const os::Process& process, const Guest& guest,
+                                   const std::vector<Image>& images) const {
     auto vessel = openVessel(process, guest);
     if (!vessel)
-        return;
+        return kGranted;
     std::vector<StoredLease>& leases = vessel->leases();
     std::vector<StoredLease> dropped, vanished;
     for (const Image& image : images) {
-        struct stat status;
-        bool there = stat(image.path.c_str(), &status) == 0;
-        auto stored = there ? findByFile(leases, {status.st_dev, status.st_ino})
-                            : std::find_if(leases.begin(), leases.end(),
-                                           [&](const StoredLease& lease) { return lease.path == image.path; });
+        auto file = identifyIfExists(image.path);
+        auto stored = file ? findByFile(leases, *file)
+                           : std::find_if(leases.begin(), leases.end(),
+                                          [&](const StoredLease& lease) { return lease.path == image.path; });
         if (stored == leases.end())
             continue;
         // The guest has the image in another drive as well, or the attaching of a second one failed. A former top image
@@ -522,18 +604,20 @@ void Engine::detachHere(const os::Process& process, const Guest& guest, const st
         if (os::hasOpen(process, stored->file, reads ? os::Access::any : os::Access::write))
             continue;
         // A file that only this guest's vessel vouches for is let go, but nothing is done to it.
-        (there ? dropped : vanished).push_back(std::move(*stored));
+        (file ? dropped : vanished).push_back(std::move(*stored));
         leases.erase(stored);
     }
     if (dropped.empty() && vanished.empty())
-        return;
-    vessel->replace();
+        return kGranted;
+    if (!vessel->tryReplace())
+        return std::nullopt;
     // Whoever dies before this line leaves the lease to the next change of this vessel, or to QEMU's end.
     Shares shares(dropped.size());
     for (const StoredLease& stored : dropped)
         shares.add(stored);
     for (const Share& share : shares.all())
         share.medium->removeAll();
+    return kGranted;
 }
 
 } // namespace leasehold

@@ -69,10 +69,12 @@ private:
     bool mayHang(const os::Process& process, const Guest& guest, const std::vector<Image>& images) const;
 
     Answer registerHere(const Guest& guest, const std::vector<Image>& images, const qemu::VesselEnds& ends) const;
-    Answer acquireHere(const os::Process& process, const Guest& guest, const std::vector<Image>& images,
-                       std::string_view state) const;
-    Answer acquireReadOnlyHere(const os::Process& process, const Guest& guest, const std::vector<Image>& images) const;
-    void detachHere(const os::Process& process, const Guest& guest, const std::vector<Image>& images) const;
+    // A refusal, or "" where it is granted. Nothing: the vessel was changed by somebody else meanwhile.
+    using Attempt = std::optional<std::string>;
+    Attempt acquireHere(const os::Process& process, const Guest& guest, const std::vector<Image>& images,
+                        std::string_view state) const;
+    Attempt acquireReadOnlyHere(const os::Process& process, const Guest& guest, const std::vector<Image>& images) const;
+    Attempt detachHere(const os::Process& process, const Guest& guest, const std::vector<Image>& images) const;
 
     // Lets the guest in on freshly opened leases; `own` is the QEMU that may have them open already, or 0.
     Answer admit(const Guest& guest, const lease::Incarnation& self, std::vector<qemu::StoredLease>& leases,

@@ -176,12 +176,23 @@ const char* describeMode(Mode mode) {
 std::string explainOutsider(const std::string& path, const std::string& words, const std::vector<pid_t>& holders,
                             pid_t own) {
     std::string who;
-    for (pid_t pid : holders)
-        if (pid != own)
-            who += (who.empty() ? "" : ", ") + quote(os::commandName(pid)) + " (pid " + std::to_string(pid) + ")";
+    bool guests = false;
+    for (pid_t pid : holders) {
+        if (pid == own)
+            continue;
+        auto tag = qemu::inspectGuest(pid);
+        guests = guests || tag;
+        who += (who.empty() ? "" : ", ") + (tag ? "guest " + quote(tag->name) : quote(os::commandName(pid))) +
+               " (pid " + std::to_string(pid) + ")";
+    }
+    std::string image = "image " + quote(path);
+    if (guests)
+        return image + " is in use by " + who +
+               " without a lease of its own, as a backing file for instance, and that one " + words +
+               ": shut the guest down, or give this one an image of its own";
     if (who.empty())
         who = "a program on another host, or one that may not be looked at";
-    return "image " + quote(path) + " is in use outside leasehold by " + who + ", which " + words +
+    return image + " is in use outside leasehold by " + who + ", which " + words +
            ": end it, or wait for it, and try again (option qemu_locks in qemu-leasehold.conf)";
 }
 

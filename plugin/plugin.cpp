@@ -19,6 +19,8 @@
 #include <new>
 #include <span>
 
+#include <unistd.h>
+
 namespace leasehold::plugin {
 
 namespace {
@@ -28,11 +30,13 @@ struct Request {
     std::vector<Image> images;
     bool unleasedDisk = false; // a disk that only its guest may write to, and that is not leased
     bool starting = false;     // its process is no QEMU yet
+    std::string namedLease;    // a <lease> element that it has
 };
 
 // Set once by the first init and never taken back: other threads may be in a call when deinit comes.
 std::atomic<const Engine*> engine{nullptr};
 std::mutex initMutex;
+pid_t libvirtd = 0;
 
 ErrorCode codeOf(Fault fault) {
     switch (fault) {
@@ -98,6 +102,7 @@ int init(unsigned int version, const char* configFile, unsigned int) {
     return guarded(nullptr, [&] {
         std::lock_guard lock(initMutex);
         findReporter();
+        libvirtd = getpid();
         if (version < LOCK_DRIVER_VERSION)
             throw Error(Fault::unsupported, "leasehold needs the lock-driver interface of libvirt 1.0.0 or later");
         // Once for each of libvirt's drivers, but there is one configuration. It is checked every time.
@@ -150,9 +155,10 @@ int addResource(LockManager* manager, unsigned int type, const char* name, std::
                 unsigned int flags) {
     Request& request = requestOf(manager);
     return guarded(&request, [&] {
-        if (type == LOCK_RESOURCE_LEASE)
-            throw Error(Fault::unsupported, "it has the <lease> element '" + std::string(name ? name : "") +
-                                                "', which this version of leasehold cannot take; remove it");
+        if (type == LOCK_RESOURCE_LEASE) {
+            request.namedLease = name && *name ? name : "?"; // may stop and go, but not start or resume
+            return 0;
+        }
         if (type != LOCK_RESOURCE_DISK)
             return 0; // of a later libvirt: not ours to lock
         if (!name || !*name)
@@ -176,6 +182,13 @@ int acquire(LockManager* manager, const char* state, unsigned int flags, int, in
     Request& request = requestOf(manager);
     return guarded(&request, [&] {
         const Engine& current = theEngine();
+        if (!request.namedLease.empty())
+            throw Error(Fault::unsupported, "it has the <lease> element '" + request.namedLease +
+                                                "', which this version of leasehold cannot take; remove it");
+        // libvirt's Xen driver asks without forking: the leases would be put into libvirtd and stay there.
+        if ((flags & LOCK_ACQUIRE_REGISTER_ONLY) && getpid() == libvirtd)
+            throw Error(Fault::unsupported, "leasehold protects QEMU guests only: remove lock_manager from the "
+                                            "configuration of this driver");
         if (request.images.empty() && request.unleasedDisk && current.settings().requireLeaseForDisks)
             throw Error(Fault::unsupported, "it has disks that it writes to but no lease: set auto_disk_leases = 1 or "
                                             "require_lease_for_disks = 0 in qemu-leasehold.conf");

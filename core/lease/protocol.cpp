@@ -413,6 +413,11 @@ std::uint32_t inquireAll(const Incarnation& self, std::span<const Share> shares)
     return token;
 }
 
+void offer(const Incarnation& self, const Share& share, std::uint32_t token) {
+    if (share.mode != Mode::readOnly)
+        raiseHandoff(self, share, share.medium->note(), token, false);
+}
+
 void downgrade(const Incarnation& self, const Share& share) {
     share.medium->setNote({});
     place(share, presentMark(Mode::readOnly, self));

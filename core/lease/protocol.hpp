@@ -82,6 +82,9 @@ std::uint32_t releaseAll(const Incarnation& self, std::span<const Share> shares)
 // A live migration begins. Gives the token that a successor has to quote.
 std::uint32_t inquireAll(const Incarnation& self, std::span<const Share> shares);
 
+// A resource that was added to a suspended guest: puts up the handoff that its others show.
+void offer(const Incarnation& self, const Share& share, std::uint32_t token);
+
 // From exclusive to read-only without a moment in which an exclusive guest could come in.
 void downgrade(const Incarnation& self, const Share& share);
 

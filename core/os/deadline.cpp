@@ -13,6 +13,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -28,9 +29,10 @@ using std::chrono::steady_clock;
 // forked while another thread of libvirtd held it. (Whose children these are not: there they are simply forgotten.)
 std::array<std::atomic<pid_t>, 16> abandoned;
 
-// What a helper reports: one letter, then text.
+// What a helper reports: one letter, text, and an end without which nothing counts.
 constexpr char kReturned = 'r';
 constexpr char kThrew = 'e'; // followed by the digit of the Fault
+constexpr char kEnd = '.';
 
 void reapAbandoned() {
     std::size_t stuck = 0;
@@ -76,11 +78,25 @@ void writeAll(int fd, const std::string& text) {
     }
 }
 
-[[noreturn]] void runHelper(int pipe, std::span<const int> keep, const std::function<std::string()>& work) {
+// The handlers of libvirtd are not ours: its handler for SIGTERM writes to a descriptor by number, and in the helper
+// that number may be an image.
+void forgetHandlers() {
+    for (int number = 1; number < NSIG; number++)
+        (void)signal(number, SIG_DFL);
+}
+
+[[noreturn]] void runHelper(pid_t parent, int pipe, std::span<const int> keep,
+                            const std::function<std::string()>& work) {
+    forgetHandlers();
+    // Whoever waits for us is also who ends us. Without it we would go on with what we knew of the leases, in parallel
+    // with a libvirtd that has started anew and changed them.
+    (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent)
+        _exit(1);
     std::vector<int> numbers(keep.begin(), keep.end());
     numbers.push_back(pipe);
     closeOthers(std::move(numbers));
-    // The end of this process is the end of the call: the one place in core where exceptions become text.
+    // The end of this process is the end of the call: here exceptions become text.
     std::string report;
     try {
         report = kReturned + work();
@@ -89,8 +105,22 @@ void writeAll(int fd, const std::string& text) {
     } catch (const std::exception& error) {
         report = std::string{kThrew, static_cast<char>('0' + static_cast<int>(Fault::system))} + error.what();
     }
-    writeAll(pipe, report);
+    writeAll(pipe, report + kEnd);
     _exit(0);
+}
+
+// Forks with all signals blocked, so that none meets a handler of libvirtd in the child.
+pid_t forkQuietly() {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    pid_t pid = fork();
+    int error = errno;
+    if (pid != 0)
+        pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    if (pid < 0)
+        throw SystemError(error, "fork", "a storage helper");
+    return pid;
 }
 
 // Reads until the helper closes the pipe; false at the deadline.
@@ -116,16 +146,24 @@ bool readUntil(int fd, steady_clock::time_point deadline, std::string& text) {
     }
 }
 
-// SIGKILL ends every wait that a file system has not made uninterruptible.
-void endHelper(pid_t pid) {
-    kill(pid, SIGKILL);
-    for (int tries = 0; tries < 100; tries++) {
-        if (waitpid(pid, nullptr, WNOHANG) != 0)
-            return;
-        poll(nullptr, 0, 2);
+// The helper's end, whatever becomes of the call. SIGKILL ends every wait that a file system has not made
+// uninterruptible.
+class Helper {
+public:
+    explicit Helper(pid_t pid) : pid_(pid) {}
+    Helper(const Helper&) = delete;
+    ~Helper() {
+        kill(pid_, SIGKILL);
+        Fd pidfd(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
+        pollfd event{pidfd.get(), POLLIN, 0};
+        (void)poll(&event, 1, 200);
+        if (waitpid(pid_, nullptr, WNOHANG) == 0)
+            abandon(pid_);
     }
-    abandon(pid);
-}
+
+private:
+    pid_t pid_;
+};
 
 } // namespace
 
@@ -137,21 +175,22 @@ std::optional<std::string> runWithDeadline(milliseconds limit, std::span<const i
         throw SystemError(errno, "create", "a pipe");
     Fd reader(ends[0]), writer(ends[1]);
     auto deadline = steady_clock::now() + limit;
-    pid_t pid = fork();
-    if (pid < 0)
-        throw SystemError(errno, "fork", "a storage helper");
+    pid_t parent = getpid();
+    pid_t pid = forkQuietly();
     if (pid == 0)
-        runHelper(writer.get(), keep, work);
+        runHelper(parent, writer.get(), keep, work);
+    Helper helper(pid);
     writer.reset();
     std::string report;
-    bool finished = readUntil(reader.get(), deadline, report);
-    endHelper(pid);
-    if (!finished)
+    if (!readUntil(reader.get(), deadline, report))
         return std::nullopt;
-    if (!report.empty() && report[0] == kReturned)
-        return report.substr(1);
-    if (report.size() > 1 && report[0] == kThrew)
-        throw Error(static_cast<Fault>(report[1] - '0'), report.substr(2));
+    if (report.size() >= 2 && report.back() == kEnd) {
+        report.pop_back();
+        if (report[0] == kReturned)
+            return report.substr(1);
+        if (report[0] == kThrew && report.size() >= 2)
+            throw Error(static_cast<Fault>(report[1] - '0'), report.substr(2));
+    }
     throw Error(Fault::system, "a storage helper died without a report");
 }
 

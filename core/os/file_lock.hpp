@@ -45,8 +45,8 @@ void unlock(int fd, Range range, const std::string& what);
 // is up to the kernel. An explanation, never a decision: NFSv3 does not show read locks of other hosts.
 std::optional<FoundLock> findConflict(int fd, LockType type, Range range, const std::string& what);
 
-// The locks that one's own descriptor holds: F_OFD_GETLK only shows those of others. Not on every file system: GlusterFS
-// lists none.
+// The locks that one's own descriptor holds: F_OFD_GETLK only shows those of others. Not on every file system:
+// GlusterFS lists none.
 std::vector<FoundLock> inspectOwnLocks(int fd);
 
 // Pure: the byte-range locks among the `lock:` lines of a /proc/PID/fdinfo/N text, proc(5).

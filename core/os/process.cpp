@@ -16,6 +16,7 @@
 #include <poll.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 namespace leasehold::os {
@@ -116,20 +117,38 @@ std::vector<pid_t> listProcesses() {
     return numbersIn("/proc");
 }
 
+namespace {
+
+// What a descriptor of another process leads to, without asking a server that may not answer: device and inode never
+// change. 0, or the error number.
+int identifyDescriptor(pid_t pid, int number, FileId& file) {
+    struct statx status;
+    std::string path = procPath(pid, "fd/") + std::to_string(number);
+    if (statx(AT_FDCWD, path.c_str(), AT_STATX_DONT_SYNC, STATX_INO, &status) < 0)
+        return errno;
+    file = {makedev(status.stx_dev_major, status.stx_dev_minor), status.stx_ino};
+    return 0;
+}
+
+} // namespace
+
 bool hasOpen(const Process& process, const FileId& file, Access access) {
     for (int number : process.descriptors()) {
-        struct stat status;
-        std::string name = std::to_string(number);
-        if (stat((procPath(process.pid(), "fd/") + name).c_str(), &status) < 0 ||
-            FileId{status.st_dev, status.st_ino} != file)
+        FileId found;
+        int error = identifyDescriptor(process.pid(), number, found);
+        if (error == ENOENT || error == ESRCH)
+            continue; // closed meanwhile
+        if (error != 0)
+            return true;
+        if (found != file)
             continue;
         // flags:	0100002 -- octal, as for open(2)
-        std::string info = readFileIfPossible(procPath(process.pid(), "fdinfo/") + name, 1 << 20).value_or("");
+        std::string path = procPath(process.pid(), "fdinfo/") + std::to_string(number);
+        std::string info = readFileIfPossible(path, 1 << 20).value_or("");
         unsigned flags = 0;
         std::size_t at = info.find("flags:");
-        if (access == Access::any ||
-            (at != std::string::npos && std::sscanf(info.c_str() + at, "flags: %o", &flags) == 1 &&
-             (flags & O_ACCMODE) != O_RDONLY))
+        bool told = at != std::string::npos && std::sscanf(info.c_str() + at, "flags: %o", &flags) == 1;
+        if (access == Access::any || !told || (flags & O_ACCMODE) != O_RDONLY)
             return true;
     }
     return false;
@@ -138,12 +157,9 @@ bool hasOpen(const Process& process, const FileId& file, Access access) {
 std::vector<pid_t> findLockHolders(const FileId& file, std::int64_t first, std::int64_t last) {
     std::vector<pid_t> holders;
     for (pid_t pid : listProcesses()) {
-        std::string directory = procPath(pid, "fd/");
-        for (int number : numbersIn(directory)) {
-            struct stat status;
-            if (stat((directory + std::to_string(number)).c_str(), &status) < 0)
-                continue;
-            if (FileId{status.st_dev, status.st_ino} == file && holdsLock(pid, number, first, last)) {
+        for (int number : numbersIn(procPath(pid, "fd"))) {
+            FileId found;
+            if (identifyDescriptor(pid, number, found) == 0 && found == file && holdsLock(pid, number, first, last)) {
                 holders.push_back(pid);
                 break;
             }

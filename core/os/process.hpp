@@ -50,7 +50,7 @@ std::string commandName(pid_t pid);
 // All processes of this pid namespace, as /proc lists them.
 std::vector<pid_t> listProcesses();
 
-// Whether the process has the file open: at all, or for writing. For a process that is gone, no.
+// Whether the process has the file open: at all, or for writing. In doubt, yes; for a process that is gone, no.
 enum class Access { any, write };
 bool hasOpen(const Process& process, const FileId& file, Access access);
 

@@ -48,13 +48,40 @@ std::string describeByte(std::int64_t byte) {
     }
 }
 
-std::optional<ImageConflict> findImageConflict(int fd, Use use, const std::string& what) {
+namespace {
+constexpr os::Range kGuard{kDeniesBase + kWrite, 1};
+}
+
+void putUpGuard(int fd, const std::string& what) {
+    // Busy would mean that somebody holds the byte for writing, which QEMU never does: then it is as good as a guard.
+    (void)os::tryLock(fd, os::LockType::read, kGuard, what);
+}
+
+void takeDownGuard(int fd, const std::string& what) {
+    os::unlock(fd, kGuard, what);
+}
+
+namespace {
+
+// Whether somebody locks the byte, found out by trying.
+bool isLocked(int fd, os::Range byte, const std::string& what) {
+    if (os::tryLock(fd, os::LockType::write, byte, what) == os::LockOutcome::contended)
+        return true;
+    os::unlock(fd, byte, what);
+    return false;
+}
+
+} // namespace
+
+std::optional<ImageConflict> findImageConflict(int fd, Use use, bool hidden, const std::string& what) {
+    hidden = hidden && use != Use::readOnly;
     // Nearly always nobody is there: one question for all bytes.
-    if (!os::findConflict(fd, os::LockType::write, {kUsesBase, kDeniesBase + kResize - kUsesBase + 1}, what))
+    if (!hidden && !os::findConflict(fd, os::LockType::write, {kUsesBase, kDeniesBase + kResize - kUsesBase + 1}, what))
         return std::nullopt;
     std::optional<ImageConflict> conflict;
     for (std::int64_t byte : conflictingBytes(use)) {
-        if (!os::findConflict(fd, os::LockType::write, {byte, 1}, what))
+        os::Range range{byte, 1};
+        if (!os::findConflict(fd, os::LockType::write, range, what) && !(hidden && isLocked(fd, range, what)))
             continue;
         if (conflict)
             conflict->words += ", " + describeByte(byte);

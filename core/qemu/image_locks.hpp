@@ -2,9 +2,9 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #pragma once
 
-// QEMU's own image locks: what the locked bytes mean, and whether they would stop a guest. Only looks, never locks:
-// a lock of ours on these bytes would keep QEMU from starting. Source: QEMU block/file-posix.c (RAW_LOCK_PERM_BASE,
-// RAW_LOCK_SHARED_BASE) and include/block/block-common.h (BLK_PERM_*).
+// QEMU's own image locks: what the locked bytes mean, and whether they would stop a guest. Looks, but never locks, with
+// one exception: a lock of ours on these bytes keeps QEMU from starting. Source: QEMU block/file-posix.c
+// (RAW_LOCK_PERM_BASE, RAW_LOCK_SHARED_BASE) and include/block/block-common.h (BLK_PERM_*).
 
 #include <cstdint>
 #include <optional>
@@ -29,7 +29,16 @@ struct ImageConflict {
 
 // Would a guest that uses the image like this meet QEMU's "Failed to get "write" lock"? Locks that the descriptor's
 // own open file description holds are not seen. `what` is the image's path.
-std::optional<ImageConflict> findImageConflict(int fd, Use use, const std::string& what);
+// `hidden`: the storage does not show read locks of other hosts (NFSv3). Then each byte is locked for writing and given
+// back at once, which needs a writable descriptor: without one, what other hosts do stays unseen.
+std::optional<ImageConflict> findImageConflict(int fd, Use use, bool hidden, const std::string& what);
+
+// The guard, for storage where QEMU's locks do not reach other hosts: a read lock on "nobody else may write", which
+// makes a QEMU that starts on this host die with "Failed to get "write" lock", and lets an incoming one pass, which
+// takes no locks before it runs. A destination puts it up until it has the lease: nothing else tells it from a second
+// start of the same guest.
+void putUpGuard(int fd, const std::string& what);
+void takeDownGuard(int fd, const std::string& what);
 
 // Pure: the bytes that would be in the way of such a use.
 std::vector<std::int64_t> conflictingBytes(Use use);

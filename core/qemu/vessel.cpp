@@ -31,6 +31,7 @@ constexpr std::size_t kMaxMessages = 64;
 constexpr std::size_t kMaxLeases = 2048;
 constexpr std::size_t kMaxPath = 4096;
 constexpr std::size_t kMaxName = 1024;
+constexpr std::uint8_t kMaxMode = 2; // lease::Mode has three
 // Two generations of the largest guests at once. The default of some 200 KiB takes 7 messages.
 constexpr int kSendBuffer = 8 * 1024 * 1024;
 
@@ -71,6 +72,7 @@ static_assert(sizeof(Entry) == 24);
 constexpr std::uint8_t kWritable = 1 << 0;
 constexpr std::uint8_t kJoined = 1 << 1;
 constexpr std::uint8_t kRemote = 1 << 2;
+constexpr std::uint8_t kGuarded = 1 << 3;
 
 [[noreturn]] void hostile(const std::string& problem) {
     throw Error(Fault::invalid, "the leases kept in its QEMU are damaged (" + problem +
@@ -100,8 +102,8 @@ std::string encodeMessage(Header header, const GuestTag& tag, std::span<const St
     std::string text(reinterpret_cast<const char*>(&header), sizeof header);
     text.append(tag.name, 0, header.nameLength);
     for (const StoredLease& lease : leases) {
-        std::uint8_t flags =
-            (lease.writable ? kWritable : 0) | (lease.joined ? kJoined : 0) | (lease.remote ? kRemote : 0);
+        std::uint8_t flags = (lease.writable ? kWritable : 0) | (lease.joined ? kJoined : 0) |
+                             (lease.remote ? kRemote : 0) | (lease.guarded ? kGuarded : 0);
         Entry entry{lease.file.device,
                     lease.file.inode,
                     lease.mode,
@@ -133,10 +135,13 @@ public:
             skip(header.entrySize - sizeof entry);
             StoredLease lease;
             lease.file = {entry.device, entry.inode};
+            if (entry.mode > kMaxMode)
+                hostile("an unknown mode");
             lease.mode = entry.mode;
             lease.writable = entry.flags & kWritable;
             lease.joined = entry.flags & kJoined;
             lease.remote = entry.flags & kRemote;
+            lease.guarded = entry.flags & kGuarded;
             lease.path = take(entry.pathLength, kMaxPath);
             message.leases.push_back(std::move(lease));
         }
@@ -244,7 +249,9 @@ void sendGeneration(int socket, Header header, const GuestTag& tag, std::span<co
 std::vector<os::Fd> collectDescriptors(msghdr& header) {
     std::vector<os::Fd> fds;
     for (cmsghdr* item = CMSG_FIRSTHDR(&header); item; item = CMSG_NXTHDR(&header, item)) {
-        if (item->cmsg_level != SOL_SOCKET || item->cmsg_type != SCM_RIGHTS)
+        // A hostile QEMU can ask the socket to add a pidfd to every message (SO_PASSPIDFD): closed below with the rest.
+        constexpr int kPidfd = 4; // SCM_PIDFD, Linux 6.5
+        if (item->cmsg_level != SOL_SOCKET || (item->cmsg_type != SCM_RIGHTS && item->cmsg_type != kPidfd))
             continue;
         std::size_t count = (item->cmsg_len - CMSG_LEN(0)) / sizeof(int);
         for (std::size_t i = 0; i < count; i++) {
@@ -332,6 +339,14 @@ os::Fd lockOut(const os::Process& process) {
                     "the leases in its QEMU cannot be read: the QEMU has ended, or another program keeps "
                     "its /proc/PID/fd locked (flock; see /proc/locks)");
     return std::move(*locked);
+}
+
+// All that waits in the queue (unix(7), SIOCINQ; for SOCK_SEQPACKET the sum of all messages).
+int bytesIn(int socket) {
+    int bytes = 0;
+    if (ioctl(socket, SIOCINQ, &bytes) < 0)
+        throw SystemError(errno, "read the leases in", "its QEMU");
+    return bytes;
 }
 
 bool isSeqpacket(int fd) {
@@ -494,8 +509,9 @@ bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid) {
     tag_ = std::move(message.tag);
     numbers_ = {header.numbers[0], header.numbers[1]};
     socketInodes_ = {header.socketInodes[0], header.socketInodes[1]};
-    generation_ = header.generation;
+    generation_ = firstGeneration_ = header.generation;
     queued_ = 1;
+    queuedBytes_ = waiting;
     leases_ = std::move(message.leases);
     return true;
 }
@@ -506,6 +522,7 @@ void Vessel::readAll() {
     int start = 0, off = -1;
     if (setsockopt(out_.get(), SOL_SOCKET, SO_PEEK_OFF, &start, sizeof start) < 0)
         throw SystemError(errno, "read the leases in", "its QEMU");
+    queuedBytes_ = bytesIn(out_.get());
     std::vector<StoredLease> candidate;
     std::uint32_t nextPart = 0;
     std::uint64_t current = 0;
@@ -517,6 +534,8 @@ void Vessel::readAll() {
             hostile("too many messages");
         if (message.tag != tag_)
             hostile("two guests in one vessel");
+        if (queued_ == 1)
+            firstGeneration_ = header.generation;
         // A change was interrupted while it took out the old generation: its first parts are gone.
         if (current == 0 && header.part != 0) {
             begun++;
@@ -553,13 +572,26 @@ void Vessel::readAll() {
     generation_ = current;
 }
 
-void Vessel::replace() {
+bool Vessel::tryReplace() {
     os::Fd locked = lockOut(*process_);
     auto in = process_->takeDescriptor(numbers_[0]);
     if (!in || !isSeqpacket(in->get()) || inodeOf(*in) != socketInodes_[0] || inodeOf(out_) != socketInodes_[1])
         hostile("an end is missing");
+    // Somebody else has changed it since we read it, and we would undo that: a libvirtd that was replaced meanwhile.
+    auto first = peekHeader(out_.get());
+    if (!first || first->header.generation != firstGeneration_ || bytesIn(out_.get()) != queuedBytes_)
+        return false;
     // What was before the newest complete generation is of no use any more. Gone first, so that however many changes
     // are interrupted, the queue does not grow.
+    // Whatever fails from here on: what is in the queue is our doing.
+    struct Recount {
+        Vessel& vessel;
+        ~Recount() {
+            auto head = peekHeader(vessel.out_.get());
+            vessel.firstGeneration_ = head ? head->header.generation : 0;
+            (void)ioctl(vessel.out_.get(), SIOCINQ, &vessel.queuedBytes_);
+        }
+    } recount{*this};
     takeOut(stale_);
     stale_ = 0;
     Header header{};
@@ -572,6 +604,7 @@ void Vessel::replace() {
     // are in the new one live on through it.
     takeOut(old);
     disordered_ = false;
+    return true;
 }
 
 void Vessel::takeOut(std::size_t count) {

@@ -43,6 +43,7 @@ struct StoredLease {
     bool writable = false; // the descriptor is open for writing
     bool joined = false;   // another incarnation had the lease when this one registered
     bool remote = false;   // calls on its storage may hang
+    bool guarded = false;  // its description also holds the guard (image_locks.hpp)
     std::string path;      // as libvirt named it; for people
     os::Fd fd;
 };
@@ -71,7 +72,7 @@ struct Manifest {
 class Vessel {
 public:
     // Finds the vessel of this guest in the process: nothing when it has none. Throws Error(Fault::invalid) on a
-    // vessel that is not what VesselEnds and replace make. The process must outlive the vessel.
+    // vessel that is not what VesselEnds and tryReplace make. The process must outlive the vessel.
     static std::optional<Vessel> retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid);
 
     // Nothing when the process keeps no vessel of this guest where it is looked for first, or more than one message.
@@ -81,11 +82,12 @@ public:
     const GuestTag& tag() const { return tag_; }
     std::vector<StoredLease>& leases() { return leases_; }
 
-    // More than one generation is in the queue: an earlier change was interrupted. replace() cures it.
+    // More than one generation is in the queue: an earlier change was interrupted. tryReplace() cures it.
     bool disordered() const { return disordered_; }
 
-    // Makes this the set of leases: those of leases(), as they are now. On failure the old set stands.
-    void replace();
+    // Makes this the set of leases: those of leases(), as they are now. On failure the old set stands. False when
+    // somebody else has changed the vessel since it was read: nothing was done, and what we know of it is old.
+    [[nodiscard]] bool tryReplace();
 
 private:
     Vessel(const os::Process& process) : process_(&process) {}
@@ -99,6 +101,8 @@ private:
     std::array<std::int32_t, 2> numbers_{}; // of the two ends in QEMU: sending, receiving
     std::array<std::uint64_t, 2> socketInodes_{};
     std::uint64_t generation_ = 0;
+    std::uint64_t firstGeneration_ = 0; // of the first message in the queue
+    int queuedBytes_ = 0;
     std::size_t queued_ = 0; // messages in the queue
     std::size_t stale_ = 0;  // of these, those before the newest complete generation
     bool disordered_ = false;

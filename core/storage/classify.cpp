@@ -29,6 +29,9 @@ Storage untrusted(std::string name, std::string reason) {
     return {.name = std::move(name), .remote = true, .reason = std::move(reason)};
 }
 
+// Its locks are said to cross hosts, but nothing here has shown that a lease on it is safe.
+constexpr const char* kNotTried = "leases there have not been tried in this version";
+
 // NFS. Options: nfs(5).
 Storage classifyNfs(const std::optional<Mount>& mount) {
     std::string version = mount ? mount->value("vers").value_or("") : "";
@@ -57,13 +60,13 @@ Storage classifyOcfs2(const std::optional<Mount>& mount) {
         return untrusted("OCFS2", "its cluster stack cannot be told: see that /proc/self/mountinfo can be read");
     if (mount->has("localflocks"))
         return untrusted("OCFS2", "it is mounted with localflocks, which keeps locks on this host: mount it without");
-    if (mount->value("cluster_stack") == "o2cb")
+    if (mount->value("heartbeat") == "none" && !mount->value("cluster_stack"))
+        return local("OCFS2 (local)"); // not a cluster mount
+    if (mount->value("cluster_stack").value_or("o2cb") == "o2cb")
         return untrusted("OCFS2 (o2cb)",
                          "byte-range locks stay on the local node with the o2cb stack, and this version "
                          "does not use flock yet");
-    if (mount->value("cluster_stack"))
-        return everywhere("OCFS2 (" + *mount->value("cluster_stack") + ")");
-    return local("OCFS2 (local)"); // heartbeat=none: not a cluster mount
+    return untrusted("OCFS2 (" + *mount->value("cluster_stack") + ")", kNotTried);
 }
 
 // GFS2: gfs2(5), Linux fs/gfs2/ops_fstype.c.
@@ -86,7 +89,7 @@ Storage classifySmb(const std::optional<Mount>&) {
 // Lustre's mount.lustre(8).
 Storage classifyLustre(const std::optional<Mount>& mount) {
     if (mount && mount->has("flock"))
-        return everywhere("Lustre");
+        return untrusted("Lustre", kNotTried);
     return untrusted("Lustre", "it is mounted without the option flock, so its locks do not reach other hosts");
 }
 
@@ -94,10 +97,10 @@ Storage classifyLustre(const std::optional<Mount>& mount) {
 Storage classifyFuse(const std::optional<Mount>& mount) {
     std::string name = mount ? mount->type : "FUSE";
     if (name == "fuse.glusterfs")
-        return everywhere("GlusterFS", "after an interruption longer than ping-timeout the bricks give the lock away, "
-                                       "without a word to its holder");
+        return untrusted("GlusterFS", "after an interruption longer than ping-timeout its bricks give a lock away "
+                                      "without a word to the holder");
     if (name == "fuse.ceph" || name == "fuse.ceph-fuse")
-        return everywhere("CephFS (FUSE)");
+        return untrusted("CephFS (FUSE)", kNotTried);
     if (name == "fuseblk")
         return untrusted(name, "what a lock means there is up to the file system's own process");
     if (name == "virtiofs")
@@ -131,7 +134,7 @@ constexpr std::array kFileSystems{
     FileSystem{0x00006969, classifyNfs},
     FileSystem{0x7461636f, classifyOcfs2},
     FileSystem{0x01161970, classifyGfs2},
-    FileSystem{0x00c36400, [](const std::optional<Mount>&) { return everywhere("CephFS"); }},
+    FileSystem{0x00c36400, [](const std::optional<Mount>&) { return untrusted("CephFS", kNotTried); }},
     FileSystem{0x65735546, classifyFuse},
     FileSystem{0xfe534d42, classifySmb},
     FileSystem{0xff534d42, classifySmb},

@@ -84,8 +84,10 @@ std::optional<Mount> findMount(std::string_view mountinfo, int id) {
 
 bool anyRemote(std::string_view mountinfo) {
     // Those of the kernel that keep data elsewhere; all of FUSE, because there is a process behind it.
-    constexpr std::array<std::string_view, 13> kTypes{"nfs", "nfs4",   "cifs",   "smb3", "ceph", "ocfs2",   "gfs2",
-                                                      "9p",  "lustre", "beegfs", "gpfs", "afs",  "virtiofs"};
+    // An automount point may become any of them.
+    constexpr std::array<std::string_view, 15> kTypes{"autofs", "fuseblk", "nfs",   "nfs4", "cifs",
+                                                      "smb3",   "ceph",    "ocfs2", "gfs2", "9p",
+                                                      "lustre", "beegfs",  "gpfs",  "afs",  "virtiofs"};
     for (std::string_view line : split(mountinfo, '\n')) {
         std::size_t dash = line.find(" - ");
         if (dash == std::string_view::npos)

@@ -421,14 +421,13 @@ TEST_F(OpenImage, DetachedImageThatBacksAnOverlayMayBeHadByReaders) {
     EXPECT_EQ(locksOnByte(backing, 1LL << 62), 0u);
 }
 
-TEST_F(OpenImage, OfAQemuOutsideLibvirtIsNamedBeforeTheStart) {
+TEST_F(OpenImage, OfAGuestThatHasNoLeaseForItIsNamedBeforeTheStart) {
     const std::string taken = image("taken.img");
     Started outsider = host_.start(support::makeGuest("by-hand", 50), {});
     qemu_.takeOver();
     ASSERT_EQ(qemu_.command("open " + taken), "ok");
-    EXPECT_TRUE(
-        refused(stranger().start(rival_, {{taken}}), kBusy,
-                {taken, "hostile_qemu", "pid " + std::to_string(outsider.pid()), "writes to it", "qemu_locks"}));
+    EXPECT_TRUE(refused(stranger().start(rival_, {{taken}}), kBusy,
+                        {taken, "'by-hand'", "pid " + std::to_string(outsider.pid()), "writes to it", "backing file"}));
     EXPECT_EQ(locksOnByte(taken, 1LL << 62), 0u);
     outsider.qemu->kill();
     EXPECT_TRUE(free(taken));

@@ -554,7 +554,9 @@ TEST_F(Interface, NullNamesAndMissingParametersAreRefused) {
                       return "refused a good one";
                   if (driver.addResource(&manager, LOCK_RESOURCE_DISK, nullptr, 0, nullptr, 0) == 0)
                       return "took a disk without a name";
-                  if (driver.addResource(&manager, LOCK_RESOURCE_LEASE, nullptr, 0, nullptr, 0) == 0)
+                  if (driver.addResource(&manager, LOCK_RESOURCE_LEASE, nullptr, 0, nullptr, 0) != 0)
+                      return "refused a lease before anybody asked for it";
+                  if (driver.acquire(&manager, nullptr, 0, 0, nullptr) == 0)
                       return "took a lease without a name";
                   if (driver.addResource(&manager, 5, nullptr, 0, nullptr, 0) != 0)
                       return "refused an unknown resource without a name";

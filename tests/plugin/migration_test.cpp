@@ -72,6 +72,19 @@ TEST_F(Migration, NextMigrationHasToWaitForTheEndOfTheOldSource) {
     EXPECT_TRUE(granted(third.acquire(guest_, last.pid(), disks_, {.state = next.state})));
 }
 
+// libvirt makes no call on the source when a suspended guest migrates.
+TEST_F(Migration, SuspendedGuestTakesADiskAlongThatItGotMeanwhile) {
+    const Disk added{image("added.img")};
+    const std::vector<Disk> all{disks_[0], added};
+    Started here = boot(source_, guest_, disks_);
+    const StateOutcome stopped = source_.release(guest_, here.pid(), disks_);
+    ASSERT_TRUE(granted(source_.acquire(guest_, here.pid(), std::vector<Disk>{added})));
+    const Started there = target_.start(guest_, all);
+    EXPECT_TRUE(granted(there));
+    here.qemu->kill();
+    EXPECT_TRUE(granted(target_.acquire(guest_, there.pid(), all, {.state = stopped.state})));
+}
+
 TEST_F(Migration, TargetDoesNotRunBeforeTheSourceHasStopped) {
     Libvirtd impatient({.config = "handoff_wait = 0\n"});
     const Started here = boot(source_, guest_, disks_);

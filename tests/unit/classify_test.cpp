@@ -51,15 +51,13 @@ TEST(Classify, LocalFileSystemsCarryByteRangeLeasesOfThisHost) {
 }
 
 TEST(Classify, SharedFileSystemsWhoseByteRangeLocksCrossHostsCarryLeasesOfAllHosts) {
-    const Row rows[] = {{NFS_SUPER_MAGIC, mounted("nfs4", {"rw", "vers=4.2", "local_lock=none"}), "NFSv4.2"},
-                        {NFS_SUPER_MAGIC, mounted("nfs4", {"vers=4.0", "local_lock=all"}), "NFSv4.0"},
-                        {NFS_SUPER_MAGIC, mounted("nfs", {"vers=3", "local_lock=none"}), "NFSv3"},
-                        {NFS_SUPER_MAGIC, mounted("nfs", {"vers=3", "local_lock=flock"}), "NFSv3"},
-                        {OCFS2_SUPER_MAGIC, mounted("ocfs2", {"cluster_stack=pcmk"}), "OCFS2 (pcmk)"},
-                        {kGfs2, mounted("gfs2", {"rw"}), "GFS2"},
-                        {CEPH_SUPER_MAGIC, mounted("ceph"), "CephFS"},
-                        {FUSE_SUPER_MAGIC, mounted("fuse.glusterfs"), "GlusterFS"},
-                        {kLustre, mounted("lustre", {"rw", "flock"}), "Lustre"}};
+    const Row rows[] = {
+        {NFS_SUPER_MAGIC, mounted("nfs4", {"rw", "vers=4.2", "local_lock=none"}), "NFSv4.2"},
+        {NFS_SUPER_MAGIC, mounted("nfs4", {"vers=4.0", "local_lock=all"}), "NFSv4.0"},
+        {NFS_SUPER_MAGIC, mounted("nfs", {"vers=3", "local_lock=none"}), "NFSv3"},
+        {NFS_SUPER_MAGIC, mounted("nfs", {"vers=3", "local_lock=flock"}), "NFSv3"},
+        {kGfs2, mounted("gfs2", {"rw"}), "GFS2"},
+    };
     for (const Row& row : rows) {
         Storage storage = classifyMount(row.magic, row.mount);
         EXPECT_EQ(storage.name, row.name);
@@ -76,6 +74,11 @@ TEST(Classify, StorageWithoutALockToTrustIsRefusedByNameWithAReason) {
                         {NFS_SUPER_MAGIC, mounted("nfs", {"vers=3", "local_lock=posix"}), "NFSv3"},
                         {NFS_SUPER_MAGIC, mounted("nfs", {"rw"}), "NFS"},
                         {OCFS2_SUPER_MAGIC, mounted("ocfs2", {"cluster_stack=o2cb"}), "OCFS2 (o2cb)"},
+                        {OCFS2_SUPER_MAGIC, mounted("ocfs2", {"_netdev", "heartbeat=local"}), "OCFS2 (o2cb)"},
+                        {OCFS2_SUPER_MAGIC, mounted("ocfs2", {"cluster_stack=pcmk"}), "OCFS2 (pcmk)"},
+                        {CEPH_SUPER_MAGIC, mounted("ceph"), "CephFS"},
+                        {FUSE_SUPER_MAGIC, mounted("fuse.glusterfs"), "GlusterFS"},
+                        {kLustre, mounted("lustre", {"rw", "flock"}), "Lustre"},
                         {OCFS2_SUPER_MAGIC, mounted("ocfs2", {"cluster_stack=pcmk", "localflocks"}), "OCFS2"},
                         {kGfs2, mounted("gfs2", {"localflocks"}), "GFS2"},
                         {FUSE_SUPER_MAGIC, mounted("fuse.sshfs"), "fuse.sshfs"},

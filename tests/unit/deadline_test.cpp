@@ -7,6 +7,7 @@
 #include "tests/support/unit_support.hpp"
 
 #include <array>
+#include <csignal>
 #include <new>
 
 #include <fcntl.h>
@@ -76,6 +77,33 @@ TEST_F(Deadline, TheHelperHoldsOnToNothingButWhatItNeeds) {
                                          std::to_string(fcntl(other.get(), F_GETFD) >= 0);
                               }),
               "10");
+}
+
+int handlersPipe = -1;
+
+// libvirtd's handler writes to a descriptor by number; in the helper that number may be an image by now.
+TEST_F(Deadline, NoHandlerOfTheCallersRunsInTheHelper) {
+    unit::TempDir dir;
+    std::string image = dir.file("image");
+    int ends[2];
+    ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
+    Fd reader(ends[0]), writer(ends[1]);
+    handlersPipe = writer.get();
+    auto before = signal(SIGTERM, [](int) { (void)!write(handlersPipe, "overwritten", 11); });
+    EXPECT_EQ(runWithDeadline(milliseconds(200), {},
+                              [&]() -> std::string {
+                                  Fd own[4]; // one of them gets the number
+                                  for (Fd& fd : own)
+                                      fd = openFile(image, O_RDWR);
+                                  raise(SIGTERM);
+                                  for (;;)
+                                      pause();
+                              }),
+              std::nullopt);
+    signal(SIGTERM, before);
+    char byte = 0;
+    Fd fd = openFile(image, O_RDONLY);
+    EXPECT_TRUE(read(fd.get(), &byte, 1) == 0 || byte == 0) << "the image was written to";
 }
 
 TEST_F(Deadline, WhatIsLockedThroughASharedDescriptionStaysLocked) {

@@ -28,7 +28,8 @@ constexpr Use kUses[] = {Use::exclusive, Use::shared, Use::readOnly};
 class QemusLocks : public unit::LeavesNoDescriptor {
 protected:
     std::optional<ImageConflict> conflict(Use use) const {
-        return findImageConflict(os::openFile(image, use == Use::readOnly ? O_RDONLY : O_RDWR).get(), use, image);
+        return findImageConflict(os::openFile(image, use == Use::readOnly ? O_RDONLY : O_RDWR).get(), use, false,
+                                 image);
     }
 
     unit::TempDir dir;
@@ -89,7 +90,7 @@ TEST_F(QemusLocks, AreOnlyLookedAtNeverTaken) {
 TEST_F(QemusLocks, OfOnesOwnDescriptionAreNotSeen) {
     os::Fd fd = os::openFile(image, O_RDWR);
     ASSERT_EQ(os::tryLock(fd.get(), os::LockType::read, {201, 1}, image), os::LockOutcome::granted);
-    EXPECT_EQ(findImageConflict(fd.get(), Use::exclusive, image), std::nullopt);
+    EXPECT_EQ(findImageConflict(fd.get(), Use::exclusive, false, image), std::nullopt);
 }
 
 // A tool of QEMU's that keeps the image open until it is killed.
@@ -165,7 +166,7 @@ TEST_F(RealTool, QemuIoIsNotDisturbedByTheLookNorByMarks) {
         GTEST_SKIP() << "qemu-io is not installed";
     os::Fd guest = os::openFile(image, O_RDWR);
     ASSERT_EQ(os::tryLock(guest.get(), os::LockType::write, {INT64_C(1) << 62, 0}, image), os::LockOutcome::granted);
-    EXPECT_EQ(findImageConflict(guest.get(), Use::exclusive, image), std::nullopt);
+    EXPECT_EQ(findImageConflict(guest.get(), Use::exclusive, false, image), std::nullopt);
     EXPECT_TRUE(start({"/usr/bin/qemu-io", "-f", "raw", image})) << "qemu-io could not open the image";
 }
 

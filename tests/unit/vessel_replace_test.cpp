@@ -53,7 +53,7 @@ TEST_F(VesselReplace, AddsAndDropsLeases) {
         for (StoredLease& lease : openLeases({images[2]}))
             vessel->leases().push_back(std::move(lease));
         vessel->leases().erase(vessel->leases().begin());
-        vessel->replace();
+        (void)vessel->tryReplace();
     }
     EXPECT_EQ(pathsIn(qemu), (std::vector{images[1], images[2]}));
     EXPECT_TRUE(isFree(images[0], kLeaseByte)) << "nobody holds what was dropped";
@@ -66,7 +66,7 @@ TEST_F(VesselReplace, ManyTimesDoesNotFillTheQueue) {
     StandIn qemu = plantedGuest(kTag, images);
     auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
     for (int i = 0; i < 2000; i++)
-        vessel->replace();
+        (void)vessel->tryReplace();
     vessel.reset();
     vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
     ASSERT_TRUE(vessel);
@@ -88,7 +88,7 @@ TEST_F(VesselReplace, NeverLetsARivalIn) {
     for (int i = 0; i < 1500; i++) {
         auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
         ASSERT_TRUE(vessel);
-        vessel->replace();
+        (void)vessel->tryReplace();
     }
     EXPECT_FALSE(os::Process(rival.pid()).diedWithin(std::chrono::milliseconds(0)));
 }
@@ -109,7 +109,7 @@ TEST_F(VesselReplace, KilledAtAnySystemCallKeepsEveryLeaseAndTheVesselReadable) 
             [&] {
                 auto vessel = Vessel::retrieve(process, kTag.uuid);
                 unit::demand(vessel.has_value(), "no vessel");
-                vessel->replace();
+                (void)vessel->tryReplace();
             },
             [&](int stop) {
                 for (const std::string& image : {images.front(), images.back()})
@@ -118,7 +118,7 @@ TEST_F(VesselReplace, KilledAtAnySystemCallKeepsEveryLeaseAndTheVesselReadable) 
                 ASSERT_TRUE(vessel) << stop;
                 ASSERT_EQ(vessel->leases().size(), images.size()) << stop;
                 disorder = disorder || vessel->disordered();
-                vessel->replace(); // so that the next one begins with a vessel in order
+                (void)vessel->tryReplace(); // so that the next one begins with a vessel in order
             });
         if (deaths < 0)
             GTEST_SKIP() << "tracing is forbidden here";
@@ -156,7 +156,7 @@ TEST_F(VesselAfterAnInterruptedChange, TheNewestCompleteGenerationCounts) {
         EXPECT_TRUE(vessel->disordered());
         ASSERT_EQ(vessel->leases().size(), 1u);
         EXPECT_EQ(vessel->leases()[0].path, images[2]);
-        vessel->replace();
+        (void)vessel->tryReplace();
         EXPECT_FALSE(vessel->disordered());
     }
     auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
@@ -180,7 +180,7 @@ TEST_F(VesselAfterAnInterruptedChange, AnIncompleteGenerationDoesNotCount) {
     EXPECT_TRUE(vessel->disordered());
     ASSERT_EQ(vessel->leases().size(), 1u);
     EXPECT_EQ(vessel->leases()[0].path, images[0]);
-    vessel->replace();
+    (void)vessel->tryReplace();
     vessel.reset();
     EXPECT_EQ(pathsIn(qemu), std::vector{images[0]});
     EXPECT_FALSE(isFree(images[0], kLeaseByte));
@@ -228,7 +228,7 @@ TEST_F(VesselAfterAnInterruptedChange, FailureForWantOfRoomLeavesTheOldSet) {
         std::string path(4000, 'p');
         for (StoredLease& lease : vessel->leases())
             lease.path = path;
-        EXPECT_THROW(vessel->replace(), SystemError);
+        EXPECT_THROW((void)vessel->tryReplace(), SystemError);
     }
     EXPECT_EQ(pathsIn(qemu), images);
     for (const std::string& image : images)
@@ -252,16 +252,16 @@ TEST_F(VesselAfterAnInterruptedChange, FailureInTheMiddleCanBeTriedAgain) {
                 lease.path = std::string(4000, 'p');
                 leases.push_back(std::move(lease));
             }
-        EXPECT_THROW(vessel->replace(), SystemError);
+        EXPECT_THROW((void)vessel->tryReplace(), SystemError);
         ASSERT_EQ(setsockopt(in->get(), SOL_SOCKET, SO_SNDBUF, &large, sizeof large), 0);
-        EXPECT_NO_THROW(vessel->replace());
+        EXPECT_TRUE(vessel->tryReplace());
     }
     auto paths = pathsIn(qemu);
     EXPECT_EQ(paths.size(), 33u);
 }
 
 TEST_F(VesselAfterAnInterruptedChange, OfAGuestWithManyMessagesIsStillReadable) {
-    // Two generations of 40 messages: what a replace() of 600 leases with the longest paths leaves when it is killed
+    // Two generations of 40 messages: what a change of 600 leases with the longest paths leaves when it is killed
     // right before it consumes the old one.
     StandIn qemu = guestWith([&](ForgedVessel& forged) {
         int size = 64 << 20;

@@ -128,7 +128,7 @@ TEST_F(VesselInQemu, OfAGuestWithoutDisksIsThereForHotPlug) {
     EXPECT_TRUE(vessel->leases().empty());
     for (auto& lease : openLeases(makeImages(dir, 1)))
         vessel->leases().push_back(std::move(lease));
-    vessel->replace();
+    (void)vessel->tryReplace();
     vessel.reset();
     EXPECT_FALSE(isFree(dir.path("disk0.img"), kLeaseByte));
     EXPECT_EQ(Vessel::retrieve(qemu.process(), kTag.uuid)->leases().size(), 1u);
@@ -143,7 +143,7 @@ TEST_F(VesselInQemu, CarriesHundredsOfLeases) {
         auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
         ASSERT_TRUE(vessel) << count;
         expectComplete(*vessel, images);
-        vessel->replace();
+        (void)vessel->tryReplace();
         vessel.reset();
         vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
         ASSERT_TRUE(vessel) << count;
@@ -196,7 +196,7 @@ TEST_F(VesselInQemu, IsFoundWhereverItsEndsAre) {
     auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
     ASSERT_TRUE(vessel);
     expectComplete(*vessel, images);
-    vessel->replace();
+    (void)vessel->tryReplace();
     vessel.reset();
     EXPECT_TRUE(Vessel::retrieve(qemu.process(), kTag.uuid));
 }

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+
+"""Fixtures: one lab for the whole run, each storage from its first use on, actors and images for one test."""
+
+import collections
+import os
+import pathlib
+
+import lab as labs
+import pytest
+import storage as storages
+
+# Storage that this version of the plugin refuses. A test that leases an image there must fail until the line is gone.
+REFUSED = {
+    "ocfs2": "OCFS2 with o2cb is refused in this version",
+    "gluster": "GlusterFS is refused: it gives a lock away without a word to its holder",
+    "smb": "SMB is refused: its F_OFD_GETLK does not tell which lock is in the way",
+}
+
+# Which kinds to run on, for one who works on a few of them.
+KINDS = [kind for kind in os.environ.get("LEASEHOLD_LAB_STORAGE", ",".join(storages.KINDS)).split(",") if kind]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also what takes minutes: Linux' own lease times, fencing")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: takes minutes; runs with --long only")
+    config.addinivalue_line("markers", "last: runs after all others")
+    if config.getoption("--long"):
+        storages.SERVER_LEASE = 90
+
+
+FILES = ("test_locks", "test_leases", "test_accidents")  # what is quick and tells most comes first
+
+
+@pytest.hookimpl(trylast=True)  # after pytest's own sorting by parameter
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: --long"))
+    items.sort(key=lambda item: (item.get_closest_marker("last") is not None, FILES.index(item.path.stem)))
+
+
+@pytest.fixture(scope="session")
+def lab():
+    try:
+        lab = labs.Lab(3)
+    except labs.Missing as missing:
+        pytest.skip(str(missing))
+    with lab:
+        for host in lab.hosts:
+            host.power_on()
+        lab.push_actor()  # compiles while they boot
+        lab.boot()
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def bring_up(lab):
+    """bring_up("nfs42"): that storage, ready to use."""
+    kinds = collections.defaultdict(lambda: None)
+
+    def ready(name):
+        kinds[name] = kinds[name] or storages.KINDS[name](lab)
+        return kinds[name].ready()
+    return ready
+
+
+@pytest.fixture(params=KINDS, scope="session")
+def storage_name(request):
+    return request.param
+
+
+@pytest.fixture
+def storage(bring_up, storage_name):
+    """Every test that asks for it runs once for each kind."""
+    return bring_up(storage_name)
+
+
+@pytest.fixture
+def leased(request, bring_up, storage_name):
+    """The same, for tests in which the plugin leases images there."""
+    expect_refusal(request, storage_name)
+    return bring_up(storage_name)
+
+
+@pytest.fixture
+def nfs42(bring_up):
+    return bring_up("nfs42")
+
+
+def expect_refusal(request, name):
+    if name in REFUSED:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=REFUSED[name]))
+
+
+@pytest.fixture
+def actor(lab):
+    """actor(host): a new process on that host; it ends with the test."""
+    made = []
+
+    def make(host, plugin_conf=None):
+        made.append(host.actor(lab.unique("actor"), plugin_conf))
+        return made[-1]
+    yield make
+    for actor in made:
+        actor.quit()
+
+
+@pytest.fixture
+def one(lab, actor):
+    return actor(lab.hosts[0])
+
+
+@pytest.fixture
+def two(lab, actor):
+    return actor(lab.hosts[1])
+
+
+class Table:
+    """Lines for people, printed at the end of the run and kept in LEASEHOLD_LAB_TABLE if that is set."""
+
+    rows = []
+
+    @classmethod
+    def add(cls, *cells):
+        cls.rows.append(cells)
+
+
+@pytest.fixture
+def table():
+    return Table
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not Table.rows:
+        return
+    lines = [f"| {' | '.join(map(str, row))} |" for row in Table.rows]
+    terminalreporter.section("measured")
+    terminalreporter.write("\n".join(lines) + "\n")
+    if target := os.environ.get("LEASEHOLD_LAB_TABLE"):
+        pathlib.Path(target).write_text("\n".join(lines) + "\n")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A failure shows what each host's kernel has said last."""
+    outcome = yield
+    report = outcome.get_result()
+    lab = item.funcargs.get("lab") if hasattr(item, "funcargs") else None
+    if report.failed and lab:
+        for host in lab.hosts:
+            report.sections.append((f"console of {host}", host.log()[-1500:]))

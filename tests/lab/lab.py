@@ -1,0 +1,439 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+
+"""Hosts with a kernel each, on this machine: emulated, with a network that can be cut and a disk that they share.
+
+Lab    a temporary directory, the network, the shared disk, a folder that every host sees as /share, and the hosts.
+Host   one QEMU that runs a Debian kernel. It can be cut off, frozen, killed (a power cut) and started again.
+Actor  a process on a host that plays libvirtd with the built plugin, or takes locks by hand: see actor.cpp.
+
+All processes die with the one that made the lab. Nothing here knows storage (storage.py) or leases (the tests).
+
+Run as a program it boots hosts and opens a shell-like prompt: tests/lab/lab.py [HOSTS]
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import root_image
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+QEMU = "qemu-system-x86_64"
+BOOT_SECONDS = 240  # six on a quiet machine
+MEMORY = 640  # MiB
+GUEST_DIR = "/run/lab"  # where a host keeps its own copy of /share
+
+# The machine is shared: whoever looks at a screen goes first. setpriv: the process dies with us, however we die.
+CHILD = ("nice", "-n", "5", "setpriv", "--pdeathsig", "KILL")
+
+
+class Missing(Exception):
+    """This machine lacks something the lab needs; tests skip with the text."""
+
+
+def requirements():
+    """Raises Missing with what stands in the way of a lab here."""
+    if os.geteuid() != 0:
+        raise Missing("needs root (unpacks a root file system)")
+    for program in (QEMU, "mkfs.ext4", "cc", "c++", "apt-get", "dpkg-deb", "chroot", "ldconfig", "setpriv"):
+        if not shutil.which(program):
+            raise Missing(f"{program} is not installed")
+
+
+def plugin_dir():
+    return pathlib.Path(os.environ.get("LEASEHOLD_PLUGIN_DIR", ROOT / "build" / "plugin")).resolve()
+
+
+def wait_until(condition, what, seconds=15.0, pause=0.1):
+    """Polls until condition() is true, returns its value; fails after so many seconds, and says what did not happen."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"after {seconds:g} s still not: {what}")
+        time.sleep(pause)
+
+
+def together(function, arguments):
+    """function(argument) for each of them, at the same time; the results in order."""
+    with concurrent.futures.ThreadPoolExecutor(len(arguments)) as pool:
+        return list(pool.map(function, arguments))
+
+
+@dataclasses.dataclass
+class Result:
+    command: str
+    rc: int
+    out: str
+
+    def __bool__(self):
+        return self.rc == 0
+
+    def __str__(self):
+        return f"{self.command}\n{self.out}(exit {self.rc})"
+
+
+# --- network ------------------------------------------------------------------------------------------------------
+
+
+def connected_sockets():
+    """Two UDP sockets that talk to each other only. Unix sockets would queue no more than ten frames."""
+    pair = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+    for end in pair:
+        end.bind(("127.0.0.1", 0))
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    for end, other in (pair, pair[::-1]):
+        end.connect(other.getsockname())
+    return pair
+
+
+class Network:
+    """The wire between the hosts: hub.c, and a socket for each host's QEMU."""
+
+    def __init__(self, lab, hosts):
+        pairs = [connected_sockets() for _ in range(hosts)]
+        self.plugs = [qemu for qemu, _ in pairs]
+        ends = [hub.fileno() for _, hub in pairs]
+        self.hub = subprocess.Popen([*CHILD, lab.compiled("hub", "cc", HERE / "hub.c"), *map(str, ends)], pass_fds=ends,
+                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _, hub in pairs:
+            hub.close()
+
+    def order(self, word, a, b):
+        self.hub.stdin.write(f"{word} {a} {b}\n")
+        self.hub.stdin.flush()
+        answer = self.hub.stdout.readline()
+        assert answer == "done\n", f"the hub said {answer!r} to '{word} {a} {b}'"
+
+    def close(self):
+        self.hub.stdin.close()
+        self.hub.wait()
+        self.hub.stdout.close()
+        for plug in self.plugs:
+            plug.close()
+
+
+# --- hosts --------------------------------------------------------------------------------------------------------
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Host:
+    def __init__(self, lab, number):
+        self.lab, self.number, self.name = lab, number, f"h{number}"
+        self.address = f"10.77.0.{number}"
+        self.console_log = lab.dir / f"{self.name}.console"
+        self.monitor = lab.dir / f"{self.name}.qmp"
+        self.private_disk = lab.sparse_file(f"{self.name}.img", 2 << 30)  # keeps its content over a power cut
+        self.qemu = None
+
+    def __repr__(self):
+        return self.name
+
+    @property
+    def runs(self):
+        return self.qemu is not None and self.qemu.poll() is None
+
+    def power_on(self):
+        """Starts to boot; wait_ready() waits for the end of that."""
+        self.kill()
+        self.port = free_port()
+        self.console_log.write_text("")
+        plug = self.lab.network.plugs[self.number - 1].fileno()
+        image = self.lab.image
+        with open(self.lab.dir / f"{self.name}.qemu", "wb") as output:
+            self.qemu = subprocess.Popen([
+                *CHILD, QEMU, "-name", f"lab-{self.name}", "-machine", "q35,accel=tcg", "-cpu", "Nehalem",
+                "-m", str(MEMORY), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+                "-kernel", image.kernel, "-initrd", image.initrd,
+                # no_timer_check: on a busy machine the timer may be too late for the kernel's test of it.
+                "-append", "console=ttyS0 quiet loglevel=5 panic=1 mitigations=off no_timer_check"
+                           f" lab.host={self.number}",
+                "-serial", f"file:{self.console_log}", "-qmp", f"unix:{self.monitor},server=on,wait=off",
+                *self.disk("root", image.root, "readonly=on"),
+                *self.disk("private", self.private_disk, "cache=unsafe"),
+                *itertools.chain(*(self.disk(name, path, "cache=none", "share-rw=on")
+                                   for name, path in self.lab.shared_disks.items())),
+                # The agent's own way in: no other host is there.
+                "-netdev", f"user,id=agent,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-10.0.2.15:7000",
+                "-device", f"virtio-net-pci,netdev=agent,mac=52:54:00:00:00:{self.number:02x},romfile=",
+                "-netdev", f"dgram,id=wire,local.type=fd,local.str={plug}",
+                "-device", f"virtio-net-pci,netdev=wire,mac=52:54:00:00:01:{self.number:02x},romfile=",
+                "-virtfs", f"local,path={self.lab.share},mount_tag=share,security_model=none,multidevs=remap",
+                "-device", "virtio-rng-pci"],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[plug])
+
+    @staticmethod
+    def disk(name, path, *options):
+        device = ",".join(["virtio-blk-pci", f"drive={name}", f"serial={name}"]
+                          + [option for option in options if option.startswith("share-rw")])
+        drive = ",".join([f"file={path}", "format=raw", "if=none", f"id={name}", "file.locking=off"]
+                         + [option for option in options if not option.startswith("share-rw")])
+        return "-drive", drive, "-device", device
+
+    def wait_ready(self):
+        def ready():
+            log = self.console_log.read_text(errors="replace")
+            assert self.qemu.poll() is None and "LAB-FAILED" not in log, f"{self.name} died at boot:\n{self.log()}"
+            return "LAB-READY" in log
+        wait_until(ready, f"{self.name} has booted", BOOT_SECONDS)
+        return self
+
+    def log(self):
+        """The end of what the kernel and QEMU said."""
+        qemu = (self.lab.dir / f"{self.name}.qemu").read_text(errors="replace")
+        return self.console_log.read_text(errors="replace")[-3000:] + qemu[-1000:]
+
+    # Commands.
+
+    def run(self, command, timeout=60):
+        """Runs a shell command on the host. Fails if it has not ended after so many seconds (it goes on there)."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout) as connection:
+            connection.sendall(command.encode() + b"\0")
+            reply = b""
+            deadline = time.monotonic() + timeout
+            while True:
+                connection.settimeout(max(0.01, deadline - time.monotonic()))
+                try:
+                    got = connection.recv(1 << 16)
+                except TimeoutError as slow:
+                    raise AssertionError(f"{self.name}$ {command}\n{reply.decode(errors='replace')}"
+                                         f"no end after {timeout} s\n{self.log()}") from slow
+                if not got:
+                    break
+                reply += got
+        output, _, status = reply.rpartition(b"\0")
+        assert status, f"{self.name} died while it ran: {command}\n{self.log()}"
+        return Result(f"{self.name}$ {command}", int(status), output.decode(errors="replace"))
+
+    def ok(self, command, **options):
+        result = self.run(command, **options)
+        assert result, str(result)
+        return result.out
+
+    def actor(self, name, plugin_conf=None):
+        return Actor(self, name, plugin_conf)
+
+    # Accidents.
+
+    def cut(self, *others):
+        """Pulls the cable to these hosts, or to all. The shared disk and the agent are not affected."""
+        for other in others or self.lab.others(self):
+            self.lab.network.order("cut", self.number, other.number)
+
+    def heal(self, *others):
+        for other in others or self.lab.others(self):
+            self.lab.network.order("heal", self.number, other.number)
+
+    def freeze(self):
+        self.qmp("stop")
+
+    def thaw(self):
+        self.qmp("cont")
+
+    def kill(self):
+        """Power cut."""
+        if self.qemu:
+            self.qemu.kill()
+            self.qemu.wait()
+            self.qemu = None
+
+    def qmp(self, command):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(30)
+            connection.connect(str(self.monitor))
+            stream = connection.makefile("rw")
+            for word in ("qmp_capabilities", command):
+                stream.write(json.dumps({"execute": word}) + "\n")
+                stream.flush()
+            answers = 0
+            while answers < 2:
+                line = json.loads(stream.readline())
+                assert "error" not in line, line
+                answers += "return" in line
+
+
+# --- actors -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Answer:
+    """What an actor said: status is ok, refused (by the plugin), errno's name (by the kernel), or hung."""
+
+    order: str
+    status: str
+    seconds: float
+    text: str
+
+    def __bool__(self):
+        return self.status == "ok"
+
+    def __str__(self):
+        return f"{self.order}\n-> {self.status} after {self.seconds:.3f} s: {self.text}"
+
+
+class Actor:
+    """A process on a host. Guests that it starts are processes of their own and die with it."""
+
+    def __init__(self, host, name, plugin_conf=None):
+        self.host, self.name = host, name
+        self.socket = f"/run/actor-{name}"
+        conf = f"{self.socket}.conf"
+        if plugin_conf is not None:
+            host.ok(f"cat >{conf} <<'END'\n{plugin_conf}\nEND")
+        # Its own copy, so that no order waits for the other hosts' reads of the shared folder.
+        host.ok(f"[ -d {GUEST_DIR} ] || cp -r /share {GUEST_DIR}")
+        host.ok(f"{GUEST_DIR}/actor serve {self.socket} {GUEST_DIR}/leasehold.so {conf} {GUEST_DIR}/fake_qemu"
+                f" 2>{self.socket}.log")
+
+    def ask(self, *words, timeout=30):
+        """One order, one answer. An actor that hangs on storage answers `hung` after the time-out, and does nothing
+        else until the storage has answered it."""
+        order = " ".join(str(word) for word in words)
+        result = self.host.run(f"{GUEST_DIR}/actor ask {self.socket} {timeout} {order}", timeout=timeout + 30)
+        status, microseconds, text = (result.out.rstrip("\n").split(" ", 2) + ["", "", ""])[:3]
+        if not result or not microseconds.isdigit():
+            raise AssertionError(f"{self}: {order}: {result}\n{self.host.run(f'cat {self.socket}.log')}")
+        return Answer(f"{self}: {order}", status, int(microseconds) / 1e6, text)
+
+    def ok(self, *words, **options):
+        answer = self.ask(*words, **options)
+        assert answer, str(answer)
+        return answer.text
+
+    def refused(self, *words, **options):
+        answer = self.ask(*words, **options)
+        assert answer.status == "refused", f"should have been refused: {answer}"
+        return answer.text
+
+    def quit(self):
+        """Ends the process, and with it its guests and locks."""
+        if self.host.runs:
+            self.host.run(f"kill -KILL $(cat {self.socket}.pid)")
+
+    def __str__(self):
+        return f"{self.name}@{self.host.name}"
+
+
+# --- the lab ------------------------------------------------------------------------------------------------------
+
+
+class Lab:
+    def __init__(self, hosts=3):
+        requirements()
+        cache = root_image.cache_folder()
+        self.image = root_image.prepared(cache)
+        self.remove_leftovers(cache)
+        # Beside the image, not in /tmp: the shared disks are opened with O_DIRECT, which a tmpfs does not know.
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix=f"run-{os.getpid()}-", dir=cache))
+        self.share = self.dir / "share"
+        self.share.mkdir()
+        self.shared_disks = {name: self.sparse_file(f"{name}.img", 1 << 30) for name in ("shared1", "shared2")}
+        self.network = Network(self, hosts)
+        self.hosts = [Host(self, number) for number in range(1, hosts + 1)]
+        self.count = 0
+
+    @staticmethod
+    def remove_leftovers(cache):
+        """Of labs whose process was killed."""
+        for run in cache.glob("run-*"):
+            if not pathlib.Path("/proc", run.name.split("-")[1]).exists():
+                shutil.rmtree(run, ignore_errors=True)
+
+    def sparse_file(self, name, size):
+        path = self.dir / name
+        with open(path, "wb") as file:
+            file.truncate(size)
+        return path
+
+    def compiled(self, name, compiler, *arguments):
+        """A program from sources, built for this run; hosts see it in /share."""
+        target = self.share / name
+        done = subprocess.run([compiler, "-O1", "-Wall", "-Wextra", "-o", target, *arguments], capture_output=True,
+                              text=True)
+        assert done.returncode == 0, done.stderr
+        return target
+
+    def push(self, *files):
+        """Copies files into /share."""
+        for file in files:
+            shutil.copy(file, self.share)
+
+    def push_actor(self):
+        """What Host.actor() needs: the actor, the built plugin and the program that plays QEMU."""
+        support = ROOT / "tests" / "support"
+        plugin = plugin_dir() / "leasehold.so"
+        assert plugin.exists(), f"{plugin} is missing: build it, or set LEASEHOLD_PLUGIN_DIR"
+        self.push(plugin)
+        self.compiled("fake_qemu", "cc", support / "fake_qemu.c")
+        self.compiled("actor", "c++", "-std=c++20", "-rdynamic", f"-I{ROOT}", HERE / "actor.cpp",
+                      support / "plugin_host.cpp", "-ldl")
+
+    def boot(self, *hosts):
+        """Boots those of them that do not run, all at once."""
+        hosts = hosts or self.hosts
+        for host in hosts:
+            if not host.runs:
+                host.power_on()
+        for host in hosts:
+            host.wait_ready()
+
+    def others(self, host):
+        return [other for other in self.hosts if other is not host]
+
+    def unique(self, stem):
+        self.count += 1
+        return f"{stem}{self.count}"
+
+    def close(self):
+        for host in self.hosts:
+            host.kill()
+        self.network.close()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def prompt(hosts):
+    """"1 uname -a" runs a command on host 1; "cut 1", "heal 1", "freeze 1", "thaw 1", "kill 1", "boot 1"."""
+    with Lab(hosts) as lab:
+        start = time.monotonic()
+        lab.boot()
+        print(f"{hosts} hosts after {time.monotonic() - start:.0f} s; {lab.dir}\n{prompt.__doc__}", flush=True)
+        for line in sys.stdin:
+            first, _, rest = line.strip().partition(" ")
+            try:
+                if first.isdigit():
+                    print(lab.hosts[int(first) - 1].run(rest), flush=True)
+                elif first == "boot":
+                    lab.boot(lab.hosts[int(rest) - 1])
+                elif first in ("cut", "heal", "freeze", "thaw", "kill"):
+                    getattr(lab.hosts[int(rest) - 1], first)()
+            except (AssertionError, OSError, ValueError, IndexError) as problem:
+                print(problem, flush=True)
+
+
+if __name__ == "__main__":
+    prompt(int(sys.argv[1]) if len(sys.argv) > 1 else 3)

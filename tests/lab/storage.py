@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+
+"""Shared storage for the hosts of a lab: how each kind is set up, and nothing about leases.
+
+The lab has three hosts. h1 and h2 use the storage; h3 serves what needs a server. OCFS2 and GFS2 live on disks that h1
+and h2 share. Storage.ready() brings up what is missing, also after a host was killed.
+"""
+
+SERVER_LEASE = 15  # seconds that an NFSv4 client may be silent; Linux' default is 90
+OWN_DISK, OCFS2_DISK, GFS2_DISK = "/dev/vdb", "/dev/vdc", "/dev/vdd"
+
+
+class Storage:
+    name = ""
+    has_server = True
+
+    def __init__(self, lab):
+        self.lab = lab
+        self.server = lab.hosts[2]
+        self.clients = lab.hosts[:2]
+        self.directory = f"/mnt/{self.name}"
+        self.prepared = {}  # host: the QEMU in which it was done
+
+    def ready(self):
+        """Boots what is needed and brings the storage up where it is not."""
+        hosts = ([self.server] if self.has_server else []) + self.clients
+        self.lab.boot(*hosts)
+        for host in hosts:
+            if self.prepared.get(host) is not host.qemu:
+                (self.serve if host is self.server else self.mount)(host)
+                self.prepared[host] = host.qemu
+        return self
+
+    def serve(self, server):
+        raise NotImplementedError
+
+    def mount(self, host):
+        raise NotImplementedError
+
+    def path(self, stem="disk"):
+        """A new image, 1 MiB, that nobody uses yet."""
+        path = f"{self.directory}/{self.lab.unique(stem)}.img"
+        self.clients[0].ok(f"truncate -s 1M {path} && chmod 0666 {path} && sync {path}")
+        self.clients[1].ok(f"until [ -s {path} ]; do sleep 0.1; ls {self.directory} >/dev/null; done")
+        return path
+
+
+def own_disk(host):
+    """Its own disk at /srv, for what must outlive a power cut."""
+    host.ok(f"mountpoint -q /srv || {{ blkid {OWN_DISK} >/dev/null || mkfs.ext4 -q -F {OWN_DISK}"
+            f" && mount {OWN_DISK} /srv; }}")
+
+
+# --- NFS ----------------------------------------------------------------------------------------------------------
+
+
+class Nfs(Storage):
+    """One server for all versions. Exports: /srv/nfs for everybody, /srv/squashed with root_squash. /srv is version 4's
+    root, because the host's own root, an overlay, cannot be exported; below it nfsd looks for exports at mount points
+    only."""
+
+    version = exports = ""
+
+    def serve(self, server):
+        self.start_statd(server)
+        server.ok("""pidof rpc.mountd >/dev/null || {
+            mkdir -p /srv/nfs /srv/squashed && chmod 1777 /srv/nfs /srv/squashed &&
+            mount --bind /srv/nfs /srv/nfs && mount --bind /srv/squashed /srv/squashed &&
+            mkdir -p /var/lib/nfs/rpc_pipefs && mount -t rpc_pipefs rpc_pipefs /var/lib/nfs/rpc_pipefs &&
+            printf '%s\\n' '/srv *(ro,fsid=0,no_subtree_check)' \\
+                           '/srv/nfs *(rw,no_root_squash,no_subtree_check,fsid=1)' \\
+                           '/srv/squashed *(rw,root_squash,no_subtree_check,fsid=2)' >/etc/exports &&
+            modprobe nfsd && { mountpoint -q /proc/fs/nfsd || mount -t nfsd nfsd /proc/fs/nfsd; } &&
+            exportfs -ra && rpc.mountd && nfsdcld; }""")
+        self.start_nfsd(server, 0)
+
+    @staticmethod
+    def start_statd(host):
+        """What a host must remember of its peers over a power cut, so that they learn that its locks are void, is on
+        its own disk."""
+        own_disk(host)
+        host.ok("""mountpoint -q /var/lib/nfs || {
+            mkdir -p /srv/state/nfsdcld /srv/state/sm /srv/state/sm.bak && mount --bind /srv/state /var/lib/nfs &&
+            touch /var/lib/nfs/etab /var/lib/nfs/rmtab /var/lib/nfs/state &&
+            chown -R statd /srv/state/sm /srv/state/sm.bak /srv/state/state && rpcbind -w && rpc.statd; }""")
+
+    @staticmethod
+    def start_nfsd(server, reclaim_seconds):
+        """For so long no lock is given but to those who had it before. 0: there was nobody."""
+        server.ok(f"""[ "$(cat /proc/fs/nfsd/threads)" != 0 ] || {{ modprobe lockd &&
+            echo {SERVER_LEASE} | tee /proc/fs/nfsd/nfsv4leasetime >/proc/fs/nfsd/nfsv4gracetime &&
+            echo {reclaim_seconds or 1} >/proc/sys/fs/nfs/nlm_grace_period && rpc.nfsd -V 3 8; }}""")
+        if not reclaim_seconds:
+            server.run("echo Y >/proc/fs/nfsd/v4_end_grace")  # EBUSY: it had ended already
+
+    def restart(self):
+        """The kernel's NFS server goes and comes; its disk and its notes about clients stay."""
+        self.server.ok("rpc.nfsd 0")
+        self.start_nfsd(self.server, SERVER_LEASE)
+        self.server.ok("sm-notify -f")
+
+    def mount(self, host):
+        self.start_statd(host)
+        for export, directory in (("nfs", self.directory), ("squashed", self.squashed_directory)):
+            host.ok(f"mkdir -p {directory} && mount -t nfs -o vers={self.version}"
+                    f" {self.server.name}:{self.exports}/{export} {directory}", timeout=120)
+
+    @property
+    def squashed_directory(self):
+        return f"{self.directory}-squashed"
+
+
+class Nfs42(Nfs):
+    name = "nfs42"
+    version = "4.2"
+    exports = ""
+
+
+class Nfs3(Nfs):
+    name = "nfs3"
+    version = "3"
+    exports = "/srv"
+
+
+# --- SMB ----------------------------------------------------------------------------------------------------------
+
+
+class Smb(Storage):
+    name = "smb"
+
+    def serve(self, server):
+        own_disk(server)
+        server.ok("""mkdir -p -m 1777 /srv/smb && cat >/etc/samba/smb.conf <<'END'
+[global]
+server role = standalone server
+disable netbios = yes
+load printers = no
+log file = /var/log/samba/log
+[lab]
+path = /srv/smb
+read only = no
+END
+            printf 'lab\\nlab\\n' | smbpasswd -s -a root && smbd -D""")
+
+    def mount(self, host):
+        host.ok(f"mkdir -p {self.directory} && mount -t cifs //{self.server.address}/lab {self.directory}"
+                f" -o vers=3.1.1,username=root,password=lab", timeout=120)
+
+
+# --- GlusterFS ----------------------------------------------------------------------------------------------------
+
+
+class Gluster(Storage):
+    name = "gluster"
+
+    def serve(self, server):
+        own_disk(server)
+        server.ok("mkdir -p /srv/brick /srv/glusterd && mount --bind /srv/glusterd /var/lib/glusterd && glusterd",
+                  timeout=120)
+        server.ok(f"""until gluster --timeout=20 volume list >/dev/null 2>&1; do sleep 0.5; done
+            gluster volume info lab >/dev/null 2>&1 ||
+            gluster --mode=script volume create lab {server.name}:/srv/brick force && gluster volume start lab force""",
+                  timeout=180)
+
+    def mount(self, host):
+        host.ok(f"modprobe fuse && mkdir -p {self.directory} &&"
+                f" mount -t glusterfs {self.server.name}:/lab {self.directory}", timeout=120)
+
+
+# --- OCFS2 with its own cluster stack (o2cb) ------------------------------------------------------------------------
+
+
+class Ocfs2(Storage):
+    name = "ocfs2"
+    has_server = False
+    formatted = False
+
+    def mount(self, host):
+        nodes = "".join(f"node:\n\tip_port = 7777\n\tip_address = {node.address}\n\tnumber = {node.number}\n"
+                        f"\tname = {node.name}\n\tcluster = lab\n\n" for node in self.clients)
+        host.ok(f"cat >/etc/ocfs2/cluster.conf <<'END'\n{nodes}cluster:\n\tnode_count = {len(self.clients)}\n"
+                "\theartbeat_mode = local\n\tname = lab\nEND\n"
+                "modprobe -a ocfs2_stack_o2cb ocfs2 && o2cb register-cluster lab")
+        if not self.formatted:
+            host.ok(f"mkfs.ocfs2 -q -N 2 -J size=4M --cluster-stack=o2cb --cluster-name=lab {OCFS2_DISK}", timeout=120)
+            self.formatted = True
+        host.ok(f"mkdir -p {self.directory} && mount -t ocfs2 {OCFS2_DISK} {self.directory}", timeout=180)
+
+
+# --- GFS2 on corosync and dlm_controld ------------------------------------------------------------------------------
+
+
+class Gfs2(Storage):
+    name = "gfs2"
+    has_server = False
+    formatted = False
+
+    def mount(self, host):
+        nodes = "".join(f"node {{\nname: {node.name}\nnodeid: {node.number}\nring0_addr: {node.address}\n}}\n"
+                        for node in self.clients)
+        # Slow, shared CPUs: a token that is late is no dead host.
+        host.ok(f"""cat >/etc/corosync/corosync.conf <<'END'
+totem {{
+version: 2
+cluster_name: lab
+transport: udpu
+token: 15000
+}}
+nodelist {{
+{nodes}}}
+quorum {{
+provider: corosync_votequorum
+two_node: 1
+wait_for_all: 0
+}}
+END
+            modprobe -a dlm gfs2 && mkdir -p /dev/misc /etc/dlm &&
+            for node in dlm-control dlm-monitor dlm_plock; do ln -sf ../$node /dev/misc/; done &&
+            echo enable_fencing=0 >/etc/dlm/dlm.conf && corosync""")
+        host.ok("until corosync-quorumtool -s | grep -q 'Quorate: *Yes'; do sleep 0.5; done; dlm_controld", timeout=120)
+        if not self.formatted:
+            host.ok(f"mkfs.gfs2 -q -O -p lock_dlm -t lab:shared -j 2 -J 8 {GFS2_DISK}", timeout=120)
+            self.formatted = True
+        host.ok(f"mkdir -p {self.directory} && until dlm_tool status >/dev/null; do sleep 0.5; done &&"
+                f" mount -t gfs2 {GFS2_DISK} {self.directory}", timeout=180)
+
+
+KINDS = {kind.name: kind for kind in (Nfs42, Nfs3, Ocfs2, Gfs2, Smb, Gluster)}

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+
+"""Servers that restart, hosts that are cut off, freeze or die; root without rights. First what the bare locks do, then
+what the lease does: the first half must hold for the second to be possible."""
+
+import threading
+import time
+
+import conftest
+import lab as labs
+import pytest
+import storage as storages
+
+MARK = "2^62"
+
+
+def hold(actor, kind, path, mode="rw"):
+    """The lock that crosses hosts there, as handle "f"."""
+    actor.ok("open", "f", path, mode)
+    actor.ok(*lock_of(kind))
+
+
+def lock_of(kind):
+    return ("flock", "f", "ex") if kind == "ocfs2" else ("ofd", "f", "w", MARK, 1)
+
+
+def until_granted(actor, *order, seconds):
+    """Asks until it is granted, and says how long that took; None: not in that time. One call may hang for minutes."""
+    start = time.monotonic()
+    while time.monotonic() - start < seconds:
+        if actor.ask(*order, timeout=seconds):
+            return time.monotonic() - start
+        time.sleep(0.5)
+    return None
+
+
+# --- root_squash
+
+
+@pytest.fixture(params=[kind for kind in ("nfs42", "nfs3") if kind in conftest.KINDS], scope="module")
+def nfs(request, bring_up):
+    return bring_up(request.param)
+
+
+@pytest.fixture
+def private_image(lab, nfs):
+    """Only QEMU's user may open it, and root is not root there."""
+    path = f"{nfs.squashed_directory}/{lab.unique('private')}.img"
+    nfs.server.ok(f"cd /srv/squashed && truncate -s 1M {path.split('/')[-1]} && chown 64055:64055 {path.split('/')[-1]}"
+                  f" && chmod 0600 {path.split('/')[-1]}")
+    return path
+
+
+def test_root_may_not_open_a_private_image_but_lock_it_once_it_is_open(private_image, one, two):
+    assert one.ask("open", "f", private_image, "rw").status == "EACCES"
+    for actor in (one, two):
+        actor.ok("as", 64055)
+        actor.ok("open", "f", private_image, "rw")
+        actor.ok("as", 0)
+    one.ok("ofd", "f", "w", MARK, 1)
+    assert not two.ask("ofd", "f", "w", MARK, 1)
+    one.ok("read", "f", 0)
+    one.ok("ofd", "f", "u", MARK, 1)
+    two.ok("ofd", "f", "w", MARK, 1)
+
+
+def test_a_private_image_is_leased(request, nfs, private_image, one, two):
+    conftest.expect_refusal(request, nfs.name)
+    one.ok("register", "db", 1, private_image)
+    assert private_image in two.refused("register", "web", 2, private_image)
+    one.ok("acquire", "db")
+    one.ok("kill", "db")
+    two.ok("register", "web", 2, private_image)
+
+
+# --- the server restarts
+
+
+@pytest.fixture(scope="module")
+def after_the_restart(lab, nfs):
+    """h1 held a lock and a lease when the server went; h2 asked for them when it came back."""
+    lock, lease = nfs.path("lock"), nfs.path("lease")
+    holder = lab.hosts[0].actor(lab.unique("restart"))
+    asker, lease_asker = (lab.hosts[1].actor(lab.unique("restart")) for _ in range(2))
+    hold(holder, nfs.name, lock)
+    asker.ok("open", "f", lock, "rw")
+    holder.ask("register", "db", 1, lease)
+    nfs.restart()
+    answers = labs.together(lambda work: work[0].ask(*work[1], timeout=90),
+                            [(asker, lock_of(nfs.name)), (lease_asker, ("register", "web", 2, lease))])
+    yield holder, *answers
+    for actor in (holder, asker, lease_asker):
+        actor.quit()
+
+
+def test_locks_survive_a_restart_of_the_nfs_server(nfs, after_the_restart, table):
+    holder, answer, _ = after_the_restart
+    table.add(nfs.name, "server restarted", f"a lock call blocks for {answer.seconds:.0f} s, then {answer.status}")
+    assert answer.status == "EAGAIN", str(answer)
+    holder.ok("read", "f", 0)
+
+
+def test_a_lease_survives_a_restart_of_the_nfs_server(request, nfs, after_the_restart):
+    conftest.expect_refusal(request, nfs.name)
+    holder, _, answer = after_the_restart
+    assert answer.status == "refused", str(answer)
+    holder.ok("acquire", "db")
+    holder.ok("kill", "db")
+
+
+# --- cut off for longer than the lease
+
+
+@pytest.fixture(scope="module")
+def after_the_cut(lab, bring_up):
+    """h1 held three files and a lease when its cable was pulled; h2 waited, took them, and gave one back."""
+    nfs42 = bring_up("nfs42")
+    files = {name: nfs42.path(name) for name in ("taken", "returned", "leased")}
+    holders = {name: lab.hosts[0].actor(lab.unique("cut")) for name in (*files, "bystander")}
+    two = lab.hosts[1].actor(lab.unique("thief"))
+    for name in ("taken", "returned"):
+        hold(holders[name], "nfs42", files[name], "direct")
+    holders["bystander"].ok("open", "f", files["taken"], "direct")
+    is_leased = holders["leased"].ask("register", "db", 1, files["leased"])
+    lab.hosts[0].cut(nfs42.server)
+    try:
+        for name in ("taken", "returned"):
+            two.ok("open", name, files[name], "direct")
+            assert until_granted(two, "ofd", name, "w", MARK, 1, seconds=storages.SERVER_LEASE + 60)
+            two.ok("write", name, 0)
+        two.ok("ofd", "returned", "u", MARK, 1)
+        is_stolen = is_leased and until_granted(two, "register", "web", 2, files["leased"], seconds=90)
+    finally:
+        lab.hosts[0].heal(nfs42.server)
+    yield holders, two, is_stolen
+    for actor in (*holders.values(), two):
+        actor.quit()
+
+
+needs_nfs42 = pytest.mark.skipif("nfs42" not in conftest.KINDS, reason="NFSv4 was not asked for")
+
+
+@needs_nfs42
+@pytest.mark.parametrize("name", ["taken", "returned"])
+def test_a_host_that_was_cut_off_for_too_long_is_told_by_its_locked_descriptor(after_the_cut, name):
+    holders, *_ = after_the_cut
+    # The first call after the cut waits for the connection.
+    assert holders[name].ask("read", "f", 0, timeout=90).status == "EIO", "a lost lock must be told"
+    assert holders[name].ask("write", "f", 0).status == "EIO", "a late write must not land"
+
+
+@needs_nfs42
+def test_a_descriptor_without_a_lock_is_not_told_so_its_late_writes_land(after_the_cut):
+    holders, *_ = after_the_cut
+    assert holders["bystander"].ask("write", "f", 0, timeout=90)
+
+
+@needs_nfs42
+def test_the_lease_of_a_host_that_was_cut_off_for_too_long_can_be_taken_and_is_gone(request, after_the_cut):
+    conftest.expect_refusal(request, "nfs42")
+    holders, two, is_stolen = after_the_cut
+    assert is_stolen, "the lease of a host that was cut off cannot be taken"
+    assert holders["leased"].ask("acquire", "db", timeout=90).status == "refused"
+    two.ok("acquire", "web")
+
+
+@pytest.fixture
+def frozen(lab, actor, two):
+    """frozen(storage): h1 takes a lock and freezes until h2 has got it; gives h1's actor, and the seconds it took."""
+    def freeze(storage):
+        path = storage.path()
+        holder = actor(lab.hosts[0])
+        hold(holder, storage.name, path, "direct")
+        two.ok("open", "f", path, "direct")
+        lab.hosts[0].freeze()
+        try:
+            return holder, until_granted(two, *lock_of(storage.name), seconds=storages.SERVER_LEASE + 120)
+        finally:
+            lab.hosts[0].thaw()
+    return freeze
+
+
+@needs_nfs42
+@pytest.mark.long
+def test_a_host_that_was_frozen_for_too_long_is_told_by_its_locked_descriptor(bring_up, frozen, table):
+    holder, seconds = frozen(bring_up("nfs42"))
+    table.add("nfs42", "host frozen", f"lock free after: {seconds:.0f} s")
+    labs.wait_until(lambda: holder.ask("write", "f", 0, timeout=90).status == "EIO", "the late write is refused", 30)
+
+
+@pytest.mark.skipif("ocfs2" not in conftest.KINDS, reason="OCFS2 was not asked for")
+@pytest.mark.long
+def test_a_frozen_ocfs2_host_resets_itself_when_it_thaws(lab, bring_up, frozen, table):
+    _, seconds = frozen(bring_up("ocfs2"))
+    table.add("ocfs2", "host frozen", f"lock free after: {seconds:.0f} s")
+    labs.wait_until(lambda: not lab.hosts[0].runs, "h1 has reset itself", 120)
+
+
+# --- the host dies. One power cut for all storages; it comes last, because h1 is new afterwards.
+
+SECONDS = 150
+
+# Not within that time, so that nobody waits for them here: why.
+STAY = {
+    "nfs3": "only the dead host itself, when it is back, tells the server that its locks are void (statd)",
+    "smb": "smbd waits for its TCP connection to fail: as long as keepalive (smb.conf) and the kernel's time-outs say",
+}
+
+
+@pytest.fixture(scope="module")
+def after_the_power_cut(lab, bring_up):
+    """{kind: (lock free after so many seconds, lease free after ...)}; None: not while the host was dead; "refused":
+    the plugin did not lease there."""
+    kinds = {name: bring_up(name) for name in conftest.KINDS}
+    waiting = {}
+    for name, kind in kinds.items():
+        lock, lease = kind.path("lock"), kind.path("lease")
+        holder = lab.hosts[0].actor(lab.unique("power"))
+        taker, lease_taker = (lab.hosts[1].actor(lab.unique("power")) for _ in range(2))
+        hold(holder, name, lock)
+        taker.ok("open", "f", lock, "rw")
+        is_leased = holder.ask("register", "db", 1, lease)
+        waiting[name, "lock"] = (taker, lock_of(name))
+        waiting[name, "lease"] = (lease_taker, ("register", "web", 2, lease)) if is_leased else None
+    results = {}
+
+    def wait(key):
+        results[key] = "refused"
+        if work := waiting[key]:
+            results[key] = until_granted(work[0], *work[1], seconds=SECONDS)
+
+    lab.hosts[0].kill()
+    start = time.monotonic()
+    threads = [threading.Thread(target=wait, args=(key,)) for key in waiting if key[0] not in STAY]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for key, work in waiting.items():
+        if key[0] in STAY and work is not None:
+            results[key] = time.monotonic() - start if work[0].ask(*work[1]) else None
+    for key, work in waiting.items():
+        if work:
+            work[0].quit()
+    yield {name: (results.get((name, "lock")), results.get((name, "lease"), "refused")) for name in kinds}
+
+
+@pytest.mark.last
+def test_the_lock_of_a_dead_host_is_free_after_some_time_or_known_to_stay(storage_name, after_the_power_cut, table):
+    lock, lease = after_the_power_cut[storage_name]
+    said = [f"{value:.0f} s" if isinstance(value, float) else value or "stays" for value in (lock, lease)]
+    table.add(storage_name, "host killed", f"lock free after: {said[0]}", f"lease free after: {said[1]}")
+    assert (lock is None) == (storage_name in STAY)
+
+
+@pytest.mark.last
+def test_the_lease_of_a_dead_host_is_free_when_the_lock_is(request, storage_name, after_the_power_cut):
+    conftest.expect_refusal(request, storage_name)
+    _, lease = after_the_power_cut[storage_name]
+    assert lease != "refused"
+    assert (lease is None) == (storage_name in STAY)
+
+
+@pytest.mark.last
+@pytest.mark.skipif("nfs3" not in conftest.KINDS, reason="NFSv3 was not asked for")
+def test_locks_of_a_dead_nfs3_client_are_free_when_it_is_back(lab, bring_up, actor):
+    nfs3 = bring_up("nfs3")
+    path = nfs3.path()
+    hold(lab.hosts[0].actor(lab.unique("power")), "nfs3", path)
+    two = actor(lab.hosts[1])
+    two.ok("open", "f", path, "rw")
+    lab.hosts[0].kill()
+    time.sleep(1)
+    assert not two.ask(*lock_of("nfs3"))
+    nfs3.ready()
+    lab.hosts[0].ok("sm-notify -f")
+    labs.wait_until(lambda: two.ask(*lock_of("nfs3")), "the server has been told", 60)
