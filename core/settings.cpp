@@ -204,7 +204,7 @@ private:
             fail(line, "an option's name is missing", "write NAME = VALUE");
         if (isIndirectLeaseOption(option_))
             fail(line, "this version has no indirect leases yet",
-                 "remove the line; images on local file systems are leased directly");
+                 "remove the line; images on local file systems, NFS and GFS2 are leased directly");
         const auto option = std::ranges::find(options(), option_, &Option::name);
         if (option == options().end())
             fail(line, "unknown option", adviceForUnknown(option_));

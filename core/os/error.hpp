@@ -4,7 +4,7 @@
 
 // The exceptions of leasehold. "Somebody else holds it" is never one of them: that is an answer, returned as a value.
 // What is thrown is breakage: nothing was decided, so whoever catches it refuses. Everything that leaves core is an
-// Error or a std::bad_alloc; it is caught at two walls only, in plugin/ and in tools/.
+// Error or a std::bad_alloc; it is caught in plugin/ and at the end of a helper process (deadline.hpp).
 
 #include <cerrno>
 #include <stdexcept>

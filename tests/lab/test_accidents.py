@@ -163,6 +163,10 @@ def test_the_lease_of_a_host_that_was_cut_off_for_too_long_can_be_taken_and_is_g
     assert is_stolen, "the lease of a host that was cut off cannot be taken"
     assert holders["leased"].ask("acquire", "db", timeout=90).status == "refused"
     two.ok("acquire", "web")
+    # The thief has gone again, and the lock could be had: but somebody has written in between.
+    two.ok("kill", "web")
+    resumed = holders["leased"].ask("acquire", "db", timeout=90)
+    assert resumed.status == "refused" and "lost" in str(resumed), str(resumed)
 
 
 @pytest.fixture
