@@ -158,10 +158,11 @@ TEST(Settings, UnknownKeyThatResemblesNothingIsAnsweredWithAllOptions) {
 
 TEST(Settings, LockspaceOptionsOfVirtlockdAreRefusedAsNotYetServed) {
     for (const std::string name : {"file_lockspace_dir", "lvm_lockspace_dir", "scsi_lockspace_dir"})
-        EXPECT_EQ(complaintAbout("auto_disk_leases = 1\n" + name + " = \"/leases\"\n"),
-                  "a.conf:2: " + name +
-                      ": this version has no indirect leases yet; remove the line; images on local file systems are "
-                      "leased directly");
+        EXPECT_EQ(
+            complaintAbout("auto_disk_leases = 1\n" + name + " = \"/leases\"\n"),
+            "a.conf:2: " + name +
+                ": this version has no indirect leases yet; remove the line; images on local file systems, NFS and "
+                "GFS2 are leased directly");
 }
 
 TEST(Settings, OptionSetTwiceNamesBothLines) {
