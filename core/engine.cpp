@@ -245,11 +245,27 @@ std::optional<std::uint32_t> handoffOf(const std::vector<StoredLease>& leases) {
     return std::nullopt;
 }
 
+const std::string kGranted; // no refusal to tell
+
+// libvirt makes one call at a time for a guest, but a libvirtd that was just replaced may still be at it: a change of
+// the vessel that another one overtook starts anew. Not for ever: QEMU might play with us.
+template <typename Work>
+auto insist(Work work) {
+    for (int tries = 0; tries < 100; tries++)
+        if (auto result = work())
+            return *std::move(result);
+    throw Error(Fault::system, "the leases in its QEMU are changed by somebody else all the time: see whether two "
+                               "libvirtd run on this host");
+}
+
 // The vessel of a guest that is told by libvirt to exist. An interrupted change is set right before anything else.
 std::optional<qemu::Vessel> openVessel(const os::Process& process, const Guest& guest) {
-    auto vessel = qemu::Vessel::retrieve(process, guest.uuid);
-    while (vessel && vessel->disordered() && !vessel->tryReplace())
-        vessel = qemu::Vessel::retrieve(process, guest.uuid); // somebody else is at it
+    auto vessel = insist([&]() -> std::optional<std::optional<qemu::Vessel>> {
+        auto found = qemu::Vessel::retrieve(process, guest.uuid);
+        if (found && found->disordered() && !found->tryReplace())
+            return std::nullopt;
+        return found;
+    });
     if (vessel)
         sortForAllHosts(vessel->leases());
     return vessel;
@@ -261,23 +277,6 @@ os::Process openQemu(const Guest& guest) {
         throw Error(Fault::system, "it has no QEMU to keep its leases (there is no process " +
                                        std::to_string(guest.pid) + "): start the guest");
     return std::move(*process);
-}
-
-} // namespace
-
-namespace {
-
-const std::string kGranted; // no refusal to tell
-
-// libvirt makes one call at a time for a guest, but a libvirtd that was just replaced may still be at it: a change of
-// the vessel that another one overtook starts anew.
-template <typename Work>
-std::string insist(Work work) {
-    for (int tries = 0; tries < 100; tries++)
-        if (auto result = work())
-            return *result;
-    throw Error(Fault::system, "the leases in its QEMU are changed by somebody else all the time: see whether two "
-                               "libvirtd run on this host");
 }
 
 } // namespace
