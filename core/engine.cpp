@@ -321,9 +321,12 @@ Engine::Answer Engine::admit(const Guest& guest, const Incarnation& self, std::v
         leases[i].guarded = hidden && leases[i].joined;
         if (leases[i].guarded)
             qemu::putUpGuard(leases[i].fd.get(), leases[i].path);
-        // The source of a migration holds QEMU's locks rightfully until the guest runs here.
-        if (leases[i].joined)
+        // The source of a migration holds QEMU's locks rightfully until the guest runs here. If it is no migration QEMU
+        // dies of them, and libvirt shows what the guest's log says since.
+        if (leases[i].joined) {
+            warn_(explainJoin(guest, leases[i], shares.all()[i].medium->look()));
             continue;
+        }
         if (settings_.outsiders != Settings::Outsiders::ignore) {
             if (auto outsider = findOutsider(leases[i], hidden, own)) {
                 if (settings_.outsiders == Settings::Outsiders::refuse)

@@ -140,6 +140,16 @@ bool areLingering(const qemu::StoredLease& stored, const lease::Refusal& refusal
     return named && !os::Process::openIfExists(record->pid);
 }
 
+std::string explainJoin(const Guest& guest, const qemu::StoredLease& stored, const std::vector<Mark>& marks) {
+    std::vector<Mark> others;
+    for (const Mark& mark : marks)
+        if (lease::presentMode(mark) && mark.domain == lease::hashDomain(guest.uuid))
+            others.push_back(mark);
+    return "image " + quote(stored.path) + " is expected from " +
+           (others.empty() ? "another host" : listNames(Namer(stored), others)) +
+           ". If this is not its migration, use the guest there: it cannot run here as well";
+}
+
 std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, Mode mode,
                            const lease::Refusal& refusal) {
     std::string image = quote(stored.path), self = quote(guest.name);

@@ -17,6 +17,10 @@ std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, 
 // libvirtd is just starting for another guest has inherited our copies of the leases, until it executes its program.
 bool areLingering(const qemu::StoredLease& stored, const lease::Refusal& refusal, const std::string& bootId);
 
+// For the guest's log, where libvirt finds it when QEMU dies at once: the guest was let in beside another incarnation
+// of it, which is right for a migration, and for nothing else.
+std::string explainJoin(const Guest& guest, const qemu::StoredLease& stored, const std::vector<lease::Mark>& marks);
+
 // A program outside leasehold uses the image. `holders` are the processes of this host that do, `own` is the guest's.
 std::string explainOutsider(const std::string& path, const std::string& words, const std::vector<pid_t>& holders,
                             pid_t own);
