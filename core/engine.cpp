@@ -58,8 +58,6 @@ std::string hintFor(int error, Mode mode) {
         return "; a guest that writes needs it writable: change the storage, or mark the disk <readonly/>";
     if (error == EACCES || error == EPERM)
         return "; libvirtd must be allowed to read it";
-    if (error == EMFILE || error == ENFILE)
-        return "; raise libvirtd's limit of open files (LimitNOFILE=)";
     return "";
 }
 
@@ -354,6 +352,11 @@ std::string Engine::bounded(bool mayHang, const std::vector<Image>& images, std:
                     "qemu-leasehold.conf)");
 }
 
+std::string Engine::callFor(const os::Process& process, const Guest& guest, const std::vector<Image>& images,
+                            const Work& work) const {
+    return bounded(mayHang(process, guest, images), images, process.descriptor(), work);
+}
+
 bool Engine::mayHang(const os::Process& process, const Guest& guest, const std::vector<Image>& images) const {
     if (!mounts_.hasRemote())
         return false;
@@ -395,7 +398,7 @@ Engine::Answer Engine::registerHere(const Guest& guest, const std::vector<Image>
 
 Engine::Answer Engine::acquire(const Guest& guest, const std::vector<Image>& images, std::string_view state) const {
     os::Process process = openQemu(guest);
-    std::string refusal = bounded(mayHang(process, guest, images), images, process.descriptor(),
+    std::string refusal = callFor(process, guest, images,
                                   [&] { return insist([&] { return acquireHere(process, guest, images, state); }); });
     return refusal.empty() ? std::nullopt : Answer(refusal);
 }
@@ -467,8 +470,8 @@ Engine::Attempt Engine::acquireHere(const os::Process& process, const Guest& gue
     }
 
     // A disk that is added to a suspended guest goes along when that guest migrates: libvirt calls nothing then.
-    for (const StoredLease& stored : fresh)
-        if (auto token = handoffOf(vessel->leases())) {
+    if (auto token = fresh.empty() ? std::nullopt : handoffOf(vessel->leases()))
+        for (const StoredLease& stored : fresh) {
             Shares share(1);
             share.add(stored);
             lease::offer(self, share.back(), *token);
@@ -511,7 +514,7 @@ Engine::Answer Engine::upgrade(const Guest& guest, const Incarnation& self, Stor
 
 Engine::Answer Engine::acquireReadOnly(const Guest& guest, const std::vector<Image>& images) const {
     os::Process process = openQemu(guest);
-    std::string refusal = bounded(mayHang(process, guest, images), images, process.descriptor(),
+    std::string refusal = callFor(process, guest, images,
                                   [&] { return insist([&] { return acquireReadOnlyHere(process, guest, images); }); });
     return refusal.empty() ? std::nullopt : Answer(refusal);
 }
@@ -566,24 +569,21 @@ std::string Engine::release(const Guest& guest, const std::vector<Image>& images
     auto process = os::Process::openIfExists(guest.pid);
     if (!process)
         return {};
-    return bounded(mayHang(*process, guest, images), images, process->descriptor(),
-                   [&] { return changeHandoff(*process, guest, images, lease::releaseAll); });
+    return callFor(*process, guest, images, [&] { return changeHandoff(*process, guest, images, lease::releaseAll); });
 }
 
 std::string Engine::inquire(const Guest& guest, const std::vector<Image>& images) const {
     auto process = os::Process::openIfExists(guest.pid);
     if (!process)
         return {};
-    return bounded(mayHang(*process, guest, images), images, process->descriptor(),
-                   [&] { return changeHandoff(*process, guest, images, lease::inquireAll); });
+    return callFor(*process, guest, images, [&] { return changeHandoff(*process, guest, images, lease::inquireAll); });
 }
 
 void Engine::detach(const Guest& guest, const std::vector<Image>& images) const {
     auto process = os::Process::openIfExists(guest.pid);
     if (!process)
         return;
-    bounded(mayHang(*process, guest, images), images, process->descriptor(),
-            [&] { return insist([&] { return detachHere(*process, guest, images); }); });
+    callFor(*process, guest, images, [&] { return insist([&] { return detachHere(*process, guest, images); }); });
 }
 
 Engine::Attempt Engine::detachHere(const os::Process& process, const Guest& guest,

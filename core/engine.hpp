@@ -66,6 +66,9 @@ private:
     // Runs the work here, or, where the storage may hang, in a process that is given up after storage_timeout.
     std::string bounded(bool mayHang, const std::vector<Image>& images, std::span<const int> keep,
                         const Work& work) const;
+    // The same, for a call that is about a running QEMU.
+    std::string callFor(const os::Process& process, const Guest& guest, const std::vector<Image>& images,
+                        const Work& work) const;
     bool mayHang(const os::Process& process, const Guest& guest, const std::vector<Image>& images) const;
 
     Answer registerHere(const Guest& guest, const std::vector<Image>& images, const qemu::VesselEnds& ends) const;

@@ -392,6 +392,18 @@ std::optional<End> tryEnd(const os::Process& process, int number) {
     return End{std::move(*out), std::move(*message)};
 }
 
+// The receiving end where it is looked for first, as long as nobody is walking its queue. A position means that
+// somebody is, or was killed at it: a peek would neither see the first message nor leave the walk alone. What is no
+// Unix socket has no position at all.
+std::optional<os::Fd> takeUnwalkedEnd(const os::Process& process) {
+    auto out = process.takeDescriptor(kFirstNumber + 1);
+    int position = 0;
+    socklen_t size = sizeof position;
+    if (!out || getsockopt(out->get(), SOL_SOCKET, SO_PEEK_OFF, &position, &size) < 0 || position >= 0)
+        return std::nullopt;
+    return out;
+}
+
 bool isSocket(pid_t pid, int number) {
     char target[16];
     std::string link = "/proc/" + std::to_string(pid) + "/fd/" + std::to_string(number);
@@ -451,11 +463,10 @@ void VesselEnds::leaveToQemu() {
 }
 
 std::optional<Manifest> Vessel::inspectManifest(const os::Process& process, const std::array<unsigned char, 16>& uuid) {
-    auto out = process.takeDescriptor(kFirstNumber + 1);
-    int position = 0, waiting = 0;
-    socklen_t size = sizeof position;
-    if (!out || getsockopt(out->get(), SOL_SOCKET, SO_PEEK_OFF, &position, &size) < 0 || position >= 0)
+    auto out = takeUnwalkedEnd(process);
+    if (!out)
         return std::nullopt;
+    int waiting = 0;
     char room[kMaxMessage];
     ssize_t length = recv(out->get(), room, sizeof room, MSG_PEEK | MSG_DONTWAIT);
     if (length < 0 || !isVesselOf({room, static_cast<std::size_t>(length)}, uuid) ||
@@ -486,13 +497,10 @@ std::optional<Vessel> Vessel::retrieve(const os::Process& process, const std::ar
 
 // Nearly always there is one generation of one message, where it is looked for first: one peek tells all.
 bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid) {
-    auto out = process_->takeDescriptor(kFirstNumber + 1);
-    // A position means that somebody is walking the queue, or was killed at it: a peek would neither see the first
-    // message nor leave the walk alone. What is no Unix socket has no position at all.
-    int position = 0, waiting = 0;
-    socklen_t size = sizeof position;
-    if (!out || getsockopt(out->get(), SOL_SOCKET, SO_PEEK_OFF, &position, &size) < 0 || position >= 0)
+    auto out = takeUnwalkedEnd(*process_);
+    if (!out)
         return false;
+    int waiting = 0;
     char room[kMaxMessage];
     RawMessage raw = peekRaw(out->get(), room);
     std::size_t length = raw.text.size();
