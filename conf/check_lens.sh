@@ -22,7 +22,8 @@ check() {
         printf '" = ?\n'
     } >"$work/shipped.aug"
     augparse -I "$here" "$work/shipped.aug" >"$work/tree" 2>&1 || { cat "$work/tree"; exit 1; }
-    sed -n 's/^  { "\([a-z_]*\)" = "\(.*\)" }$/\1 = \2/p' "$work/tree" >"$work/got"
+    # An empty list is a node without a value.
+    sed -n 's/^  { "\([a-z_]*\)" = "\(.*\)" }$/\1 = \2/p; s/^  { "\([a-z_]*\)" }$/\1 = [ ]/p' "$work/tree" >"$work/got"
     sed -n '/^[a-z]/{s/"//g;p}' "$1" >"$work/wanted"
     diff "$work/wanted" "$work/got"
 }

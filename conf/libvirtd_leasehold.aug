@@ -18,7 +18,16 @@ module Libvirtd_leasehold =
    let word_entry (name:string) (allowed:regexp) =
      [ indent . key name . value_sep . Quote.do_quote (store allowed) . eol ]
 
+   (* [ "/mnt/shared=ofd", "/mnt/other=flock" ], also over several lines *)
+   let space = del /[ \t\n]*/ " "
+   let list_entry (name:string) (allowed:regexp) =
+     let item = [ seq "item" . Util.del_str "\"" . store allowed . Util.del_str "\"" ] in
+     let comma = del /[ \t\n]*,[ \t\n]*/ ", " in
+     [ indent . key name . value_sep . counter "item" . Util.del_str "[" . space
+       . ( item . ( comma . item ) * . space ) ? . Util.del_str "]" . eol ]
+
    let bool = /[01]/
+   let directory = /(\/[^"'\n]*)?/
    let upto60 = /[0-9]|[1-5][0-9]|60/
    let upto600 = /[1-9]|[1-9][0-9]|[1-5][0-9][0-9]|600/
 
@@ -28,6 +37,13 @@ module Libvirtd_leasehold =
              | number_entry "storage_timeout" upto600
              | word_entry "guests_without_lease" /refuse|allow/
              | word_entry "qemu_locks" /refuse|warn|ignore/
+             | word_entry "file_lockspace_dir" directory
+             | word_entry "lvm_lockspace_dir" directory
+             | word_entry "scsi_lockspace_dir" directory
+             | number_entry "require_cluster_leases" bool
+             | list_entry "storage_locks" /\/[^"\n]*=(ofd|flock|local|refuse)/
+             | word_entry "image_user" /[^"'\n]*/
+             | word_entry "image_group" /[^"'\n]*/
 
    let lns = ( entry | Util.comment | Util.empty ) *
 

@@ -10,6 +10,14 @@ handoff_wait = 5
 storage_timeout = 30
 guests_without_lease = \"refuse\"
 qemu_locks = \"refuse\"
+file_lockspace_dir = \"/leases\"
+lvm_lockspace_dir = \"\"
+scsi_lockspace_dir = \"/leases\"
+require_cluster_leases = 1
+storage_locks = [ \"/mnt/a=ofd\",
+  \"/mnt/b=flock\" ]
+image_user = \"qemu\"
+image_group = \"+107\"
 "
 
    test Libvirtd_leasehold.lns get conf =
@@ -21,6 +29,15 @@ qemu_locks = \"refuse\"
      { "storage_timeout" = "30" }
      { "guests_without_lease" = "refuse" }
      { "qemu_locks" = "refuse" }
+     { "file_lockspace_dir" = "/leases" }
+     { "lvm_lockspace_dir" = "" }
+     { "scsi_lockspace_dir" = "/leases" }
+     { "require_cluster_leases" = "1" }
+     { "storage_locks"
+       { "1" = "/mnt/a=ofd" }
+       { "2" = "/mnt/b=flock" } }
+     { "image_user" = "qemu" }
+     { "image_group" = "+107" }
 
    (* blanks, single quotes and a remark behind the value *)
    test Libvirtd_leasehold.lns get "  qemu_locks='warn' \t# until the backup job is gone\n" =
@@ -38,6 +55,14 @@ handoff_wait = 60
 storage_timeout = 30
 guests_without_lease = \"refuse\"
 qemu_locks = \"ignore\"
+file_lockspace_dir = \"/leases\"
+lvm_lockspace_dir = \"\"
+scsi_lockspace_dir = \"/leases\"
+require_cluster_leases = 1
+storage_locks = [ \"/mnt/a=ofd\",
+  \"/mnt/b=flock\" ]
+image_user = \"qemu\"
+image_group = \"+107\"
 "
 
    (* a new option is written in libvirt's manner *)
@@ -52,4 +77,6 @@ qemu_locks = \"ignore\"
    test Libvirtd_leasehold.lns get "auto_disk_leases = \"1\"\n" = *
    test Libvirtd_leasehold.lns get "qemu_locks = warn\n" = *
    test Libvirtd_leasehold.lns get "qemu_locks = \"warn'\n" = *
-   test Libvirtd_leasehold.lns get "file_lockspace_dir = \"/leases\"\n" = *
+   test Libvirtd_leasehold.lns get "file_lockspace_dir = \"leases\"\n" = *
+   test Libvirtd_leasehold.lns get "storage_locks = \"/mnt/a=ofd\"\n" = *
+   test Libvirtd_leasehold.lns get "storage_locks = [ \"/mnt/a=lockd\" ]\n" = *

@@ -64,8 +64,7 @@ std::vector<LocalGuest> findLocalGuests() {
 // record names those of other hosts, if it is about one of the marks that are up; what is left is only a number.
 class Namer {
 public:
-    explicit Namer(const qemu::StoredLease& stored)
-        : guests_(findLocalGuests()), record_(lease::readRecord(stored.fd.get())) {}
+    explicit Namer(const qemu::StoredLease& stored) : guests_(findLocalGuests()), record_(readOwner(stored)) {}
 
     std::string name(const Mark& mark) const {
         std::string mode = describeMode(lease::presentMode(mark).value_or(Mode::exclusive));
@@ -131,7 +130,7 @@ std::vector<Mark> blockers(const Guest& guest, const lease::Refusal& refusal, Mo
 bool areLingering(const qemu::StoredLease& stored, const lease::Refusal& refusal, const std::string& bootId) {
     if (refusal.obstacle != Obstacle::guestPresent && refusal.obstacle != Obstacle::sameGuest)
         return false;
-    auto record = lease::readRecord(stored.fd.get());
+    auto record = readOwner(stored);
     if (!record || record->bootId != bootId || lease::cleanName(record->host) != hostName())
         return false;
     bool named = std::any_of(refusal.marks.begin(), refusal.marks.end(), [&](const Mark& mark) {

@@ -11,9 +11,11 @@
 #include <cstdint>
 #include <fcntl.h>
 #include <functional>
+#include <grp.h>
 #include <map>
 #include <numeric>
 #include <optional>
+#include <pwd.h>
 #include <sys/stat.h>
 #include <system_error>
 #include <type_traits>
@@ -50,6 +52,7 @@ struct Value {
     std::string found; // in words, for messages
     std::optional<std::int64_t> number = std::nullopt;
     std::optional<std::string> text = std::nullopt;
+    std::optional<std::vector<Value>> list = std::nullopt;
 };
 
 struct Option {
@@ -95,6 +98,66 @@ Option choice(std::string_view name, Enum Settings::*member,
             }};
 }
 
+// A directory by its whole name: libvirtd's working directory is nobody's business.
+Option directory(std::string_view name, std::string Settings::*member) {
+    return {name, "the absolute path of a directory, in quotes", [member](Settings& settings, const Value& value) {
+                if (!value.text || !(value.text->empty() || value.text->starts_with('/')))
+                    return false;
+                settings.*member = *value.text;
+                return true;
+            }};
+}
+
+// By name, or by number as "+107", like qemu.conf's user and group. Names are looked up once, when the file is read.
+template <class Id>
+Option account(std::string_view name, std::string allowed, std::optional<Id> Settings::*member,
+               std::optional<Id> (*find)(const std::string&)) {
+    return {name, std::move(allowed), [=](Settings& settings, const Value& value) {
+                if (!value.text)
+                    return false;
+                if (value.text->empty())
+                    return true;
+                std::string_view digits = *value.text;
+                Id id = 0;
+                if (digits.starts_with('+')) {
+                    digits.remove_prefix(1);
+                    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), id);
+                    if (error != std::errc() || end != digits.data() + digits.size() || id == static_cast<Id>(-1))
+                        return false;
+                    settings.*member = id;
+                } else {
+                    settings.*member = find(*value.text);
+                }
+                return (settings.*member).has_value();
+            }};
+}
+
+std::optional<uid_t> findUser(const std::string& name) {
+    const passwd* entry = getpwnam(name.c_str());
+    return entry ? std::optional(entry->pw_uid) : std::nullopt;
+}
+
+std::optional<gid_t> findGroup(const std::string& name) {
+    const group* entry = getgrnam(name.c_str());
+    return entry ? std::optional(entry->gr_gid) : std::nullopt;
+}
+
+Option storageLocks() {
+    return {"storage_locks",
+            R"(a list like [ "/mnt/shared=ofd" ], of absolute paths, each with =ofd, =flock, =local or =refuse)",
+            [](Settings& settings, const Value& value) {
+                if (!value.list)
+                    return false;
+                for (const Value& item : *value.list) {
+                    const auto parsed = item.text ? storage::parseOverride(*item.text) : std::nullopt;
+                    if (!parsed)
+                        return false;
+                    settings.storageLocks.push_back(*parsed);
+                }
+                return true;
+            }};
+}
+
 const std::vector<Option>& options() {
     using Unleased = Settings::Unleased;
     using Outsiders = Settings::Outsiders;
@@ -107,13 +170,16 @@ const std::vector<Option>& options() {
                {{"refuse", Unleased::refuse}, {"allow", Unleased::allow}}),
         choice("qemu_locks", &Settings::outsiders,
                {{"refuse", Outsiders::refuse}, {"warn", Outsiders::warn}, {"ignore", Outsiders::ignore}}),
+        directory("file_lockspace_dir", &Settings::fileLockspaceDir),
+        directory("lvm_lockspace_dir", &Settings::lvmLockspaceDir),
+        directory("scsi_lockspace_dir", &Settings::scsiLockspaceDir),
+        flag("require_cluster_leases", &Settings::requireClusterLeases),
+        storageLocks(),
+        account<uid_t>("image_user", R"(a user of this host, or a number as "+107")", &Settings::imageUser, findUser),
+        account<gid_t>("image_group", R"(a group of this host, or a number as "+107")", &Settings::imageGroup,
+                       findGroup),
     };
     return table;
-}
-
-// Options of virtlockd's qemu-lockd.conf. Who copies that file must not believe that the directory is used.
-bool isIndirectLeaseOption(std::string_view name) {
-    return name == "file_lockspace_dir" || name == "lvm_lockspace_dir" || name == "scsi_lockspace_dir";
 }
 
 // Levenshtein's distance, blind to case and to "-" for "_".
@@ -202,9 +268,6 @@ private:
         option_ = takeUntil(" \t\r\n=#;");
         if (option_.empty())
             fail(line, "an option's name is missing", "write NAME = VALUE");
-        if (isIndirectLeaseOption(option_))
-            fail(line, "this version has no indirect leases yet",
-                 "remove the line; images on local file systems, NFS and GFS2 are leased directly");
         const auto option = std::ranges::find(options(), option_, &Option::name);
         if (option == options().end())
             fail(line, "unknown option", adviceForUnknown(option_));
@@ -262,16 +325,16 @@ private:
         return {"the string " + inQuotes(printable(body)), std::nullopt, std::string(body)};
     }
 
-    // No option takes a list yet, so only its end is looked for: a list in the wrong place is named as one.
     Value readList() {
         const std::size_t line = line_;
+        std::vector<Value> items;
         take(1);
         for (skipSpace(); !atEnd() && peek() != ']'; skipSpace()) {
             // A list inside a list too: libvirt's reader recurses there, and no driver has a use for it.
             if (atOneOf("[,;#"))
                 fail(line_, "found " + printable(takeUntil("\r\n")) + " inside the list",
                      "write strings or numbers only");
-            readValue();
+            items.push_back(readValue());
             skipSpace();
             if (peek() == ',')
                 take(1);
@@ -281,7 +344,12 @@ private:
         if (atEnd())
             fail(line, "the list is not closed", "write ] after its last value");
         take(1);
-        return {"a list"};
+        Value value{"a list"};
+        for (const Value& item : items)
+            if (value.found.size() < 200)
+                value.found += (&item == &items.front() ? " of " : ", ") + item.found;
+        value.list = std::move(items);
+        return value;
     }
 
     std::string_view text_;

@@ -9,10 +9,15 @@
 // libvirtd loads the driver, and by tools/.
 
 #include "core/os/error.hpp"
+#include "core/storage/override.hpp"
 
 #include <chrono>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
+
+#include <sys/types.h>
 
 namespace leasehold {
 
@@ -45,6 +50,23 @@ struct Settings {
     // locks on an image.
     enum class Outsiders { refuse, warn, ignore };
     Outsiders outsiders = Outsiders::refuse;
+
+    // file_lockspace_dir, lvm_lockspace_dir, scsi_lockspace_dir: directories where lease files live, shared by all
+    // hosts; for regular files, for logical volumes by their UUID, for SCSI devices by their identity. Empty: none.
+    std::string fileLockspaceDir, lvmLockspaceDir, scsiLockspaceDir;
+
+    // require_cluster_leases: refuse what can only be leased on this host though other hosts may reach it.
+    bool requireClusterLeases = false;
+
+    // storage_locks: which lock can be trusted below a path, where the administrator knows better.
+    std::vector<storage::Override> storageLocks;
+
+    // image_user, image_group: who may open images that root may not. Nothing: the image's own owner.
+    std::optional<uid_t> imageUser;
+    std::optional<gid_t> imageGroup;
+
+    // No option: where leases of block devices live that have no lockspace. Tests use another.
+    std::string hostLockspaceDir = "/run/leasehold";
 
     bool operator==(const Settings&) const = default;
 };

@@ -27,10 +27,9 @@ namespace {
 
 struct Request {
     Guest guest;
-    std::vector<Image> images;
+    std::vector<Resource> resources;
     bool unleasedDisk = false; // a disk that only its guest may write to, and that is not leased
     bool starting = false;     // its process is no QEMU yet
-    std::string namedLease;    // a <lease> element that it has
 };
 
 // Set once by the first init and never taken back: other threads may be in a call when deinit comes.
@@ -151,12 +150,32 @@ void destroy(LockManager* manager) {
     manager->privateData = nullptr;
 }
 
-int addResource(LockManager* manager, unsigned int type, const char* name, std::size_t, const LockParam*,
-                unsigned int flags) {
+// A <lease> element: lockspace, key (the name), and the target's path and offset (libvirt's conf/domain_lock.c).
+Resource namedLease(const char* name, std::span<const LockParam> parameters) {
+    Resource resource;
+    resource.named.emplace();
+    resource.named->key = name ? name : "";
+    for (const LockParam& parameter : parameters) {
+        std::string_view key = parameter.key ? parameter.key : "";
+        bool text = parameter.type == LOCK_PARAM_STRING || parameter.type == LOCK_PARAM_CSTRING;
+        if (key == "path" && text)
+            resource.path = parameter.value.cstr ? parameter.value.cstr : "";
+        else if (key == "lockspace" && text)
+            resource.named->lockspace = parameter.value.cstr ? parameter.value.cstr : "";
+        else if (key == "offset" && parameter.type == LOCK_PARAM_ULONG)
+            resource.named->offset = parameter.value.ul;
+    }
+    if (resource.named->key.empty() || resource.path.empty())
+        throw Error(Fault::invalid, "libvirt named a <lease> without a key or without the path of its target");
+    return resource;
+}
+
+int addResource(LockManager* manager, unsigned int type, const char* name, std::size_t parameterCount,
+                const LockParam* parameters, unsigned int flags) {
     Request& request = requestOf(manager);
     return guarded(&request, [&] {
         if (type == LOCK_RESOURCE_LEASE) {
-            request.namedLease = name && *name ? name : "?"; // may stop and go, but not start or resume
+            request.resources.push_back(namedLease(name, std::span(parameters, parameterCount)));
             return 0;
         }
         if (type != LOCK_RESOURCE_DISK)
@@ -168,7 +187,7 @@ int addResource(LockManager* manager, unsigned int type, const char* name, std::
                            : flags & LOCK_RESOURCE_SHARED ? lease::Mode::shared
                                                           : lease::Mode::exclusive;
         if (theEngine().settings().autoDiskLeases)
-            request.images.push_back({name, mode});
+            request.resources.push_back({.path = name, .mode = mode});
         else
             request.unleasedDisk = request.unleasedDisk || mode == lease::Mode::exclusive;
         return 0;
@@ -182,25 +201,22 @@ int acquire(LockManager* manager, const char* state, unsigned int flags, int, in
     Request& request = requestOf(manager);
     return guarded(&request, [&] {
         const Engine& current = theEngine();
-        if (!request.namedLease.empty())
-            throw Error(Fault::unsupported, "it has the <lease> element '" + request.namedLease +
-                                                "', which this version of leasehold cannot take; remove it");
         // libvirt's Xen driver asks without forking: the leases would be put into libvirtd and stay there.
         if ((flags & LOCK_ACQUIRE_REGISTER_ONLY) && getpid() == libvirtd)
             throw Error(Fault::unsupported, "leasehold protects QEMU guests only: remove lock_manager from the "
                                             "configuration of this driver");
-        if (request.images.empty() && request.unleasedDisk && current.settings().requireLeaseForDisks)
+        if (request.resources.empty() && request.unleasedDisk && current.settings().requireLeaseForDisks)
             throw Error(Fault::unsupported, "it has disks that it writes to but no lease: set auto_disk_leases = 1 or "
                                             "require_lease_for_disks = 0 in qemu-leasehold.conf");
         if (flags & LOCK_ACQUIRE_REGISTER_ONLY)
-            return answer(current.registerGuest(request.guest, request.images));
+            return answer(current.registerGuest(request.guest, request.resources));
         // A block commit gives its base back to readers like this; an ordinary read-only image comes the same way.
-        bool readOnly = !request.images.empty();
-        for (const Image& image : request.images)
-            readOnly = readOnly && image.mode == lease::Mode::readOnly;
+        bool readOnly = !request.resources.empty();
+        for (const Resource& resource : request.resources)
+            readOnly = readOnly && resource.mode == lease::Mode::readOnly;
         if (readOnly)
-            return answer(current.acquireReadOnly(request.guest, request.images));
-        return answer(current.acquire(request.guest, request.images, state ? state : ""));
+            return answer(current.acquireReadOnly(request.guest, request.resources));
+        return answer(current.acquire(request.guest, request.resources, state ? state : ""));
     });
 }
 
@@ -209,9 +225,9 @@ int release(LockManager* manager, char** state, unsigned int) {
     return guarded(&request, [&] {
         // No state pointer: the images are detached. With one, even an empty one: the guest stops.
         if (state)
-            giveState(state, theEngine().release(request.guest, request.images));
+            giveState(state, theEngine().release(request.guest, request.resources));
         else
-            theEngine().detach(request.guest, request.images);
+            theEngine().detach(request.guest, request.resources);
         return 0;
     });
 }
@@ -222,7 +238,7 @@ int inquire(LockManager* manager, char** state, unsigned int) {
         if (!state)
             return 0;
         *state = nullptr; // not ours to free
-        giveState(state, theEngine().inquire(request.guest, request.images));
+        giveState(state, theEngine().inquire(request.guest, request.resources));
         return 0;
     });
 }

@@ -2,11 +2,10 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "core/lease/byte_range.hpp"
 
+#include "core/lease/note.hpp"
 #include "core/os/error.hpp"
 
 #include <limits>
-
-#include <unistd.h>
 
 namespace leasehold::lease {
 
@@ -99,26 +98,12 @@ std::vector<Mark> ByteRangeMedium::look() const {
     return marks;
 }
 
-namespace {
-constexpr off_t kLeavingBit = off_t{1} << kIdBits;
-constexpr off_t kOwnerBit = off_t{2} << kIdBits;
-} // namespace
-
 Note ByteRangeMedium::note() const {
-    off_t position = lseek(fd_, 0, SEEK_CUR);
-    if (position < 0)
-        throw SystemError(errno, "read the position in", name_);
-    if (position >= 2 * kOwnerBit)
-        return {}; // not ours: nothing is known
-    return {.owner = (position & kOwnerBit) != 0,
-            .leaving = (position & kLeavingBit) != 0,
-            .token = static_cast<std::uint32_t>(position & (kLeavingBit - 1))};
+    return readNote(fd_, name_);
 }
 
 void ByteRangeMedium::setNote(const Note& note) {
-    off_t position = off_t{note.token} + (note.leaving ? kLeavingBit : 0) + (note.owner ? kOwnerBit : 0);
-    if (lseek(fd_, position, SEEK_SET) < 0)
-        throw SystemError(errno, "set the position in", name_);
+    writeNote(fd_, note, name_);
 }
 
 } // namespace leasehold::lease

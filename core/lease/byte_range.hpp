@@ -29,8 +29,6 @@ public:
     void removeHandoff() override;
     void removeAll() override;
     std::vector<Mark> look() const override;
-    // In the file position, which belongs to the open file description like the locks do (open(2)) and which nobody
-    // uses: QEMU never touches what is in its vessel.
     Note note() const override;
     void setNote(const Note& note) override;
 

@@ -3,6 +3,7 @@
 #include "core/lease/mark.hpp"
 
 #include "core/os/error.hpp"
+#include "core/os/hash.hpp"
 
 #include <glib.h>
 #include <sys/random.h>
@@ -42,11 +43,7 @@ std::optional<Uuid> parseUuid(std::string_view text) {
 }
 
 std::uint32_t hashDomain(const Uuid& uuid) {
-    // Not GLib's checksums: they allocate, and GLib before 2.76 has an allocator with locks of its own; the forked
-    // child must not wait for one that a thread of libvirtd held.
-    std::uint64_t hash = 0xcbf29ce484222325;
-    for (unsigned char byte : uuid)
-        hash = (hash ^ byte) * 0x100000001b3;
+    std::uint64_t hash = os::fnv1a({reinterpret_cast<const char*>(uuid.data()), uuid.size()});
     return static_cast<std::uint32_t>((hash >> 32 ^ hash) & ((1u << kDomainBits) - 1));
 }
 

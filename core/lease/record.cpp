@@ -10,6 +10,7 @@
 
 #include <glib.h>
 #include <sys/xattr.h>
+#include <unistd.h>
 
 namespace leasehold::lease {
 
@@ -88,6 +89,20 @@ void writeRecord(int fd, const OwnerRecord& record) {
 std::optional<OwnerRecord> readRecord(int fd) {
     char buffer[kMaxRecord];
     ssize_t length = fgetxattr(fd, kAttribute, buffer, sizeof buffer);
+    if (length < 0)
+        return std::nullopt;
+    return parseRecord({buffer, static_cast<std::size_t>(length)});
+}
+
+void writeRecordAt(int fd, std::int64_t offset, const OwnerRecord& record) {
+    std::string text = encodeRecord(record);
+    if (pwrite(fd, text.data(), text.size(), offset) == static_cast<ssize_t>(text.size()))
+        (void)!ftruncate(fd, offset + static_cast<std::int64_t>(text.size()));
+}
+
+std::optional<OwnerRecord> readRecordAt(int fd, std::int64_t offset) {
+    char buffer[kMaxRecord];
+    ssize_t length = pread(fd, buffer, sizeof buffer, offset);
     if (length < 0)
         return std::nullopt;
     return parseRecord({buffer, static_cast<std::size_t>(length)});

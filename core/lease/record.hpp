@@ -3,8 +3,8 @@
 #pragma once
 
 // The owner record: who has the image, in words, for the person who is refused. Kept in the extended attribute
-// `user.leasehold` of the image (xattr(7)). Never decides anything, and may be stale or forged: whoever shows it
-// compares its hashes with the marks that are up.
+// `user.leasehold` of the image (xattr(7)), or in the lease file where the lease is not on the image. Never decides
+// anything, and may be stale or forged: whoever shows it compares its hashes with the marks that are up.
 
 #include "core/lease/mark.hpp"
 
@@ -31,8 +31,11 @@ std::optional<OwnerRecord> parseRecord(std::string_view text);
 // Printable, and no longer than a file name may be.
 std::string cleanName(std::string_view name);
 
-// Best effort, in both directions: a file system without extended attributes only makes messages poorer.
+// Best effort, in both directions: without a record only the messages are poorer. As an extended attribute of an image,
+// or in a lease file from `offset` on.
 void writeRecord(int fd, const OwnerRecord& record);
 std::optional<OwnerRecord> readRecord(int fd);
+void writeRecordAt(int fd, std::int64_t offset, const OwnerRecord& record);
+std::optional<OwnerRecord> readRecordAt(int fd, std::int64_t offset);
 
 } // namespace leasehold::lease

@@ -8,7 +8,7 @@
 
 #include <fcntl.h>
 #include <sys/fsuid.h>
-#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 namespace leasehold::os {
@@ -21,16 +21,47 @@ void Fd::reset(int number) {
     number_ = number;
 }
 
+namespace {
+
+// 0, or the error number. Without asking a server, which may not answer: what a file is never changes.
+int identifyAt(int directory, const char* path, int flags, FileId& file) {
+    struct statx status;
+    if (statx(directory, path, flags | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &status) < 0)
+        return errno;
+    struct stat known {};
+    known.st_mode = status.stx_mode;
+    known.st_dev = makedev(status.stx_dev_major, status.stx_dev_minor);
+    known.st_ino = status.stx_ino;
+    known.st_rdev = makedev(status.stx_rdev_major, status.stx_rdev_minor);
+    file = fileIdOf(known);
+    return 0;
+}
+
+} // namespace
+
 FileId identify(int fd, const std::string& what) {
-    struct stat status;
-    if (fstat(fd, &status) < 0)
-        throw SystemError(errno, "stat", what);
-    return {status.st_dev, status.st_ino};
+    FileId file;
+    if (int error = identifyAt(fd, "", AT_EMPTY_PATH, file))
+        throw SystemError(error, "stat", what);
+    return file;
+}
+
+int tryIdentify(const std::string& path, FileId& file) {
+    return identifyAt(AT_FDCWD, path.c_str(), 0, file);
+}
+
+FileId fileIdOf(const struct stat& status) {
+    constexpr std::uint64_t kNoInode = ~std::uint64_t{0};
+    return S_ISBLK(status.st_mode) ? FileId{status.st_rdev, kNoInode} : FileId{status.st_dev, status.st_ino};
 }
 
 int tryOpen(const std::string& path, int flags, Fd& fd) {
+    return tryOpenAt(AT_FDCWD, path, flags, 0, fd);
+}
+
+int tryOpenAt(int directory, const std::string& path, int flags, mode_t mode, Fd& fd) {
     do {
-        fd = Fd(::open(path.c_str(), flags | O_CLOEXEC));
+        fd = Fd(::openat(directory, path.c_str(), flags | O_CLOEXEC, mode));
     } while (!fd.open() && errno == EINTR);
     return fd.open() ? 0 : errno;
 }

@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include <sys/stat.h>
 #include <sys/types.h>
 
 namespace leasehold::os {
@@ -35,7 +36,9 @@ private:
     int number_ = -1;
 };
 
-// Which file: the same for every path, link and bind mount that leads to it (stat(2): st_dev, st_ino).
+// Which file: the same for every path, link and bind mount that leads to it (stat(2): st_dev, st_ino). Of a block
+// device it is the device itself (st_rdev), whichever of its nodes was opened: libvirt gives QEMU a /dev with nodes of
+// its own.
 struct FileId {
     std::uint64_t device = 0;
     std::uint64_t inode = 0;
@@ -44,12 +47,16 @@ struct FileId {
 };
 
 FileId identify(int fd, const std::string& what);
+FileId fileIdOf(const struct stat& status);
+// What is already known of it: no server is asked. 0, or the error number.
+[[nodiscard]] int tryIdentify(const std::string& path, FileId& file);
 
 // open(2) with O_CLOEXEC added; EINTR retried.
 Fd openFile(const std::string& path, int flags);
 
-// The same without throwing: 0, or the error number.
+// The same without throwing: 0, or the error number. A relative path starts at `directory`.
 [[nodiscard]] int tryOpen(const std::string& path, int flags, Fd& fd);
+[[nodiscard]] int tryOpenAt(int directory, const std::string& path, int flags, mode_t mode, Fd& fd);
 
 // This thread accesses files as this user and group while the object lives (setfsuid(2)); other threads are not
 // touched. Supplementary groups stay.

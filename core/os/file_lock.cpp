@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include <fcntl.h>
+#include <sys/file.h>
 
 namespace leasehold::os {
 
@@ -86,6 +87,31 @@ std::vector<FoundLock> parseFdinfoLocks(const std::string& text) {
 
 std::vector<FoundLock> inspectOwnLocks(int fd) {
     return parseFdinfoLocks(readFile("/proc/self/fdinfo/" + std::to_string(fd), 1 << 20));
+}
+
+namespace {
+
+int callFlock(int fd, int operation) {
+    while (flock(fd, operation) < 0)
+        if (errno != EINTR)
+            return errno;
+    return 0;
+}
+
+} // namespace
+
+LockOutcome tryFlock(int fd, LockType type, const std::string& what) {
+    int error = callFlock(fd, (type == LockType::write ? LOCK_EX : LOCK_SH) | LOCK_NB);
+    if (error == 0)
+        return LockOutcome::granted;
+    if (error == EWOULDBLOCK || error == EACCES)
+        return LockOutcome::contended;
+    throw SystemError(error, "flock", what);
+}
+
+void unflock(int fd, const std::string& what) {
+    if (int error = callFlock(fd, LOCK_UN))
+        throw SystemError(error, "unlock", what);
 }
 
 } // namespace leasehold::os

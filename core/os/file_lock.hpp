@@ -2,9 +2,10 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #pragma once
 
-// Open-file-description locks (fcntl(2), "Open file description locks (non-POSIX)"): the only place that calls
-// F_OFD_*. They belong to the open file description: all duplicates of a descriptor, in whatever process, are one
-// holder, and the lock ends when the last of them is closed. Knows nothing of what a byte means.
+// Open-file-description locks (fcntl(2), "Open file description locks (non-POSIX)") and flock(2): the only place that
+// calls F_OFD_* and decides by a flock. Both belong to the open file description: all duplicates of a descriptor, in
+// whatever process, are one holder, and the lock ends when the last of them is closed. Knows nothing of what a lock
+// means.
 
 #include "core/os/fd.hpp"
 
@@ -48,6 +49,11 @@ std::optional<FoundLock> findConflict(int fd, LockType type, Range range, const 
 // The locks that one's own descriptor holds: F_OFD_GETLK only shows those of others. Not on every file system:
 // GlusterFS lists none.
 std::vector<FoundLock> inspectOwnLocks(int fd);
+
+// flock(2) on the whole file; never waits. To convert one's own is no atomic step: another holder may come in between,
+// and when that happens the lock is gone.
+[[nodiscard]] LockOutcome tryFlock(int fd, LockType type, const std::string& what);
+void unflock(int fd, const std::string& what);
 
 // Pure: the byte-range locks among the `lock:` lines of a /proc/PID/fdinfo/N text, proc(5).
 std::vector<FoundLock> parseFdinfoLocks(const std::string& text);

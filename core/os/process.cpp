@@ -117,25 +117,11 @@ std::vector<pid_t> listProcesses() {
     return numbersIn("/proc");
 }
 
-namespace {
-
-// What a descriptor of another process leads to, without asking a server that may not answer: device and inode never
-// change. 0, or the error number.
-int identifyDescriptor(pid_t pid, int number, FileId& file) {
-    struct statx status;
-    std::string path = procPath(pid, "fd/") + std::to_string(number);
-    if (statx(AT_FDCWD, path.c_str(), AT_STATX_DONT_SYNC, STATX_INO, &status) < 0)
-        return errno;
-    file = {makedev(status.stx_dev_major, status.stx_dev_minor), status.stx_ino};
-    return 0;
-}
-
-} // namespace
-
 bool hasOpen(const Process& process, const FileId& file, Access access) {
     for (int number : process.descriptors()) {
         FileId found;
-        int error = identifyDescriptor(process.pid(), number, found);
+        // The descriptor may lead to a server that does not answer.
+        int error = tryIdentify(procPath(process.pid(), "fd/") + std::to_string(number), found);
         if (error == ENOENT || error == ESRCH)
             continue; // closed meanwhile
         if (error != 0)
@@ -159,7 +145,8 @@ std::vector<pid_t> findLockHolders(const FileId& file, std::int64_t first, std::
     for (pid_t pid : listProcesses()) {
         for (int number : numbersIn(procPath(pid, "fd"))) {
             FileId found;
-            if (identifyDescriptor(pid, number, found) == 0 && found == file && holdsLock(pid, number, first, last)) {
+            if (tryIdentify(procPath(pid, "fd/") + std::to_string(number), found) == 0 && found == file &&
+                holdsLock(pid, number, first, last)) {
                 holders.push_back(pid);
                 break;
             }

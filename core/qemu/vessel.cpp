@@ -25,7 +25,7 @@ constexpr char kMagic[8] = {'l', 'e', 'a', 's', 'e', 'h', 'l', 'd'};
 constexpr std::uint32_t kVersion = 1;
 
 // Below SCM_MAX_FD (253, include/net/scm.h), and the paths that go with them fit into one message.
-constexpr std::size_t kMaxLeasesPerMessage = 240;
+constexpr std::size_t kMaxDescriptorsPerMessage = 240;
 constexpr std::size_t kMaxMessage = 64 * 1024;
 constexpr std::size_t kMaxMessages = 64;
 constexpr std::size_t kMaxLeases = 2048;
@@ -52,27 +52,33 @@ struct Header {
     std::uint64_t generation;
     std::uint32_t part;   // of this message, from 0
     std::uint32_t parts;  // of this generation
-    std::uint32_t leases; // in this message; one descriptor each
+    std::uint32_t leases; // in this message
     std::uint32_t totalLeases;
     std::int32_t numbers[2]; // of the pair's ends in QEMU: sending, receiving
     std::uint64_t socketInodes[2];
 };
 static_assert(sizeof(Header) == 88);
 
+// Followed by the path, and then by the FileId of each of its descriptors.
 struct Entry {
-    std::uint64_t device;
-    std::uint64_t inode;
+    os::FileId file;
     std::uint8_t mode;
     std::uint8_t flags;
-    std::uint16_t reserved;
+    std::uint8_t descriptors; // which: kHasImage, kHasDirectory; `lease` always
+    std::uint8_t reserved;
     std::uint32_t pathLength;
 };
-static_assert(sizeof(Entry) == 24);
+static_assert(sizeof(Entry) == 24 && sizeof(os::FileId) == 16);
 
 constexpr std::uint8_t kWritable = 1 << 0;
 constexpr std::uint8_t kJoined = 1 << 1;
 constexpr std::uint8_t kRemote = 1 << 2;
 constexpr std::uint8_t kGuarded = 1 << 3;
+constexpr std::uint8_t kFlocksImage = 1 << 4;
+constexpr std::uint8_t kNamed = 1 << 5;
+
+constexpr std::uint8_t kHasImage = 1 << 0;
+constexpr std::uint8_t kHasDirectory = 1 << 1;
 
 [[noreturn]] void hostile(const std::string& problem) {
     throw Error(Fault::invalid, "the leases kept in its QEMU are damaged (" + problem +
@@ -87,8 +93,24 @@ std::uint64_t inodeOf(const os::Fd& socket) {
 struct Message {
     Header header{};
     GuestTag tag;
-    std::vector<StoredLease> leases; // without descriptors yet
+    std::vector<StoredLease> leases;         // without descriptors yet
+    std::vector<std::uint8_t> descriptors;   // of each: which it has
+    std::vector<os::FileId> descriptorFiles; // what these lead to, in one row
 };
+
+// The descriptors of a lease in the order in which they travel.
+template <typename Lease, typename Visit>
+void visitDescriptors(Lease& lease, std::uint8_t which, Visit visit) {
+    visit(lease.lease);
+    if (which & kHasImage)
+        visit(lease.image);
+    if (which & kHasDirectory)
+        visit(lease.directory);
+}
+
+std::uint8_t descriptorsOf(const StoredLease& lease) {
+    return (lease.image.open() ? kHasImage : 0) | (lease.directory.open() ? kHasDirectory : 0);
+}
 
 std::string encodeMessage(Header header, const GuestTag& tag, std::span<const StoredLease> leases) {
     std::memcpy(header.magic, kMagic, sizeof kMagic);
@@ -103,15 +125,17 @@ std::string encodeMessage(Header header, const GuestTag& tag, std::span<const St
     text.append(tag.name, 0, header.nameLength);
     for (const StoredLease& lease : leases) {
         std::uint8_t flags = (lease.writable ? kWritable : 0) | (lease.joined ? kJoined : 0) |
-                             (lease.remote ? kRemote : 0) | (lease.guarded ? kGuarded : 0);
-        Entry entry{lease.file.device,
-                    lease.file.inode,
-                    lease.mode,
-                    flags,
-                    0,
-                    static_cast<std::uint32_t>(std::min(lease.path.size(), kMaxPath))};
+                             (lease.remote ? kRemote : 0) | (lease.guarded ? kGuarded : 0) |
+                             (lease.flocksImage ? kFlocksImage : 0) | (lease.named ? kNamed : 0);
+        std::uint8_t which = descriptorsOf(lease);
+        Entry entry{lease.file, lease.mode, flags,
+                    which,      0,          static_cast<std::uint32_t>(std::min(lease.path.size(), kMaxPath))};
         text.append(reinterpret_cast<const char*>(&entry), sizeof entry);
         text.append(lease.path, 0, entry.pathLength);
+        visitDescriptors(lease, which, [&](const os::Fd& fd) {
+            os::FileId file = os::identify(fd.get(), lease.path);
+            text.append(reinterpret_cast<const char*>(&file), sizeof file);
+        });
     }
     return text;
 }
@@ -134,15 +158,25 @@ public:
             copy(&entry, sizeof entry);
             skip(header.entrySize - sizeof entry);
             StoredLease lease;
-            lease.file = {entry.device, entry.inode};
+            lease.file = entry.file;
             if (entry.mode > kMaxMode)
                 hostile("an unknown mode");
+            if (entry.descriptors & ~(kHasImage | kHasDirectory))
+                hostile("unknown descriptors");
             lease.mode = entry.mode;
             lease.writable = entry.flags & kWritable;
             lease.joined = entry.flags & kJoined;
             lease.remote = entry.flags & kRemote;
             lease.guarded = entry.flags & kGuarded;
+            lease.flocksImage = entry.flags & kFlocksImage;
+            lease.named = entry.flags & kNamed;
             lease.path = take(entry.pathLength, kMaxPath);
+            message.descriptors.push_back(entry.descriptors);
+            visitDescriptors(lease, entry.descriptors, [&](const os::Fd&) {
+                os::FileId file;
+                copy(&file, sizeof file);
+                message.descriptorFiles.push_back(file);
+            });
             message.leases.push_back(std::move(lease));
         }
         if (!text_.empty())
@@ -163,7 +197,7 @@ private:
                                                 "): install that version, or destroy and start the guest");
         if (header.headerSize < sizeof(Header) || header.entrySize < sizeof(Entry))
             hostile("a message is too short");
-        if (header.leases > kMaxLeasesPerMessage || header.totalLeases > kMaxLeases || header.parts == 0 ||
+        if (header.leases > kMaxDescriptorsPerMessage || header.totalLeases > kMaxLeases || header.parts == 0 ||
             header.parts > kMaxMessages || header.part >= header.parts)
             hostile("impossible counts");
         return header;
@@ -198,18 +232,19 @@ void sendMessage(int socket, const std::string& text, std::span<const StoredLeas
     msghdr header{};
     header.msg_iov = &data;
     header.msg_iovlen = 1;
-    alignas(cmsghdr) char control[CMSG_SPACE(kMaxLeasesPerMessage * sizeof(int))];
-    if (!leases.empty()) {
+    alignas(cmsghdr) char control[CMSG_SPACE(kMaxDescriptorsPerMessage * sizeof(int))];
+    std::vector<int> numbers;
+    for (const StoredLease& lease : leases)
+        visitDescriptors(lease, descriptorsOf(lease), [&](const os::Fd& fd) { numbers.push_back(fd.get()); });
+    if (!numbers.empty()) {
+        std::size_t size = numbers.size() * sizeof(int);
         header.msg_control = control;
-        header.msg_controllen = CMSG_SPACE(leases.size() * sizeof(int));
+        header.msg_controllen = CMSG_SPACE(size);
         cmsghdr* rights = CMSG_FIRSTHDR(&header);
         rights->cmsg_level = SOL_SOCKET;
         rights->cmsg_type = SCM_RIGHTS;
-        rights->cmsg_len = CMSG_LEN(leases.size() * sizeof(int));
-        for (std::size_t i = 0; i < leases.size(); i++) {
-            int number = leases[i].fd.get();
-            std::memcpy(CMSG_DATA(rights) + i * sizeof number, &number, sizeof number);
-        }
+        rights->cmsg_len = CMSG_LEN(size);
+        std::memcpy(CMSG_DATA(rights), numbers.data(), size);
     }
     while (sendmsg(socket, &header, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
         if (errno != EINTR)
@@ -218,10 +253,14 @@ void sendMessage(int socket, const std::string& text, std::span<const StoredLeas
 
 // How many of the leases fit into one message.
 std::size_t fitting(std::span<const StoredLease> leases) {
-    std::size_t size = sizeof(Header) + kMaxName, count = 0;
-    while (count < leases.size() && count < kMaxLeasesPerMessage) {
-        size += sizeof(Entry) + std::min(leases[count].path.size(), kMaxPath);
-        if (size > kMaxMessage)
+    std::size_t size = sizeof(Header) + kMaxName, descriptors = 0, count = 0;
+    for (const StoredLease& lease : leases) {
+        size += sizeof(Entry) + std::min(lease.path.size(), kMaxPath);
+        visitDescriptors(lease, descriptorsOf(lease), [&](const os::Fd&) {
+            size += sizeof(os::FileId);
+            descriptors++;
+        });
+        if (size > kMaxMessage || descriptors > kMaxDescriptorsPerMessage)
             break;
         count++;
     }
@@ -298,13 +337,24 @@ Message parseMessage(RawMessage raw) {
     if (raw.flags & MSG_CTRUNC)
         throw SystemError(EMFILE, "receive all leases from", "its QEMU");
     Message message = Parser(raw.text).parse();
-    if (raw.fds.size() != message.leases.size())
+    if (raw.fds.size() != message.descriptorFiles.size())
         hostile("descriptors are missing");
-    for (std::size_t i = 0; i < raw.fds.size(); i++) {
-        // Before anything is done with it: a descriptor of another file could make us lock what is not this guest's.
-        if (os::identify(raw.fds[i].get(), message.leases[i].path) != message.leases[i].file)
-            hostile("a descriptor leads to another file");
-        message.leases[i].fd = std::move(raw.fds[i]);
+    std::size_t next = 0;
+    for (std::size_t i = 0; i < message.leases.size(); i++) {
+        StoredLease& lease = message.leases[i];
+        // What libvirt names: the image, where the lease is elsewhere; the directory of a named lease; the only one.
+        std::uint8_t which = message.descriptors[i];
+        std::size_t subject = next + (which != 0);
+        lease.leaseFile = message.descriptorFiles[next + (which & kHasDirectory ? (which & kHasImage ? 2 : 1) : 0)];
+        visitDescriptors(lease, which, [&](os::Fd& fd) {
+            // Before anything is done with it: a descriptor of another file could make us lock what is not this
+            // guest's.
+            if (os::identify(raw.fds[next].get(), lease.path) != message.descriptorFiles[next])
+                hostile("a descriptor leads to another file");
+            fd = std::move(raw.fds[next++]);
+        });
+        if (message.descriptorFiles[subject] != lease.file)
+            hostile("a lease belongs to another image");
     }
     return message;
 }

@@ -38,14 +38,22 @@ struct GuestTag {
 };
 
 struct StoredLease {
-    os::FileId file;
-    std::uint8_t mode = 0; // lease::Mode
-    bool writable = false; // the descriptor is open for writing
-    bool joined = false;   // another incarnation had the lease when this one registered
-    bool remote = false;   // calls on its storage may hang
-    bool guarded = false;  // its description also holds the guard (image_locks.hpp)
-    std::string path;      // as libvirt named it; for people
-    os::Fd fd;
+    os::FileId file;          // the image, or the lease file where there is no image: what libvirt's calls name
+    os::FileId leaseFile;     // what the marks are in: the image, a lease file, or the directory of a file set
+    std::uint8_t mode = 0;    // lease::Mode
+    bool writable = false;    // `lease` is open for writing
+    bool joined = false;      // another incarnation had the lease when this one registered
+    bool remote = false;      // calls on its storage may hang
+    bool guarded = false;     // the image's description also holds the guard (image_locks.hpp)
+    bool flocksImage = false; // and a flock while the lease is owned
+    bool named = false;       // a <lease> element: there is no image
+    std::string path;         // as libvirt named it; for people
+    os::Fd lease;             // carries the marks
+    os::Fd image;             // open where `lease` is not the image itself
+    os::Fd directory;         // open where the marks are files of a directory; `lease` is one of them
+
+    // The image; nothing to look at where the lease is a named one.
+    int imageFd() const { return image.open() ? image.get() : lease.get(); }
 };
 
 // The two ends, in the process that will become QEMU. They stay open across exec once they are left to it.

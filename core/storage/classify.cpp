@@ -162,7 +162,7 @@ Storage classifyMount(std::uint32_t magic, const std::optional<Mount>& mount) {
                      "how locks behave there is not known");
 }
 
-Storage classify(int fd, const std::string& path) {
+Storage classify(int fd, const std::string& path, std::span<const Override>) {
     struct statfs status;
     while (fstatfs(fd, &status) < 0)
         if (errno != EINTR)

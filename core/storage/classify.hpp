@@ -7,19 +7,13 @@
 // table with the sources.
 
 #include "core/storage/mount.hpp"
+#include "core/storage/override.hpp"
+#include <span>
 
 #include <cstdint>
 #include <string>
 
 namespace leasehold::storage {
-
-enum class LockKind {
-    byteRange, // open-file-description locks on the file itself
-    none,      // not, or not known: a lease here would only pretend
-};
-
-// Whom a lock keeps out.
-enum class Scope { thisHost, allHosts };
 
 struct Storage {
     std::string name; // what an administrator calls it: "ext4", "NFSv4.2", "fuse.sshfs"
@@ -29,11 +23,13 @@ struct Storage {
     bool remote = false;
     // F_OFD_GETLK does not show read locks of other hosts (NFSv3): only trying a write lock finds them.
     bool hidesReadLocks = false;
+    bool qemuLocksStayLocal = false;
+    bool flockImage = false;
     // Why there is no lock to trust, and what to do, as a clause. Or what even a good lock cannot promise here.
     std::string reason;
 };
 
-Storage classify(int fd, const std::string& path);
+Storage classify(int fd, const std::string& path, std::span<const Override> overrides = {});
 
 // The pure part: the file system's magic number (statfs(2)), and its mount if /proc tells.
 Storage classifyMount(std::uint32_t magic, const std::optional<Mount>& mount);

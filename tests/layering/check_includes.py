@@ -15,9 +15,10 @@ MAY_INCLUDE = {
     'core/storage': ['core/os'],
     'core/lease': ['core/os', 'core/storage'],
     'core/qemu': ['core/os'],
-    'core/settings': ['core/os'],
-    'core/engine': ['core/os', 'core/storage', 'core/lease', 'core/qemu', 'core/settings', 'core/explain'],
-    'core/explain': ['core/os', 'core/storage', 'core/lease', 'core/qemu', 'core/engine'],
+    'core/settings': ['core/os', 'core/storage/override'],
+    'core/place': ['core/os', 'core/storage', 'core/lease', 'core/qemu', 'core/settings'],
+    'core/engine': ['core/os', 'core/storage', 'core/lease', 'core/qemu', 'core/settings', 'core/place', 'core/explain'],
+    'core/explain': ['core/os', 'core/storage', 'core/lease', 'core/qemu', 'core/place', 'core/engine'],
     # The names in engine.hpp's signatures are part of it: modes and UUIDs. And what it throws.
     'plugin': ['core/engine', 'core/settings', 'core/os/error', 'core/os/text', 'core/lease/mark'],
     'tools': ['core/engine', 'core/settings', 'core/os/error', 'core/os/text', 'core/lease/mark'],

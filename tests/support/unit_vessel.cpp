@@ -26,14 +26,15 @@ std::vector<StoredLease> openLeases(const std::vector<std::string>& images, bool
     std::vector<StoredLease> leases;
     for (const std::string& image : images) {
         StoredLease lease;
-        lease.fd = os::openFile(image, O_RDWR);
-        lease.file = os::identify(lease.fd.get(), image);
+        lease.lease = os::openFile(image, O_RDWR);
+        lease.file = os::identify(lease.lease.get(), image);
         lease.mode = static_cast<std::uint8_t>(leases.size() % 3);
         lease.writable = true;
         lease.joined = leases.size() % 2;
         lease.path = image;
         if (locked)
-            demand(os::tryLock(lease.fd.get(), os::LockType::write, {kLeaseByte, 1}, image) == os::LockOutcome::granted,
+            demand(os::tryLock(lease.lease.get(), os::LockType::write, {kLeaseByte, 1}, image) ==
+                       os::LockOutcome::granted,
                    image + " is locked by somebody else");
         leases.push_back(std::move(lease));
     }
@@ -60,9 +61,10 @@ StandIn plantedGuest(const GuestTag& tag, const std::vector<std::string>& images
 std::string Forgery::bytes() const {
     std::string text(reinterpret_cast<const char*>(&header), sizeof header);
     text += name;
-    for (const auto& [entry, path] : entries) {
-        text.append(reinterpret_cast<const char*>(&entry), sizeof entry);
-        text += path;
+    for (std::size_t i = 0; i < entries.size(); i++) {
+        text.append(reinterpret_cast<const char*>(&entries[i].first), sizeof(WireEntry));
+        text += entries[i].second;
+        text.append(reinterpret_cast<const char*>(files[i].data()), files[i].size() * sizeof(os::FileId));
     }
     return text + tail;
 }
@@ -101,10 +103,11 @@ Forgery ForgedVessel::message(const GuestTag& tag, const std::vector<StoredLease
     forgery.name = tag.name;
     for (const StoredLease& lease : leases) {
         forgery.entries.emplace_back(WireEntry{lease.file.device, lease.file.inode, lease.mode,
-                                               static_cast<std::uint8_t>(lease.writable | lease.joined << 1), 0,
+                                               static_cast<std::uint8_t>(lease.writable | lease.joined << 1), 0, 0,
                                                static_cast<std::uint32_t>(lease.path.size())},
                                      lease.path);
-        forgery.fds.push_back(lease.fd.get());
+        forgery.files.push_back({lease.file});
+        forgery.fds.push_back(lease.lease.get());
     }
     return forgery;
 }

@@ -45,8 +45,7 @@ static_assert(sizeof(WireHeader) == 88);
 
 struct WireEntry {
     std::uint64_t device, inode;
-    std::uint8_t mode, flags;
-    std::uint16_t reserved;
+    std::uint8_t mode, flags, descriptors, reserved;
     std::uint32_t pathLength;
 };
 static_assert(sizeof(WireEntry) == 24);
@@ -56,7 +55,8 @@ struct Forgery {
     WireHeader header{};
     std::string name;
     std::vector<std::pair<WireEntry, std::string>> entries;
-    std::string tail; // after all that belongs there
+    std::vector<std::vector<os::FileId>> files; // of each entry: what its descriptors claim to be
+    std::string tail;                           // after all that belongs there
     std::vector<int> fds;
 
     std::string bytes() const;

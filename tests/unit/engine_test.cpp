@@ -35,7 +35,7 @@ protected:
 
     // A QEMU that registered. Throws the refusal as text.
     struct Qemu : StandIn {
-        Qemu(const Engine& engine, Guest& guest, const std::vector<Image>& images)
+        Qemu(const Engine& engine, Guest& guest, const std::vector<Resource>& images)
             : StandIn([&] {
                   guest.pid = getpid();
                   if (auto refusal = engine.registerGuest(guest, images))
@@ -45,9 +45,9 @@ protected:
         }
     };
 
-    Qemu start(Guest& guest, const std::vector<Image>& images) const { return Qemu(engine, guest, images); }
+    Qemu start(Guest& guest, const std::vector<Resource>& images) const { return Qemu(engine, guest, images); }
 
-    std::string refusalOf(Guest guest, const std::vector<Image>& images) const {
+    std::string refusalOf(Guest guest, const std::vector<Resource>& images) const {
         try {
             Qemu qemu = start(guest, images);
             return "granted";
@@ -122,7 +122,7 @@ TEST_F(EngineWithGuests, RefusalNamesImageGuestUuidPidHostAndWhatToDo) {
 }
 
 TEST_F(EngineWithGuests, RefusalNamesAGuestWithHundredsOfDisks) {
-    std::vector<Image> many{{image, Mode::exclusive}};
+    std::vector<Resource> many{{image, Mode::exclusive}};
     for (const std::string& path : unit::makeImages(dir, 300))
         many.push_back({path, Mode::exclusive});
     Qemu qemu = start(web, many);
@@ -155,13 +155,14 @@ TEST_F(EngineWithGuests, RefusalNamesTheProgramOutsideLeasehold) {
 TEST_F(EngineWithGuests, BadImagesAreRefusedWithAReasonAndLeaveNothing) {
     std::filesystem::create_symlink(dir.path("gone"), dir.path("dangling"));
     ASSERT_EQ(mkfifo(dir.path("fifo").c_str(), 0600), 0);
-    const std::pair<std::string, const char*> rows[] = {{dir.path("missing"), "there is no such file"},
-                                                        {image + "/x", "there is no such file"},
-                                                        {dir.path("dangling"), "a symbolic link to a file"},
-                                                        {dir.path(), "it is a directory"},
-                                                        {dir.path("fifo"), "neither a regular file nor a directory"},
-                                                        {"/dev/null", "neither a regular file nor a directory"},
-                                                        {"/proc/self/comm", "it is on proc"}};
+    const std::pair<std::string, const char*> rows[] = {
+        {dir.path("missing"), "there is no such file"},
+        {image + "/x", "there is no such file"},
+        {dir.path("dangling"), "a symbolic link to a file"},
+        {dir.path(), "it is a directory"},
+        {dir.path("fifo"), "neither a regular file, nor a block device, nor a directory"},
+        {"/dev/null", "neither a regular file, nor a block device, nor a directory"},
+        {"/proc/self/comm", "it is on proc"}};
     for (const auto& [path, reason] : rows) {
         std::string text = refusalOf(web, {{image, Mode::exclusive}, {path, Mode::exclusive}});
         EXPECT_NE(text.find(reason), std::string::npos) << text;
@@ -229,7 +230,7 @@ TEST_F(EngineWithGuests, ForgedVesselDoesNotMakeUsLockAnotherFile) {
 TEST_F(EngineWithGuests, LibvirtdKilledAtAnySystemCallLeavesTheLeaseAndAWorkingVessel) {
     Qemu qemu = start(web, {{image, Mode::exclusive}});
     web.pid = qemu.pid();
-    const std::vector<Image> disks{{image, Mode::exclusive}}, plug{{second, Mode::exclusive}};
+    const std::vector<Resource> disks{{image, Mode::exclusive}}, plug{{second, Mode::exclusive}};
     const std::pair<const char*, std::function<void()>> calls[] = {
         {"release", [&] { engine.release(web, disks); }},
         {"acquire", [&] { unit::demand(!engine.acquire(web, disks, ""), "refused"); }},

@@ -153,16 +153,35 @@ TEST(Settings, UnknownKeyNamesFileLineAndTheNearestOption) {
 TEST(Settings, UnknownKeyThatResemblesNothingIsAnsweredWithAllOptions) {
     EXPECT_EQ(complaintAbout("user = \"root\""),
               "a.conf:1: user: unknown option; the options are auto_disk_leases, require_lease_for_disks, "
-              "handoff_wait, storage_timeout, guests_without_lease, qemu_locks");
+              "handoff_wait, storage_timeout, guests_without_lease, qemu_locks, file_lockspace_dir, "
+              "lvm_lockspace_dir, scsi_lockspace_dir, require_cluster_leases, storage_locks, image_user, image_group");
 }
 
-TEST(Settings, LockspaceOptionsOfVirtlockdAreRefusedAsNotYetServed) {
-    for (const std::string name : {"file_lockspace_dir", "lvm_lockspace_dir", "scsi_lockspace_dir"})
-        EXPECT_EQ(
-            complaintAbout("auto_disk_leases = 1\n" + name + " = \"/leases\"\n"),
-            "a.conf:2: " + name +
-                ": this version has no indirect leases yet; remove the line; images on local file systems, NFS and "
-                "GFS2 are leased directly");
+TEST(Settings, LockspaceDirectoriesAreAbsolutePathsOrNone) {
+    EXPECT_EQ(parse("file_lockspace_dir = '/leases'").fileLockspaceDir, "/leases");
+    EXPECT_EQ(parse("lvm_lockspace_dir = \"/lvm\"").lvmLockspaceDir, "/lvm");
+    EXPECT_EQ(parse("scsi_lockspace_dir = ''").scsiLockspaceDir, "");
+    EXPECT_EQ(complaintAbout("scsi_lockspace_dir = \"leases\""),
+              "a.conf:1: scsi_lockspace_dir: found the string \"leases\"; write the absolute path of a directory, in "
+              "quotes");
+}
+
+TEST(Settings, AccountsAreNamesOrNumbersOfThisHost) {
+    EXPECT_EQ(parse("image_user = 'root'").imageUser, uid_t{0});
+    EXPECT_EQ(parse("image_group = '+107'").imageGroup, gid_t{107});
+    EXPECT_EQ(parse("image_user = ''").imageUser, std::nullopt);
+    for (const std::string bad : {"'no-such-user'", "'+'", "'+12x'", "'+4294967295'", "'+99999999999'", "107"})
+        EXPECT_NE(complaintAbout("image_user = " + bad).find("image_user: found "), std::string::npos) << bad;
+}
+
+TEST(Settings, StorageLocksAreAListOfPathsWithLocks) {
+    using storage::LockKind, storage::Override, storage::Scope;
+    EXPECT_EQ(parse("storage_locks = [ \"/mnt/a=ofd\", '/mnt/b=flock' ]").storageLocks,
+              (std::vector<Override>{{"/mnt/a", LockKind::byteRange, Scope::allHosts},
+                                     {"/mnt/b", LockKind::flock, Scope::allHosts}}));
+    EXPECT_TRUE(parse("storage_locks = []").storageLocks.empty());
+    for (const std::string bad : {"'/mnt/a=ofd'", "[ 1 ]", "[ '/mnt/a' ]", "[ '/mnt/a=lockd' ]", "[ 'mnt=ofd' ]"})
+        EXPECT_NE(complaintAbout("storage_locks = " + bad).find("storage_locks: found "), std::string::npos) << bad;
 }
 
 TEST(Settings, OptionSetTwiceNamesBothLines) {
@@ -181,7 +200,7 @@ TEST(Settings, WrongValueIsAnsweredWithWhatWasFoundAndWhatIsAllowed) {
         {"auto_disk_leases =", "auto_disk_leases: found no value; write 0 (no) or 1 (yes)"},
         {"auto_disk_leases = # 1", "auto_disk_leases: found no value; write 0 (no) or 1 (yes)"},
         {"auto_disk_leases =\n1", "auto_disk_leases: found no value; write 0 (no) or 1 (yes)"},
-        {"auto_disk_leases = [ 1 ]", "auto_disk_leases: found a list; write 0 (no) or 1 (yes)"},
+        {"auto_disk_leases = [ 1 ]", "auto_disk_leases: found a list of 1; write 0 (no) or 1 (yes)"},
         {"handoff_wait = 61", "handoff_wait: found 61; write a whole number of seconds from 0 to 60"},
         {"handoff_wait = -5", "handoff_wait: found -5; write a whole number of seconds from 0 to 60"},
         {"handoff_wait = 2.5", "handoff_wait: found 2.5; write a whole number of seconds from 0 to 60"},
@@ -197,7 +216,8 @@ TEST(Settings, WrongValueIsAnsweredWithWhatWasFoundAndWhatIsAllowed) {
         {"qemu_locks = \"\"\"warn\n\"\"\"",
          "qemu_locks: found the string \"warn\\x0a\"; write \"refuse\" or \"warn\" or \"ignore\""},
         {"qemu_locks = [ \"warn\", 'refuse',\n\n +1, \"\"\"a\nb\"\"\" , ]",
-         "qemu_locks: found a list; write \"refuse\" or \"warn\" or \"ignore\""},
+         "qemu_locks: found a list of the string \"warn\", the string \"refuse\", +1, the string \"a\\x0ab\"; write "
+         "\"refuse\" or \"warn\" or \"ignore\""},
     };
     for (const auto& [text, complaint] : kCases)
         EXPECT_EQ(complaintAbout("\n" + text + "\n"), "a.conf:2: " + complaint);

@@ -131,6 +131,17 @@ TEST_F(HostileVessel, WithASpoiltMessageIsRefused) {
         {"a socket for a file", Reading::invalid, [](Forgery& m) { m.fds[1] = ForgedVessel::kIn; }},
         {"another inode", Reading::invalid, [](Forgery& m) { m.entries[0].first.inode++; }},
         {"another device", Reading::invalid, [](Forgery& m) { m.entries[1].first.device++; }},
+        {"the image's number and another descriptor", Reading::invalid, [](Forgery& m) { m.files[0][0].inode++; }},
+        {"a second descriptor that is not there", Reading::invalid,
+         [](Forgery& m) { m.entries[0].first.descriptors = 1; }},
+        {"a second descriptor of another image", Reading::invalid,
+         [](Forgery& m) {
+             m.entries[0].first.descriptors = 1; // kHasImage
+             m.files[0].push_back(m.files[1][0]);
+             m.fds.insert(m.fds.begin() + 1, m.fds[1]);
+         }},
+        {"a kind of descriptor that nobody knows", Reading::invalid,
+         [](Forgery& m) { m.entries[0].first.descriptors = 4; }},
         {"uuid of another guest", Reading::nothing, [](Forgery& m) { m.header.uuid[3] = 1; }},
         {"ends elsewhere", Reading::nothing, [](Forgery& m) { std::swap(m.header.numbers[0], m.header.numbers[1]); }},
         {"end that is no socket", Reading::frozen, [](Forgery& m) { m.header.numbers[0] = 0; }},

@@ -42,10 +42,10 @@ protected:
             EXPECT_EQ(lease.mode, i % 3);
             EXPECT_EQ(lease.joined, i % 2 != 0);
             EXPECT_TRUE(lease.writable);
-            EXPECT_EQ(os::identify(lease.fd.get(), lease.path), lease.file);
-            EXPECT_EQ(os::tryLock(lease.fd.get(), os::LockType::write, {kLeaseByte, 1}, lease.path),
+            EXPECT_EQ(os::identify(lease.lease.get(), lease.path), lease.file);
+            EXPECT_EQ(os::tryLock(lease.lease.get(), os::LockType::write, {kLeaseByte, 1}, lease.path),
                       os::LockOutcome::granted);
-            EXPECT_NE(fcntl(lease.fd.get(), F_GETFD) & FD_CLOEXEC, 0);
+            EXPECT_NE(fcntl(lease.lease.get(), F_GETFD) & FD_CLOEXEC, 0);
         }
     }
 
@@ -109,7 +109,7 @@ TEST_F(VesselInQemu, IsNotTheSameAsOpeningQemusDescriptorThroughProc) {
     StandIn qemu([&] {
         auto leases = openLeases(images);
         plantVessel(kTag, leases);
-        unit::demand(dup2(leases[0].fd.get(), 100) == 100, "not duplicated");
+        unit::demand(dup2(leases[0].lease.get(), 100) == 100, "not duplicated");
     });
     os::Fd reopened = os::openFile("/proc/" + std::to_string(qemu.pid()) + "/fd/100", O_RDWR);
     EXPECT_EQ(os::tryLock(reopened.get(), os::LockType::write, {kLeaseByte, 1}, images[0]), os::LockOutcome::contended);

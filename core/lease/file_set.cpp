@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/lease/file_set.hpp"
+
+#include "core/lease/note.hpp"
+#include "core/os/error.hpp"
+#include "core/storage/lockspace.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cstdio>
+#include <functional>
+#include <memory>
+#include <thread>
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+namespace leasehold::lease {
+
+namespace {
+
+using os::LockOutcome;
+using os::LockType;
+
+// A step takes milliseconds, also between hosts. Longer than this the gate is held only by a process that is stopped.
+constexpr std::chrono::seconds kGateWait{10};
+
+constexpr std::string_view kMagic = "leasehold-marks1";
+// So short that nobody ever reads half of an old text and half of a new one: one page.
+constexpr std::size_t kTextSize = 512;
+// One that is left behind by each QEMU that died since somebody came here last, and the living ones.
+constexpr std::size_t kMaxFiles = 4096;
+
+// Everybody else waits outside while this lives.
+class Gate {
+public:
+    Gate(int directory, const std::string& name, bool create = false) {
+        int flags = O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | (create ? O_CREAT : 0);
+        if (int error = os::tryOpenAt(directory, kGateName, flags, 0600, fd_))
+            throw SystemError(error, "open the gate of the lease of", name);
+        auto deadline = std::chrono::steady_clock::now() + kGateWait;
+        // Not the call that waits: nobody could end it.
+        std::chrono::microseconds step{200};
+        while (os::tryFlock(fd_.get(), LockType::write, name) == LockOutcome::contended) {
+            if (std::chrono::steady_clock::now() > deadline)
+                throw Error(Fault::system, "the lease of '" + name +
+                                               "' is kept busy by somebody else: look for a stopped libvirtd or "
+                                               "leasehold on the hosts that share the image (/proc/locks)");
+            std::this_thread::sleep_for(step);
+            step = std::min(step * 2, std::chrono::microseconds(10000));
+        }
+    }
+
+    int fd() const { return fd_.get(); }
+
+private:
+    os::Fd fd_;
+};
+
+std::string readText(int fd, const std::string& name) {
+    char text[kTextSize];
+    ssize_t length;
+    while ((length = pread(fd, text, sizeof text, 0)) < 0)
+        if (errno != EINTR)
+            throw SystemError(errno, "read the marks of", name);
+    return {text, static_cast<std::size_t>(length)};
+}
+
+void writeText(int fd, const std::string& text, const std::string& name) {
+    ssize_t length;
+    while ((length = pwrite(fd, text.data(), text.size(), 0)) < 0)
+        if (errno != EINTR)
+            throw SystemError(errno, "write the marks of", name);
+    if (length != static_cast<ssize_t>(text.size()))
+        throw SystemError(ENOSPC, "write the marks of", name);
+}
+
+bool allowedTogether(const Placed& theirs, const Mark& mark, LockType type) {
+    if (theirs.mark.kind == MarkKind::foreign)
+        return mark.kind != MarkKind::owner;
+    return theirs.mark != mark || (theirs.type == LockType::read && type == LockType::read);
+}
+
+// What the living ones have up. Behind the gate.
+std::vector<Placed> readOthers(int directory, const Incarnation& self, const std::string& name) {
+    // A description of its own: the place where one reads a directory belongs to it.
+    os::Fd reader;
+    if (int error = os::tryOpenAt(directory, ".", O_RDONLY | O_DIRECTORY, 0, reader))
+        throw SystemError(error, "read the lease of", name);
+    std::unique_ptr<DIR, int (*)(DIR*)> list(fdopendir(reader.get()), closedir);
+    if (!list)
+        throw SystemError(errno, "read the lease of", name);
+    reader.release();
+    std::vector<Placed> marks;
+    std::size_t files = 0;
+    while (dirent* entry = (errno = 0, readdir(list.get()))) {
+        auto placer = parseMarkFileName(entry->d_name);
+        if (!placer || *placer == self)
+            continue;
+        if (++files > kMaxFiles)
+            throw Error(Fault::invalid, "the lease of '" + name + "' has more than " + std::to_string(kMaxFiles) +
+                                            " files: see what is in its directory");
+        os::Fd file;
+        int error = os::tryOpenAt(directory, entry->d_name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0, file);
+        if (error == ENOENT)
+            continue;
+        if (error != 0)
+            throw SystemError(error, "read the marks of", name);
+        if (os::tryFlock(file.get(), LockType::read, name) == LockOutcome::granted) {
+            if (unlinkat(directory, entry->d_name, 0) < 0 && errno != ENOENT)
+                throw SystemError(errno, "sweep the lease of", name);
+            continue;
+        }
+        for (const Placed& placed : decodeMarks(readText(file.get(), name), *placer))
+            marks.push_back(placed);
+    }
+    if (errno != 0)
+        throw SystemError(errno, "read the lease of", name);
+    return marks;
+}
+
+// What we have up, and how to change it. Behind the gate.
+class OwnMarks {
+public:
+    OwnMarks(int file, const Incarnation& self, const std::string& name)
+        : file_(file), name_(name), marks_(decodeMarks(readText(file, name), self)) {
+        struct stat status;
+        if (fstat(file, &status) < 0)
+            throw SystemError(errno, "stat the marks of", name);
+        // Others would not see it, and whoever comes next would think that nobody is here.
+        if (status.st_nlink == 0)
+            throw Error(Fault::invalid, "the lease of '" + name +
+                                            "' was deleted from its lockspace: another guest may use the image; "
+                                            "destroy this guest and start it again");
+    }
+
+    void put(const Mark& mark, LockType type) {
+        erase([&](const Placed& placed) { return placed.mark == mark; });
+        marks_.push_back({mark, type});
+    }
+
+    template <typename Which>
+    void erase(Which which) {
+        std::erase_if(marks_, which);
+    }
+
+    bool hasOwner() const {
+        return std::any_of(marks_.begin(), marks_.end(),
+                           [](const Placed& placed) { return placed.mark.kind == MarkKind::owner; });
+    }
+
+    void write() const { writeText(file_, encodeMarks(marks_), name_); }
+
+private:
+    int file_;
+    const std::string& name_;
+    std::vector<Placed> marks_;
+};
+
+} // namespace
+
+os::Fd openMarkFile(int directory, const Incarnation& self, const std::string& about, const std::string& name) {
+    Gate gate(directory, name, true);
+    storage::inscribe(gate.fd(), about, name);
+    os::Fd file;
+    int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
+    int error = os::tryOpenAt(directory, encodeMarkFileName(self), flags, 0600, file);
+    if (error == EEXIST)
+        throw Error(Fault::invalid, "the guest has '" + name + "' twice, under two names; detach one of them");
+    if (error != 0)
+        throw SystemError(error, "make a file for the lease of", name);
+    if (os::tryFlock(file.get(), LockType::write, name) == LockOutcome::contended)
+        throw Error(Fault::system, "a new file for the lease of '" + name + "' is locked by somebody else; try again");
+    writeText(file.get(), encodeMarks({}), name);
+    return file;
+}
+
+FileSetMedium::FileSetMedium(int markFile, int directory, int image, const Incarnation& self, std::string name)
+    : markFile_(markFile), directory_(directory), image_(image), self_(self), name_(std::move(name)) {}
+
+LockOutcome FileSetMedium::tryPlace(const Mark& mark, LockType type) {
+    Gate gate(directory_, name_);
+    OwnMarks own(markFile_, self_, name_);
+    std::vector<Placed> others = readOthers(directory_, self_, name_);
+    if (!std::all_of(others.begin(), others.end(),
+                     [&](const Placed& theirs) { return allowedTogether(theirs, mark, type); }))
+        return LockOutcome::contended;
+    bool withImage = mark.kind == MarkKind::owner && image_ >= 0;
+    if (withImage && os::tryFlock(image_, type, name_) == LockOutcome::contended) {
+        // An upgrade that was refused has dropped the lock for reading. The gate has kept all guests out meanwhile.
+        if (own.hasOwner())
+            (void)os::tryFlock(image_, LockType::read, name_);
+        return LockOutcome::contended;
+    }
+    own.put(mark, type);
+    own.write();
+    return LockOutcome::granted;
+}
+
+void FileSetMedium::remove(const Mark& mark) {
+    Gate gate(directory_, name_);
+    OwnMarks own(markFile_, self_, name_);
+    own.erase([&](const Placed& placed) { return placed.mark == mark; });
+    own.write();
+    if (mark.kind == MarkKind::owner && image_ >= 0)
+        os::unflock(image_, name_);
+}
+
+void FileSetMedium::removeHandoff() {
+    Gate gate(directory_, name_);
+    OwnMarks own(markFile_, self_, name_);
+    own.erase([](const Placed& placed) {
+        return placed.mark.kind == MarkKind::handoff || placed.mark.kind == MarkKind::leaving;
+    });
+    own.write();
+}
+
+void FileSetMedium::removeAll() {
+    Gate gate(directory_, name_);
+    OwnMarks own(markFile_, self_, name_);
+    own.erase([](const Placed&) { return true; });
+    own.write();
+    if (image_ >= 0)
+        os::unflock(image_, name_);
+}
+
+std::vector<Mark> FileSetMedium::look() const {
+    Gate gate(directory_, name_);
+    std::vector<Mark> marks;
+    for (const Placed& placed : readOthers(directory_, self_, name_))
+        marks.push_back(placed.mark);
+    return marks;
+}
+
+Note FileSetMedium::note() const {
+    return readNote(markFile_, name_);
+}
+
+void FileSetMedium::setNote(const Note& note) {
+    writeNote(markFile_, note, name_);
+}
+
+namespace {
+
+// A word for each kind: with "=" the token follows, as 8 hexadecimal digits.
+struct Word {
+    std::string_view word;
+    MarkKind kind;
+    LockType type = LockType::write;
+};
+
+constexpr Word kWords[] = {
+    {"owner", MarkKind::owner},
+    {"owner-reading", MarkKind::owner, LockType::read},
+    {"shared-owner", MarkKind::sharedOwner},
+    {"present-exclusive", MarkKind::presentExclusive},
+    {"present-shared", MarkKind::presentShared},
+    {"present-read-only", MarkKind::presentReadOnly},
+    {"leaving", MarkKind::leaving},
+    {"handoff=", MarkKind::handoff},
+    {"taken=", MarkKind::taken},
+};
+
+std::string hexadecimal(std::uint32_t number) {
+    char digits[9];
+    std::snprintf(digits, sizeof digits, "%08x", number);
+    return digits;
+}
+
+std::optional<std::uint32_t> parseHexadecimal(std::string_view digits) {
+    std::uint32_t number = 0;
+    auto [rest, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number, 16);
+    bool whole = error == std::errc() && rest == digits.data() + digits.size();
+    return whole && digits.size() == 8 ? std::optional(number) : std::nullopt;
+}
+
+// The mark that a word means, when this incarnation says it.
+std::optional<Placed> parseWord(std::string_view text, const Incarnation& placer) {
+    for (const Word& word : kWords) {
+        bool withToken = word.word.ends_with('=');
+        if (withToken ? !text.starts_with(word.word) : text != word.word)
+            continue;
+        std::uint32_t id = placer.id;
+        if (withToken) {
+            auto token = parseHexadecimal(text.substr(word.word.size()));
+            if (!token)
+                return std::nullopt;
+            id = *token;
+        }
+        if (word.kind == MarkKind::owner)
+            return Placed{{MarkKind::owner, 0, 0}, word.type};
+        if (word.kind == MarkKind::sharedOwner)
+            id = 0;
+        return Placed{{word.kind, placer.domain, id}, word.type};
+    }
+    return std::nullopt;
+}
+
+} // namespace
+
+std::string encodeMarks(const std::vector<Placed>& marks) {
+    std::string text(kMagic);
+    for (const Placed& placed : marks) {
+        auto word = std::find_if(std::begin(kWords), std::end(kWords), [&](const Word& candidate) {
+            bool typed = candidate.kind != MarkKind::owner || candidate.type == placed.type;
+            return candidate.kind == placed.mark.kind && typed;
+        });
+        if (word == std::end(kWords))
+            continue; // nobody places a foreign mark
+        text += ' ';
+        text += word->word;
+        if (word->word.ends_with('='))
+            text += hexadecimal(placed.mark.id);
+    }
+    if (text.size() >= kTextSize)
+        throw Error(Fault::invalid, "a lease carries too many marks; destroy the guest and start it again");
+    text.resize(kTextSize - 1, ' ');
+    return text + '\n';
+}
+
+std::vector<Placed> decodeMarks(std::string_view text, const Incarnation& placer) {
+    const std::vector<Placed> foreign{Placed{}};
+    if (text.size() != kTextSize || !text.starts_with(kMagic) || text.back() != '\n')
+        return foreign;
+    text.remove_prefix(kMagic.size());
+    text.remove_suffix(1);
+    std::vector<Placed> marks;
+    while (text.find_first_not_of(' ') != text.npos) {
+        text.remove_prefix(text.find_first_not_of(' '));
+        std::string_view word = text.substr(0, text.find(' '));
+        text.remove_prefix(word.size());
+        auto placed = parseWord(word, placer);
+        if (!placed)
+            return foreign;
+        marks.push_back(*placed);
+    }
+    return marks;
+}
+
+std::string encodeMarkFileName(const Incarnation& who) {
+    return hexadecimal(who.domain) + '-' + hexadecimal(who.id);
+}
+
+std::optional<Incarnation> parseMarkFileName(std::string_view name) {
+    auto domain = parseHexadecimal(name.substr(0, 8));
+    auto id = name.size() == 17 && name[8] == '-' ? parseHexadecimal(name.substr(9)) : std::nullopt;
+    if (!domain || !id)
+        return std::nullopt;
+    return Incarnation{*domain, *id};
+}
+
+} // namespace leasehold::lease

@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/place.hpp"
+
+#include "core/os/error.hpp"
+#include "core/storage/device.hpp"
+#include "core/storage/lockspace.hpp"
+
+#include <climits>
+
+#include <fcntl.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+namespace leasehold {
+
+namespace {
+
+using lease::Incarnation;
+using lease::Mode;
+using os::FileId;
+using storage::LockKind;
+using storage::Lockspace;
+using storage::Scope;
+using storage::Storage;
+
+// Where the lease of an image lives that has to have one beside it.
+constexpr const char* kBesideName = ".leasehold";
+
+[[noreturn]] void unusable(const Resource& resource, const std::string& problem, Fault fault = Fault::unsupported) {
+    throw Error(fault, "cannot lease '" + resource.path + "': " + problem);
+}
+
+// 0, or the error number.
+int tryStat(const std::string& path, const Settings& settings, struct stat& status) {
+    if (stat(path.c_str(), &status) == 0)
+        return 0;
+    if (errno != EACCES || !settings.imageUser || geteuid() != 0)
+        return errno;
+    // A server that squashes root (exports(5)) may keep it out of the directory, too.
+    os::FileSystemUser user(*settings.imageUser, settings.imageGroup.value_or(getegid()));
+    return stat(path.c_str(), &status) == 0 ? 0 : errno;
+}
+
+struct stat statResource(const Resource& resource, const Settings& settings) {
+    struct stat status, link;
+    int error = tryStat(resource.path, settings, status);
+    if (error == 0)
+        return status;
+    if (error == ENOENT && lstat(resource.path.c_str(), &link) == 0)
+        unusable(resource,
+                 "the path is a symbolic link to a file that does not exist; restore the file or correct the link",
+                 Fault::invalid);
+    if (error == ENOENT || error == ENOTDIR)
+        unusable(resource, "there is no such file; restore it or correct the path in the guest's configuration",
+                 Fault::invalid);
+    if (error == EACCES)
+        unusable(resource, std::string(SystemError(error, "stat", resource.path).what()) +
+                               "; where the server does not let root into the directory, name a user that it does let "
+                               "in (image_user in qemu-leasehold.conf)");
+    throw SystemError(error, "stat", resource.path);
+}
+
+// A hint for the errors that an administrator can do something about.
+std::string hintFor(int error, Mode mode) {
+    if (mode != Mode::readOnly && (error == EROFS || error == EACCES || error == EPERM))
+        return "; a guest that writes needs it writable: change the storage, or mark the disk <readonly/>";
+    if (error == EACCES || error == EPERM)
+        return "; libvirtd must be allowed to read it";
+    return "";
+}
+
+struct OpenImage {
+    os::Fd fd;
+    struct stat status;
+};
+
+// The image as this mode needs it. A device only for looking: closing one that was open for writing makes udev examine
+// it anew (udev(7), "watch").
+OpenImage openImage(const Resource& resource, const Settings& settings) {
+    struct stat status = statResource(resource, settings);
+    bool device = S_ISBLK(status.st_mode), directory = S_ISDIR(status.st_mode);
+    if (directory && resource.mode != Mode::readOnly)
+        unusable(resource, "it is a directory, which can only be leased read-only: mark the disk <readonly/>");
+    if (!device && !directory && !S_ISREG(status.st_mode))
+        unusable(resource, "it is neither a regular file, nor a block device, nor a directory");
+    // Never waits for the other end of a FIFO, or for a lease (fcntl(2), F_SETLEASE) to be broken.
+    OpenImage image{{}, status};
+    bool writable = resource.mode != Mode::readOnly && !device;
+    int flags = (writable ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_NOCTTY;
+    int error = os::tryOpen(resource.path, flags, image.fd);
+    // Where root is squashed only the image's owner may open it. The descriptor can be locked and read by root
+    // afterwards: permissions are checked at open.
+    if (error == EACCES && geteuid() == 0) {
+        os::FileSystemUser user(settings.imageUser.value_or(status.st_uid),
+                                settings.imageGroup.value_or(status.st_gid));
+        error = os::tryOpen(resource.path, flags, image.fd);
+    }
+    if (error != 0)
+        throw Error(Fault::system, std::string("cannot lease the image: ") +
+                                       SystemError(error, "open", resource.path).what() +
+                                       hintFor(error, resource.mode));
+    if (os::identify(image.fd.get(), resource.path) != os::fileIdOf(status))
+        unusable(resource, "it was replaced while it was opened; try again", Fault::invalid);
+    return image;
+}
+
+// The path without symbolic links, as this host sees it.
+std::string canonicalPath(const os::Fd& fd, const std::string& path) {
+    char target[PATH_MAX];
+    std::string link = "/proc/self/fd/" + std::to_string(fd.get());
+    ssize_t length = readlink(link.c_str(), target, sizeof target);
+    return length > 0 && target[0] == '/' ? std::string(target, static_cast<std::size_t>(length)) : path;
+}
+
+std::string directoryOf(const std::string& path) {
+    std::size_t slash = path.rfind('/');
+    return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
+// Puts the lease into a lockspace, where its kind of lock is that of the lockspace's storage.
+void putInto(Place& place, const Lockspace& lockspace, const std::string& name, const std::string& about,
+             const Incarnation& self) {
+    qemu::StoredLease& stored = place.stored;
+    if (lockspace.storage.lock == LockKind::flock) {
+        stored.directory = storage::openLeaseDirectory(lockspace, name);
+        stored.lease = lease::openMarkFile(stored.directory.get(), self, about, stored.path);
+        stored.leaseFile = os::identify(stored.directory.get(), stored.path);
+    } else {
+        stored.lease = storage::openLeaseFile(lockspace, name, about);
+        stored.leaseFile = os::identify(stored.lease.get(), stored.path);
+    }
+    stored.writable = true;
+    stored.remote = stored.remote || lockspace.storage.remote;
+    place.storage = lockspace.storage;
+}
+
+// A lease by the image's path or by its number does not protect one that can be reached in another way.
+void refuseHardLinks(const Resource& resource, const struct stat& status) {
+    if (S_ISREG(status.st_mode) && status.st_nlink > 1)
+        unusable(resource, "it has " + std::to_string(status.st_nlink) +
+                               " names (hard links), and its lease goes by one of them; remove the others");
+}
+
+// The rest of the message that storage without a lock to trust is refused with.
+const char* const kOtherwise = " (or set file_lockspace_dir, or storage_locks if you know better, in "
+                               "qemu-leasehold.conf)";
+
+void refuseLocalLockspace(const Resource& resource, const Storage& image, const Lockspace& lockspace) {
+    if (image.scope == Scope::allHosts || image.remote)
+        if (lockspace.storage.scope == Scope::thisHost)
+            unusable(resource, "its lockspace '" + lockspace.path + "' (" + lockspace.origin + ") is on " +
+                                   lockspace.storage.name + ", which only this host locks, but other hosts reach the " +
+                                   "image on " + image.name + "; put the lockspace on storage that all hosts share");
+}
+
+void placeFile(Place& place, const Resource& resource, OpenImage image, const Incarnation& self,
+               const Settings& settings) {
+    qemu::StoredLease& stored = place.stored;
+    Storage found = storage::classify(image.fd.get(), resource.path, settings.storageLocks);
+    stored.remote = found.remote;
+    place.hidesQemu = found.hidesReadLocks;
+    place.guardable = found.hidesReadLocks || found.qemuLocksStayLocal || found.lock == LockKind::none;
+    if (!settings.fileLockspaceDir.empty()) {
+        refuseHardLinks(resource, image.status);
+        Lockspace lockspace =
+            storage::openLockspace(settings.fileLockspaceDir, "file_lockspace_dir", settings.storageLocks, false);
+        refuseLocalLockspace(resource, found, lockspace);
+        std::string path = canonicalPath(image.fd, resource.path);
+        stored.image = std::move(image.fd);
+        putInto(place, lockspace, "file-" + storage::hashName(path), "file '" + path + "'", self);
+        stored.flocksImage = found.flockImage && stored.directory.open();
+        return;
+    }
+    if (found.lock == LockKind::none)
+        unusable(resource, "it is on " + found.name + ", and " + found.reason + kOtherwise);
+    if (found.lock == LockKind::flock) {
+        refuseHardLinks(resource, image.status);
+        std::string directory = directoryOf(canonicalPath(image.fd, resource.path)) + "/" + kBesideName;
+        Lockspace lockspace =
+            storage::openLockspace(directory, "beside image '" + resource.path + "'", settings.storageLocks, true);
+        std::string number = std::to_string(image.status.st_ino);
+        stored.image = std::move(image.fd);
+        putInto(place, lockspace, number, "the image with inode number " + number, self);
+        stored.flocksImage = found.flockImage;
+        return;
+    }
+    stored.lease = std::move(image.fd);
+    stored.leaseFile = stored.file;
+    place.storage = found;
+}
+
+// Locks on a device node stay on this host, and a flock on one stops udev (systemd's "Locking Block Device Access"):
+// the lease of a device is always elsewhere.
+void placeDevice(Place& place, const Resource& resource, OpenImage image, const Incarnation& self,
+                 const Settings& settings) {
+    place.stored.image = std::move(image.fd);
+    dev_t number = image.status.st_rdev;
+    storage::Device device = storage::identifyDevice(number);
+    using Kind = storage::Device::Kind;
+    auto in = [&](const std::string& directory, const std::string& option, const std::string& name,
+                  const std::string& about, bool create = false) {
+        putInto(place, storage::openLockspace(directory, option, settings.storageLocks, create), name, about, self);
+    };
+    std::string identified = device.identity;
+    if (device.kind == Kind::logicalVolume && !settings.lvmLockspaceDir.empty()) {
+        if (identified.empty())
+            unusable(resource, "it is a " + device.words + " without a UUID that other hosts would know it by");
+        in(settings.lvmLockspaceDir, "lvm_lockspace_dir", "lvm-" + identified, "logical volume " + identified);
+    } else if (device.kind == Kind::scsi && !settings.scsiLockspaceDir.empty()) {
+        if (identified.empty())
+            unusable(resource, "it is the " + device.words +
+                                   ", which tells no identity (VPD page 0x83) that other hosts would know it by; set "
+                                   "one on its target, or use another lockspace");
+        in(settings.scsiLockspaceDir, "scsi_lockspace_dir", "scsi-" + identified, "SCSI device " + identified);
+    } else if (!settings.fileLockspaceDir.empty()) {
+        std::string known = identified.empty() ? "path " + resource.path : identified;
+        in(settings.fileLockspaceDir, "file_lockspace_dir", "device-" + storage::hashName(known), "device " + known);
+    } else {
+        std::string known =
+            identified.empty() ? std::to_string(major(number)) + ":" + std::to_string(minor(number)) : identified;
+        in(settings.hostLockspaceDir, "leases of this host", "device-" + known, "device " + known, true);
+    }
+    if (place.storage.scope == Scope::allHosts) {
+        place.guardable = true;
+        return;
+    }
+    std::string option = device.kind == Kind::logicalVolume ? "lvm_lockspace_dir"
+                         : device.kind == Kind::scsi        ? "scsi_lockspace_dir"
+                                                            : "file_lockspace_dir";
+    place.caution = "'" + resource.path + "' (" + device.words +
+                    ") is leased on this host only: guests of other hosts are not kept from it. Set " + option +
+                    " in qemu-leasehold.conf to a directory that all hosts share";
+    if (settings.requireClusterLeases)
+        throw Error(Fault::unsupported, place.caution + " (require_cluster_leases forbids it as it is)");
+}
+
+// Which directory and name the lease of a <lease> element has. One target may serve many keys.
+struct NamedPlace {
+    std::string lockspace, name, about;
+    bool create;
+};
+
+NamedPlace locateNamed(const Resource& resource, const struct stat& target) {
+    const NamedLease& lease = *resource.named;
+    std::string about =
+        "lockspace '" + lease.lockspace + "' key '" + lease.key + "' offset " + std::to_string(lease.offset);
+    if (S_ISDIR(target.st_mode))
+        return {resource.path, "lease-" + storage::hashName(about), about, false};
+    about += " target inode " + std::to_string(target.st_ino);
+    return {directoryOf(resource.path) + "/" + kBesideName, "lease-" + storage::hashName(about), about, true};
+}
+
+void placeNamed(Place& place, const Resource& resource, const Incarnation& self, const Settings& settings) {
+    struct stat target = statResource(resource, settings);
+    if (!S_ISREG(target.st_mode) && !S_ISDIR(target.st_mode))
+        unusable(resource, "the target of a <lease> has to be a regular file or a directory");
+    NamedPlace at = locateNamed(resource, target);
+    Lockspace lockspace = storage::openLockspace(at.lockspace, "for the <lease> with target '" + resource.path + "'",
+                                                 settings.storageLocks, at.create);
+    place.stored.named = true;
+    putInto(place, lockspace, at.name, at.about, self);
+    place.stored.file = place.stored.leaseFile;
+}
+
+} // namespace
+
+Place openPlace(const Resource& resource, const Incarnation& self, const Settings& settings) {
+    Place place;
+    place.stored.mode = static_cast<std::uint8_t>(resource.mode);
+    place.stored.writable = resource.mode != Mode::readOnly;
+    place.stored.path = resource.path;
+    if (resource.named) {
+        placeNamed(place, resource, self, settings);
+        return place;
+    }
+    OpenImage image = openImage(resource, settings);
+    place.stored.file = os::fileIdOf(image.status);
+    if (S_ISBLK(image.status.st_mode))
+        placeDevice(place, resource, std::move(image), self, settings);
+    else
+        placeFile(place, resource, std::move(image), self, settings);
+    return place;
+}
+
+std::optional<FileId> identifyResource(const Resource& resource, const Settings& settings) {
+    struct stat status;
+    int error = tryStat(resource.path, settings, status);
+    if (error == ENOENT || error == ENOTDIR || error == ELOOP)
+        return std::nullopt;
+    if (error != 0)
+        throw SystemError(error, "stat", resource.path);
+    if (!resource.named)
+        return os::fileIdOf(status);
+    NamedPlace at = locateNamed(resource, status);
+    return storage::findLease(at.lockspace, at.name);
+}
+
+namespace {
+
+std::variant<lease::ByteRangeMedium, lease::FileSetMedium> mediumOf(const qemu::StoredLease& stored,
+                                                                    const Incarnation& self) {
+    if (stored.directory.open())
+        return lease::FileSetMedium(stored.lease.get(), stored.directory.get(),
+                                    stored.flocksImage ? stored.image.get() : -1, self, stored.path);
+    return lease::ByteRangeMedium(stored.lease.get(), stored.writable, stored.path);
+}
+
+// Where the record of a lease stands that is not on the image.
+struct RecordFile {
+    os::Fd opened;
+    int fd = -1;
+};
+
+RecordFile recordFileOf(const qemu::StoredLease& stored) {
+    if (!stored.directory.open())
+        return {{}, stored.lease.get()};
+    RecordFile file;
+    if (os::tryOpenAt(stored.directory.get(), lease::kGateName, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0, file.opened) == 0)
+        file.fd = file.opened.get();
+    return file;
+}
+
+bool onImage(const qemu::StoredLease& stored) {
+    return stored.leaseFile == stored.file && !stored.named;
+}
+
+} // namespace
+
+AnyMedium::AnyMedium(const qemu::StoredLease& stored, const Incarnation& self) : medium_(mediumOf(stored, self)) {}
+
+lease::Medium& AnyMedium::operator*() {
+    return std::visit([](auto& medium) -> lease::Medium& { return medium; }, medium_);
+}
+
+void writeOwner(const qemu::StoredLease& stored, const lease::OwnerRecord& record) {
+    if (onImage(stored))
+        lease::writeRecord(stored.lease.get(), record);
+    else
+        lease::writeRecordAt(recordFileOf(stored).fd, storage::kRecordOffset, record);
+}
+
+std::optional<lease::OwnerRecord> readOwner(const qemu::StoredLease& stored) {
+    return onImage(stored) ? lease::readRecord(stored.lease.get())
+                           : lease::readRecordAt(recordFileOf(stored).fd, storage::kRecordOffset);
+}
+
+bool isListed(const qemu::StoredLease& stored) {
+    if (onImage(stored) || stored.directory.open())
+        return true; // a file set looks by itself
+    struct stat status;
+    if (fstat(stored.lease.get(), &status) == 0)
+        return status.st_nlink > 0;
+    if (errno == ESTALE) // NFS
+        return false;
+    throw SystemError(errno, "stat the lease file of", stored.path);
+}
+
+void sweepLease(const qemu::StoredLease& stored) {
+    if (onImage(stored) || stored.directory.open())
+        return; // a gate is never removed
+    lease::ByteRangeMedium medium(stored.lease.get(), true, stored.path);
+    // Whoever enters needs `owner` first, and looks afterwards whether the file still has a name.
+    if (medium.tryPlace({lease::MarkKind::owner, 0, 0}, os::LockType::write) != os::LockOutcome::granted ||
+        !medium.look().empty())
+        return;
+    std::string path = canonicalPath(stored.lease, "");
+    FileId file;
+    if (!path.empty() && os::tryIdentify(path, file) == 0 && file == stored.leaseFile)
+        (void)unlink(path.c_str());
+}
+
+} // namespace leasehold

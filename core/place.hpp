@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#pragma once
+
+// Where the lease of a resource lives: on the image itself, or in a lockspace, and in which kind of marks. Opens it as
+// a guest needs it, and refuses what has no lock to trust. The engine and the tools ask here and nowhere else, so that
+// all of them come to the same lease. Takes no lock that counts, and knows nothing of libvirt.
+
+#include "core/lease/byte_range.hpp"
+#include "core/lease/file_set.hpp"
+#include "core/lease/record.hpp"
+#include "core/qemu/vessel.hpp"
+#include "core/settings.hpp"
+#include "core/storage/classify.hpp"
+
+#include <optional>
+#include <string>
+#include <variant>
+
+namespace leasehold {
+
+// A <lease> element of a guest.
+struct NamedLease {
+    std::string lockspace;
+    std::string key;
+    std::uint64_t offset = 0;
+
+    bool operator==(const NamedLease&) const = default;
+};
+
+// What a guest uses and others must not: an image by its path, or a named lease, whose path is that of its target.
+struct Resource {
+    std::string path;
+    lease::Mode mode = lease::Mode::exclusive;
+    std::optional<NamedLease> named = std::nullopt;
+};
+
+// The lease of a resource, opened. Nothing is locked yet; a file set has an empty file in it.
+struct Place {
+    qemu::StoredLease stored;
+    storage::Storage storage; // that the marks are on
+    bool hidesQemu = false;   // QEMU's locks of other hosts do not show in F_OFD_GETLK: bytes have to be tried
+    bool guardable = false;   // QEMU's locks keep nobody out on another host: who joins puts up the guard
+    std::string caution;      // what an administrator should know though the lease is given; or empty
+};
+
+// Throws Error, naming the resource, what is wrong with it, and what to do.
+Place openPlace(const Resource& resource, const lease::Incarnation& self, const Settings& settings);
+
+// What the guest's vessel calls the resource (StoredLease::file); nothing when the path leads nowhere.
+std::optional<os::FileId> identifyResource(const Resource& resource, const Settings& settings);
+
+// The marks of a stored lease. The descriptors stay where they are.
+class AnyMedium {
+public:
+    AnyMedium(const qemu::StoredLease& stored, const lease::Incarnation& self);
+    lease::Medium& operator*();
+    lease::Medium* operator->() { return &**this; }
+
+private:
+    std::variant<lease::ByteRangeMedium, lease::FileSetMedium> medium_;
+};
+
+// The owner record of a stored lease (lease/record.hpp). Best effort, both.
+void writeOwner(const qemu::StoredLease& stored, const lease::OwnerRecord& record);
+std::optional<lease::OwnerRecord> readOwner(const qemu::StoredLease& stored);
+
+// Whether the lease file still has a name: one that was swept after we opened it, or deleted, keeps nobody out.
+bool isListed(const qemu::StoredLease& stored);
+
+// Removes the lease file, if nobody holds or takes the lease. For one that was just given up.
+void sweepLease(const qemu::StoredLease& stored);
+
+} // namespace leasehold

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#pragma once
+
+// Lockspaces: directories where lease files live, for resources whose own storage has no lock to trust. The kind of
+// lock is that of the lockspace's file system. What is found there may have been put there by somebody else: a
+// directory or file that others than its owner may change is refused, and no symbolic link is ever followed. Knows no
+// marks and no guests.
+
+#include "core/storage/classify.hpp"
+
+#include <optional>
+#include <span>
+#include <string>
+
+namespace leasehold::storage {
+
+struct Lockspace {
+    std::string path;
+    std::string origin; // who named it, for messages: "file_lockspace_dir"
+    Storage storage;
+    os::Fd directory;
+};
+
+// Throws Error naming the directory and its origin when it is missing, is a symbolic link, may be changed by others
+// than its owner, or is on storage without a lock to trust. `create`: makes the directory itself, not its parents.
+Lockspace openLockspace(const std::string& path, const std::string& origin, std::span<const Override> overrides,
+                        bool create);
+
+// The file, or the directory (for a file set), of one lease: made when it is missing. `about` says what it belongs to.
+os::Fd openLeaseFile(const Lockspace& lockspace, const std::string& name, const std::string& about);
+os::Fd openLeaseDirectory(const Lockspace& lockspace, const std::string& name);
+
+// Which file or directory that is; nothing when there is none.
+std::optional<os::FileId> findLease(const std::string& lockspace, const std::string& name);
+
+// Writes into a new lease file what it belongs to. In one that exists it has to stand already: two resources that come
+// to one lease would exclude each other, or worse, believe they do not.
+void inscribe(int fd, const std::string& about, const std::string& name);
+
+// Behind the inscription, where the owner record stands.
+constexpr std::int64_t kRecordOffset = 4096;
+
+// A file name for any text: its FNV-1a hash, 64 bits, the same on every host. Texts with one hash are told apart by the
+// inscription.
+std::string hashName(std::string_view text);
+
+} // namespace leasehold::storage
