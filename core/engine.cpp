@@ -189,8 +189,8 @@ auto insist(Work work) {
     for (int tries = 0; tries < 100; tries++)
         if (auto result = work())
             return *std::move(result);
-    throw Error(Fault::system, "the leases in its QEMU are changed by somebody else all the time: see whether two "
-                               "libvirtd run on this host");
+    throw Error(Fault::system, "its leases are changed by somebody else all the time: see whether two libvirtd run on "
+                               "this host");
 }
 
 // The vessel of a guest that is told by libvirt to exist. An interrupted change is set right before anything else.
@@ -236,8 +236,8 @@ void Engine::recordOwner(const Guest& guest, const Incarnation& self, const Stor
                         .since = time(nullptr)});
 }
 
-Engine::Answer Engine::admit(const Guest& guest, const Incarnation& self, std::vector<Place>& places,
-                             const lease::Pause& pause, pid_t own) const {
+Engine::Attempt Engine::admit(const Guest& guest, const Incarnation& self, std::vector<Place>& places,
+                              const lease::Pause& pause, pid_t own) const {
     Shares shares(self, places.size());
     for (const Place& place : places)
         shares.add(place.stored);
@@ -255,7 +255,7 @@ Engine::Answer Engine::admit(const Guest& guest, const Incarnation& self, std::v
         const Place& place = places[i];
         StoredLease& stored = places[i].stored;
         if (!isListed(stored))
-            throw Error(Fault::system, "the lease file of '" + stored.path + "' was just removed; try again");
+            return std::nullopt; // the lease file was swept between opening and locking it
         if (!place.caution.empty())
             warn_(place.caution);
         stored.joined = registration.joined[i];
@@ -277,7 +277,7 @@ Engine::Answer Engine::admit(const Guest& guest, const Incarnation& self, std::v
         }
         recordOwner(guest, self, stored);
     }
-    return std::nullopt;
+    return kGranted;
 }
 
 std::string Engine::bounded(bool mayHang, const std::vector<Resource>& resources, std::span<const int> keep,
@@ -309,7 +309,7 @@ bool Engine::mayHang(const os::Process& process, const Guest& guest, const std::
     // A path that the vessel does not know may lead anywhere.
     std::sort(manifest->paths.begin(), manifest->paths.end());
     return !std::all_of(resources.begin(), resources.end(), [&](const Resource& resource) {
-        return std::binary_search(manifest->paths.begin(), manifest->paths.end(), resource.path);
+        return std::binary_search(manifest->paths.begin(), manifest->paths.end(), nameOf(resource));
     });
 }
 
@@ -328,12 +328,17 @@ Engine::Answer Engine::registerGuest(const Guest& guest, const std::vector<Resou
 Engine::Answer Engine::registerHere(const Guest& guest, const std::vector<Resource>& resources,
                                     const qemu::VesselEnds& ends) const {
     Incarnation self{lease::hashDomain(guest.uuid), lease::drawId()};
-    std::vector<Place> places = openAll(resources, self, settings_);
     auto sleep = [](milliseconds time) {
         std::this_thread::sleep_for(time);
         return true;
     };
-    if (Answer refusal = admit(guest, self, places, sleep, 0))
+    std::vector<Place> places;
+    std::string refusal = insist([&] {
+        places.clear();
+        places = openAll(resources, self, settings_);
+        return admit(guest, self, places, sleep, 0);
+    });
+    if (!refusal.empty())
         return refusal;
     std::vector<StoredLease> leases;
     leases.reserve(places.size());
@@ -391,7 +396,7 @@ Engine::Attempt Engine::acquireHere(const os::Process& process, const Guest& gue
         for (const StoredLease& stored : vessel->leases())
             if (stored.leaseFile == place.stored.leaseFile)
                 refuseTwice(stored.path, place.stored.path);
-    if (Answer refusal = admit(guest, self, fresh, pause, guest.pid))
+    if (Attempt refusal = admit(guest, self, fresh, pause, guest.pid); refusal != kGranted)
         return refusal;
 
     std::vector<const StoredLease*> order;
@@ -553,7 +558,7 @@ Engine::Attempt Engine::detachHere(const os::Process& process, const Guest& gues
         auto file = identifyResource(resource, settings_);
         auto stored = file ? findByFile(leases, *file)
                            : std::find_if(leases.begin(), leases.end(),
-                                          [&](const StoredLease& lease) { return lease.path == resource.path; });
+                                          [&](const StoredLease& lease) { return lease.path == nameOf(resource); });
         if (stored == leases.end())
             continue;
         // The guest has the image in another drive as well, or the attaching of a second one failed. A former top image

@@ -67,7 +67,7 @@ private:
     bool mayHang(const os::Process& process, const Guest& guest, const std::vector<Resource>& resources) const;
 
     Answer registerHere(const Guest& guest, const std::vector<Resource>& resources, const qemu::VesselEnds& ends) const;
-    // A refusal, or "" where it is granted. Nothing: the vessel was changed by somebody else meanwhile.
+    // A refusal, or "" where it is granted. Nothing: the vessel or a lease file was changed by somebody else meanwhile.
     using Attempt = std::optional<std::string>;
     Attempt acquireHere(const os::Process& process, const Guest& guest, const std::vector<Resource>& resources,
                         std::string_view state) const;
@@ -76,8 +76,8 @@ private:
     Attempt detachHere(const os::Process& process, const Guest& guest, const std::vector<Resource>& resources) const;
 
     // Lets the guest in on freshly opened leases; `own` is the QEMU that may have them open already, or 0.
-    Answer admit(const Guest& guest, const lease::Incarnation& self, std::vector<Place>& places,
-                 const lease::Pause& pause, pid_t own) const;
+    Attempt admit(const Guest& guest, const lease::Incarnation& self, std::vector<Place>& places,
+                  const lease::Pause& pause, pid_t own) const;
     Answer upgrade(const Guest& guest, const lease::Incarnation& self, qemu::StoredLease& stored) const;
     void recordOwner(const Guest& guest, const lease::Incarnation& self, const qemu::StoredLease& stored) const;
 

@@ -23,6 +23,10 @@ std::string quote(std::string_view text) {
     return "'" + lease::cleanName(text) + "'";
 }
 
+std::string subjectOf(const qemu::StoredLease& stored) {
+    return (stored.named ? "lease " : "image ") + quote(stored.path);
+}
+
 std::string hostName() {
     char name[256] = "";
     (void)gethostname(name, sizeof name - 1);
@@ -144,38 +148,38 @@ std::string explainJoin(const Guest& guest, const qemu::StoredLease& stored, con
     for (const Mark& mark : marks)
         if (lease::presentMode(mark) && mark.domain == lease::hashDomain(guest.uuid))
             others.push_back(mark);
-    return "image " + quote(stored.path) + " is expected from " +
+    return subjectOf(stored) + " is expected from " +
            (others.empty() ? "another host" : listNames(Namer(stored), others)) +
            ". If this is not its migration, use the guest there: it cannot run here as well";
 }
 
 std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, Mode mode,
                            const lease::Refusal& refusal) {
-    std::string image = quote(stored.path), self = quote(guest.name);
+    std::string subject = subjectOf(stored), self = quote(guest.name);
     std::vector<Mark> marks = blockers(guest, refusal, mode);
     std::string names = marks.empty() ? "" : listNames(Namer(stored), marks);
     switch (refusal.obstacle) {
     case Obstacle::guestPresent:
-        return "image " + image + " is in use by " + (names.empty() ? "a reader on another host" : names) + "; guest " +
-               self + " cannot have it: shut the other guest down or detach the image from it, and try again";
+        return subject + " is in use by " + (names.empty() ? "a reader on another host" : names) + "; guest " +
+               self + " cannot have it: shut the other guest down or detach it there, and try again";
     case Obstacle::sameGuest:
-        return "guest " + self + " already runs elsewhere with image " + image + ": " +
+        return "guest " + self + " already runs elsewhere with " + subject + ": " +
                (names.empty() ? "no name is known" : names) +
-               "; it has not handed the image over: use it there, migrate it, or shut it down there first (a guest "
+               "; it has not handed it over: use it there, migrate it, or shut it down there first (a guest "
                "that "
                "was started paused has to be resumed once before it can migrate)";
     case Obstacle::stateTaken:
-        return "guest " + self + " was taken over with image " + image + " by " +
+        return "guest " + self + " was taken over with " + subject + " by " +
                (names.empty() ? "another QEMU" : names) +
                "; what is left here is older than that one: destroy this guest, and use the other";
     case Obstacle::beingTaken:
-        return "image " + image + " is just being taken or given up by another guest, for longer than guest " + self +
-               " may wait; try again, and look for a stopped QEMU or libvirtd on the hosts that share the image";
+        return subject + " is just being taken or given up by another guest, for longer than guest " + self +
+               " may wait; try again, and look for a stopped QEMU or libvirtd on the hosts that share it";
     case Obstacle::foreignLock:
-        return "image " + image + " is locked as a whole by a program that is not leasehold; guest " + self +
+        return subject + " is locked as a whole by a program that is not leasehold; guest " + self +
                " cannot have it: find the program (/proc/locks on the host where it runs) and end it";
     }
-    return "image " + image + " cannot be leased for guest " + self;
+    return subject + " cannot be leased for guest " + self;
 }
 
 const char* describeMode(Mode mode) {

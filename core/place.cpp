@@ -265,11 +265,15 @@ void placeNamed(Place& place, const Resource& resource, const Incarnation& self,
 
 } // namespace
 
+std::string nameOf(const Resource& resource) {
+    return resource.named ? resource.named->key + " in " + resource.path : resource.path;
+}
+
 Place openPlace(const Resource& resource, const Incarnation& self, const Settings& settings) {
     Place place;
     place.stored.mode = static_cast<std::uint8_t>(resource.mode);
     place.stored.writable = resource.mode != Mode::readOnly;
-    place.stored.path = resource.path;
+    place.stored.path = nameOf(resource);
     if (resource.named) {
         placeNamed(place, resource, self, settings);
         return place;

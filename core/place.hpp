@@ -44,6 +44,9 @@ struct Place {
     std::string caution;      // what an administrator should know though the lease is given; or empty
 };
 
+// What people and the guest's vessel call it: the image's path, or key and target of a named lease.
+std::string nameOf(const Resource& resource);
+
 // Throws Error, naming the resource, what is wrong with it, and what to do.
 Place openPlace(const Resource& resource, const lease::Incarnation& self, const Settings& settings);
 

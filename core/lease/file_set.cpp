@@ -166,14 +166,12 @@ os::Fd openMarkFile(int directory, const Incarnation& self, const std::string& a
     Gate gate(directory, name, true);
     storage::inscribe(gate.fd(), about, name);
     os::Fd file;
-    int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
-    int error = os::tryOpenAt(directory, encodeMarkFileName(self), flags, 0600, file);
-    if (error == EEXIST)
-        throw Error(Fault::invalid, "the guest has '" + name + "' twice, under two names; detach one of them");
-    if (error != 0)
+    int flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
+    if (int error = os::tryOpenAt(directory, encodeMarkFileName(self), flags, 0600, file))
         throw SystemError(error, "make a file for the lease of", name);
+    // One is there already when the image was detached from this QEMU a moment ago, and nobody has looked since.
     if (os::tryFlock(file.get(), LockType::write, name) == LockOutcome::contended)
-        throw Error(Fault::system, "a new file for the lease of '" + name + "' is locked by somebody else; try again");
+        throw Error(Fault::invalid, "the guest has '" + name + "' twice, under two names; detach one of them");
     writeText(file.get(), encodeMarks({}), name);
     return file;
 }

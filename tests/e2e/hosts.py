@@ -20,6 +20,7 @@ import pathlib
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import threading
@@ -136,7 +137,9 @@ def locks_on(path):
 
 
 def marks_on(path):
-    return [lock for lock in locks_on(path) if lock.is_mark]
+    """leasehold's marks on the image itself, or as flocked files beside it."""
+    files = (path.parent / ".leasehold" / str(path.stat().st_ino)).glob("*-*")
+    return [lock for lock in locks_on(path) if lock.is_mark] + [lock for file in files for lock in locks_on(file)]
 
 
 def lock_holders(path):
@@ -199,9 +202,11 @@ class Disk:
         driver = f"<driver name='qemu' type='{self.format}'"
         driver += f" error_policy='{self.error_policy}'" if self.error_policy else ""
         driver += f" cache='{self.cache}'" if self.cache else ""
-        source = f"<source file={quoteattr(str(self.path))}/>" if self.path else ""
+        kind, attribute = ("block", "dev") if self.path and os.path.exists(self.path) and stat.S_ISBLK(
+            os.stat(self.path).st_mode) else ("file", "file")
+        source = f"<source {attribute}={quoteattr(str(self.path))}/>" if self.path else ""
         mode = {"exclusive": "", "readonly": "<readonly/>", "shared": "<shareable/>"}[self.mode]
-        return (f"<disk type='file' device='{self.device}'>{driver}/>{source}"
+        return (f"<disk type='{kind}' device='{self.device}'>{driver}/>{source}"
                 f"<target dev='{self.target}' bus='{bus}'/>{mode}{self.address}</disk>")
 
 
@@ -260,7 +265,7 @@ stdio_handler = "file"
 # Where libvirt keeps things, and the directory of ours that is bound there. The cache is shared by all hosts: it
 # holds what libvirtd found out about QEMU, which takes seconds and is the same everywhere.
 BINDS = {"/etc/libvirt": "etc", "/run/libvirt": "run", "/var/lib/libvirt": "lib", "/var/log/libvirt": "log",
-         "/var/cache/libvirt": "../cache"}
+         "/var/cache/libvirt": "../cache", "/run/leasehold": "leases"}
 
 
 class Host:
@@ -307,7 +312,9 @@ class Host:
         return self.init is not None
 
     def configure(self, lock_manager=None, plugin_conf=None, qemu_conf="", plugin_dir=None):
-        """Writes the configuration that the next start_libvirtd() reads. plugin_conf None: no such file."""
+        """Writes the configuration that the next start_libvirtd() reads. plugin_conf None: what the run was told to
+        use, usually no such file."""
+        plugin_conf = plugin_conf if plugin_conf is not None else self.lab.plugin_conf
         manager = lock_manager or self.lab.lock_manager
         etc = self.dir / "etc"
         (etc / "libvirtd.conf").write_text(
@@ -632,6 +639,7 @@ class Lab:
         if self.lock_manager == "leasehold" and not (self.plugin_dir / "leasehold.so").exists():
             raise AssertionError(f"{self.plugin_dir}/leasehold.so is missing: build it, or set LEASEHOLD_PLUGIN_DIR")
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="leasehold-"))
+        self.plugin_conf = os.environ.get("LEASEHOLD_E2E_CONF", "").replace("{dir}", str(self.dir)) or None
         self.hosts = {name: Host(self, name, number) for number, name in enumerate(self.HOSTS)}
         self.boot_sector = self.build_boot_sector()
         self.emulator_without_locks = self.build_emulator_without_locks()
