@@ -147,11 +147,11 @@ const char* const kOtherwise = " (or set file_lockspace_dir, or storage_locks if
                                "qemu-leasehold.conf)";
 
 void refuseLocalLockspace(const Resource& resource, const Storage& image, const Lockspace& lockspace) {
-    if (image.scope == Scope::allHosts || image.remote)
-        if (lockspace.storage.scope == Scope::thisHost)
-            unusable(resource, "its lockspace '" + lockspace.path + "' (" + lockspace.origin + ") is on " +
-                                   lockspace.storage.name + ", which only this host locks, but other hosts reach the " +
-                                   "image on " + image.name + "; put the lockspace on storage that all hosts share");
+    bool othersReachIt = image.scope == Scope::allHosts || (image.remote && image.lock == LockKind::none);
+    if (othersReachIt && lockspace.storage.scope == Scope::thisHost)
+        unusable(resource, "its lockspace '" + lockspace.path + "' (" + lockspace.origin + ") is on " +
+                               lockspace.storage.name + ", which only this host locks, but other hosts reach the " +
+                               "image on " + image.name + "; put the lockspace on storage that all hosts share");
 }
 
 void placeFile(Place& place, const Resource& resource, OpenImage image, const Incarnation& self,

@@ -125,13 +125,16 @@ std::vector<Placed> readOthers(int directory, const Incarnation& self, const std
 // What we have up, and how to change it. Behind the gate.
 class OwnMarks {
 public:
-    OwnMarks(int file, const Incarnation& self, const std::string& name)
+    OwnMarks(int directory, int file, const Incarnation& self, const std::string& name)
         : file_(file), name_(name), marks_(decodeMarks(readText(file, name), self)) {
-        struct stat status;
-        if (fstat(file, &status) < 0)
+        struct stat ours, listed;
+        if (fstat(file, &ours) < 0)
+            throw SystemError(errno, "stat the marks of", name);
+        bool found = fstatat(directory, encodeMarkFileName(self).c_str(), &listed, AT_SYMLINK_NOFOLLOW) == 0;
+        if (!found && errno != ENOENT)
             throw SystemError(errno, "stat the marks of", name);
         // Others would not see it, and whoever comes next would think that nobody is here.
-        if (status.st_nlink == 0)
+        if (!found || os::fileIdOf(listed) != os::fileIdOf(ours))
             throw Error(Fault::invalid, "the lease of '" + name +
                                             "' was deleted from its lockspace: another guest may use the image; "
                                             "destroy this guest and start it again");
@@ -181,7 +184,7 @@ FileSetMedium::FileSetMedium(int markFile, int directory, int image, const Incar
 
 LockOutcome FileSetMedium::tryPlace(const Mark& mark, LockType type) {
     Gate gate(directory_, name_);
-    OwnMarks own(markFile_, self_, name_);
+    OwnMarks own(directory_, markFile_, self_, name_);
     std::vector<Placed> others = readOthers(directory_, self_, name_);
     if (!std::all_of(others.begin(), others.end(),
                      [&](const Placed& theirs) { return allowedTogether(theirs, mark, type); }))
@@ -200,7 +203,7 @@ LockOutcome FileSetMedium::tryPlace(const Mark& mark, LockType type) {
 
 void FileSetMedium::remove(const Mark& mark) {
     Gate gate(directory_, name_);
-    OwnMarks own(markFile_, self_, name_);
+    OwnMarks own(directory_, markFile_, self_, name_);
     own.erase([&](const Placed& placed) { return placed.mark == mark; });
     own.write();
     if (mark.kind == MarkKind::owner && image_ >= 0)
@@ -209,7 +212,7 @@ void FileSetMedium::remove(const Mark& mark) {
 
 void FileSetMedium::removeHandoff() {
     Gate gate(directory_, name_);
-    OwnMarks own(markFile_, self_, name_);
+    OwnMarks own(directory_, markFile_, self_, name_);
     own.erase([](const Placed& placed) {
         return placed.mark.kind == MarkKind::handoff || placed.mark.kind == MarkKind::leaving;
     });
@@ -218,7 +221,7 @@ void FileSetMedium::removeHandoff() {
 
 void FileSetMedium::removeAll() {
     Gate gate(directory_, name_);
-    OwnMarks own(markFile_, self_, name_);
+    OwnMarks own(directory_, markFile_, self_, name_);
     own.erase([](const Placed&) { return true; });
     own.write();
     if (image_ >= 0)
