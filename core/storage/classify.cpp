@@ -3,11 +3,16 @@
 #include "core/storage/classify.hpp"
 
 #include "core/os/error.hpp"
+#include "core/os/text.hpp"
 
 #include <array>
+#include <climits>
 #include <cstdio>
+#include <utility>
 
+#include <fcntl.h>
 #include <sys/statfs.h>
+#include <unistd.h>
 
 namespace leasehold::storage {
 
@@ -29,8 +34,8 @@ Storage untrusted(std::string name, std::string reason) {
     return {.name = std::move(name), .remote = true, .reason = std::move(reason)};
 }
 
-// Its locks are said to cross hosts, but nothing here has shown that a lease on it is safe.
-constexpr const char* kNotTried = "leases there have not been tried in this version";
+// Nothing here has shown that a lease on it is safe.
+constexpr const char* kNotTried = "its locks are said to cross hosts, but leases there have not been tried";
 
 // NFS. Options: nfs(5).
 Storage classifyNfs(const std::optional<Mount>& mount) {
@@ -54,6 +59,8 @@ Storage classifyNfs(const std::optional<Mount>& mount) {
     return storage;
 }
 
+constexpr const char* kDlm = "when dlm_controld dies, every lock call of this host hangs";
+
 // OCFS2: Linux fs/ocfs2/super.c (ocfs2_show_options), fs/ocfs2/locks.c.
 Storage classifyOcfs2(const std::optional<Mount>& mount) {
     if (!mount)
@@ -62,11 +69,16 @@ Storage classifyOcfs2(const std::optional<Mount>& mount) {
         return untrusted("OCFS2", "it is mounted with localflocks, which keeps locks on this host: mount it without");
     if (mount->value("heartbeat") == "none" && !mount->value("cluster_stack"))
         return local("OCFS2 (local)"); // not a cluster mount
-    if (mount->value("cluster_stack").value_or("o2cb") == "o2cb")
-        return untrusted("OCFS2 (o2cb)",
-                         "byte-range locks stay on the local node with the o2cb stack, and this version "
-                         "does not use flock yet");
-    return untrusted("OCFS2 (" + *mount->value("cluster_stack") + ")", kNotTried);
+    std::string stack = mount->value("cluster_stack").value_or("o2cb");
+    if (stack != "o2cb") // a userspace stack: locks go through dlm_controld, as on GFS2 (measured)
+        return everywhere("OCFS2 (" + stack + ")", kDlm);
+    return {.name = "OCFS2 (o2cb)",
+            .lock = LockKind::flock,
+            .scope = Scope::allHosts,
+            .remote = true,
+            .qemuLocksStayLocal = true,
+            .flockImage = true,
+            .reason = "byte-range locks, QEMU's own among them, stay on this host"};
 }
 
 // GFS2: gfs2(5), Linux fs/gfs2/ops_fstype.c.
@@ -77,12 +89,14 @@ Storage classifyGfs2(const std::optional<Mount>& mount) {
         return untrusted("GFS2", "it is mounted with localflocks, which keeps locks on this host: mount it without");
     if (mount->value("lockproto") == "lock_nolock")
         return local("GFS2 (lock_nolock)");
-    return everywhere("GFS2", "when dlm_controld dies, every lock call of this host hangs");
+    return everywhere("GFS2", kDlm);
 }
 
 // Measured (tests/lab): F_OFD_GETLK of the SMB client repeats the range that was asked about instead of the lock that
 // is in the way, and meets the locks of the asker itself. Marks cannot be read there, and QEMU's own check fails.
-Storage classifySmb(const std::optional<Mount>&) {
+Storage classifySmb(const std::optional<Mount>& mount) {
+    if (mount && mount->has("nobrl")) // mount.cifs(8)
+        return untrusted("SMB", "it is mounted with nobrl, which keeps locks on this host: use NFS to share images");
     return untrusted("SMB", "its client does not tell which lock is in the way: use NFS to share images");
 }
 
@@ -90,7 +104,9 @@ Storage classifySmb(const std::optional<Mount>&) {
 Storage classifyLustre(const std::optional<Mount>& mount) {
     if (mount && mount->has("flock"))
         return untrusted("Lustre", kNotTried);
-    return untrusted("Lustre", "it is mounted without the option flock, so its locks do not reach other hosts");
+    if (mount && mount->has("localflock"))
+        return untrusted("Lustre", "it is mounted with localflock, which keeps locks on this host");
+    return untrusted("Lustre", "it is mounted without the option flock, so it has no locks at all");
 }
 
 // All FUSE file systems share one magic number; the mount says which one it is. virtiofs is FUSE without the word.
@@ -98,17 +114,17 @@ Storage classifyFuse(const std::optional<Mount>& mount) {
     std::string name = mount ? mount->type : "FUSE";
     if (name == "fuse.glusterfs")
         return untrusted("GlusterFS", "after an interruption longer than ping-timeout its bricks give a lock away "
-                                      "without a word to the holder");
+                                      "without a word to the holder, unless its volume has client.strict-locks on");
     if (name == "fuse.ceph" || name == "fuse.ceph-fuse")
         return untrusted("CephFS (FUSE)", kNotTried);
-    if (name == "fuseblk")
-        return untrusted(name, "what a lock means there is up to the file system's own process");
     if (name == "virtiofs")
         return untrusted(name, "its locks stay in this guest unless virtiofsd was told otherwise");
     if (name == "fuse.sshfs")
         return untrusted(name, "its locks stay on this host: use NFS to share images");
     return untrusted(name, "what a lock means there is up to the file system's own process");
 }
+
+constexpr std::uint32_t kOverlay = 0x794c7630;
 
 using Rule = Storage (*)(const std::optional<Mount>&);
 
@@ -125,12 +141,13 @@ constexpr std::array kFileSystems{
     FileSystem{0x2fc12fc1, [](const std::optional<Mount>&) { return local("zfs"); }},
     FileSystem{0x01021994, [](const std::optional<Mount>&) { return local("tmpfs"); }},
     FileSystem{0x858458f6, [](const std::optional<Mount>&) { return local("ramfs"); }},
-    FileSystem{0x794c7630, [](const std::optional<Mount>&) { return local("overlay"); }},
+    FileSystem{kOverlay, [](const std::optional<Mount>&) { return local("overlay"); }},
     FileSystem{0xf2f52010, [](const std::optional<Mount>&) { return local("f2fs"); }},
     // Read-only media: images of CDs that are mounted, not used as a disk.
     FileSystem{0x00009660, [](const std::optional<Mount>&) { return local("iso9660"); }},
     FileSystem{0x15013346, [](const std::optional<Mount>&) { return local("udf"); }},
     FileSystem{0x73717368, [](const std::optional<Mount>&) { return local("squashfs"); }},
+    FileSystem{0xe0f5e1e2, [](const std::optional<Mount>&) { return local("erofs"); }},
     FileSystem{0x00006969, classifyNfs},
     FileSystem{0x7461636f, classifyOcfs2},
     FileSystem{0x01161970, classifyGfs2},
@@ -146,8 +163,7 @@ constexpr std::array kFileSystems{
                [](const std::optional<Mount>&) {
                    return untrusted("BeeGFS", "its locks stay on this host unless tuneUseGlobalFileLocks is set");
                }},
-    FileSystem{0x47504653,
-               [](const std::optional<Mount>&) { return untrusted("GPFS", "its locks have not been tried"); }},
+    FileSystem{0x47504653, [](const std::optional<Mount>&) { return untrusted("GPFS", kNotTried); }},
 };
 
 } // namespace
@@ -162,15 +178,101 @@ Storage classifyMount(std::uint32_t magic, const std::optional<Mount>& mount) {
                      "how locks behave there is not known");
 }
 
-Storage classify(int fd, const std::string& path, std::span<const Override>) {
+std::vector<std::string> overlayLayers(const Mount& mount) {
+    // Linux fs/overlayfs/params.c: layers of one option stand behind colons (two before data-only ones), and a
+    // backslash takes the meaning from a colon. Since 6.8 each may have an option of its own, and nothing is escaped.
+    std::vector<std::string> layers = mount.values("upperdir");
+    for (const std::string& list : mount.values("lowerdir")) {
+        std::string layer;
+        for (std::size_t i = 0; i <= list.size(); i++) {
+            if (i == list.size() || list[i] == ':') {
+                if (!layer.empty())
+                    layers.push_back(std::exchange(layer, ""));
+                continue;
+            }
+            if (list[i] == '\\' && i + 1 < list.size())
+                i++;
+            layer += list[i];
+        }
+    }
+    for (const char* key : {"lowerdir+", "datadir+"})
+        for (std::string& layer : mount.values(key))
+            layers.push_back(std::move(layer));
+    return layers;
+}
+
+namespace {
+
+Storage look(int fd, const std::string& path, int depth);
+
+// Locks on an overlay are those of its own inodes and stay on this host, whatever its layers are on. That is good
+// enough only where nobody but this host can reach the layers.
+Storage classifyOverlay(int fd, int depth) {
+    // Overlays nest twice at most (Linux FILESYSTEM_MAX_STACK_DEPTH); more is a path that leads somewhere else.
+    constexpr int kDeepest = 2;
+    const std::string kHidden = "cannot be seen from here: if it is on storage that other hosts share, a lease "
+                                "does not reach them";
+    auto mount = mountOf(fd);
+    std::vector<std::string> layers = mount ? overlayLayers(*mount) : std::vector<std::string>();
+    Storage overlay = local("overlay");
+    if (layers.empty())
+        overlay.reason = "what it lies on " + kHidden;
+    for (const std::string& layer : layers) {
+        os::Fd directory;
+        // A relative path means another directory than it did when the overlay was mounted, a container's layers are
+        // in its own mount namespace, and an overlay may have been mounted on one of its layers.
+        bool seen = layer.starts_with('/') && depth < kDeepest && os::tryOpen(layer, O_PATH, directory) == 0;
+        auto at = seen ? mountOf(directory.get()) : std::nullopt;
+        if (!at || at->id == mount->id) {
+            overlay.reason = "its layer '" + os::printable(layer) + "' " + kHidden;
+            continue;
+        }
+        Storage below = look(directory.get(), layer, depth + 1);
+        if (below.lock != LockKind::byteRange || below.scope != Scope::thisHost)
+            return untrusted("overlay", "its layer '" + os::printable(layer) + "' is on " + below.name +
+                                            ", while locks on an overlay stay on this host: give the guest the image "
+                                            "by its path there");
+        if (!below.reason.empty())
+            overlay.reason = below.reason;
+    }
+    return overlay;
+}
+
+Storage look(int fd, const std::string& path, int depth) {
     struct statfs status;
     while (fstatfs(fd, &status) < 0)
         if (errno != EINTR)
             throw SystemError(errno, "look at the file system of", path);
     auto magic = static_cast<std::uint32_t>(status.f_type);
+    if (magic == kOverlay)
+        return classifyOverlay(fd, depth);
     // The options matter for everything but the plain local ones, and reading them costs more than all else.
     Storage storage = classifyMount(magic, std::nullopt);
     return storage.remote || storage.lock == LockKind::none ? classifyMount(magic, mountOf(fd)) : storage;
+}
+
+// Where the file is, without symbolic links on the way; `path` where /proc does not tell.
+std::string canonicalPath(int fd, const std::string& path) {
+    char target[PATH_MAX];
+    ssize_t length = readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), target, sizeof target);
+    return length > 0 && target[0] == '/' ? std::string(target, static_cast<std::size_t>(length)) : path;
+}
+
+} // namespace
+
+Storage classify(int fd, const std::string& path, std::span<const Override> overrides) {
+    Storage storage = look(fd, path, 0);
+    const Override* told = overrides.empty() ? nullptr : findOverride(overrides, canonicalPath(fd, path));
+    if (!told)
+        return storage;
+    storage.lock = told->lock;
+    storage.scope = told->scope;
+    // Where flock is called for, byte-range locks are not to be trusted. In doubt QEMU's are guarded.
+    storage.qemuLocksStayLocal |= told->lock == LockKind::flock;
+    storage.flockImage = false;
+    storage.reason = told->lock == LockKind::none ? "the administrator refuses leases there (storage_locks)"
+                                                  : "the administrator says so (storage_locks)";
+    return storage;
 }
 
 } // namespace leasehold::storage

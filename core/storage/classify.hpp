@@ -3,14 +3,14 @@
 #pragma once
 
 // What storage is behind an open file, and which lock can be trusted there. Found out by looking (fstatfs(2), the
-// mount's type and options), never by what somebody configured. Knows nothing of leases. DESIGN.md, "Media", has the
-// table with the sources.
+// mount's type and options) unless the administrator says otherwise (override.hpp). Knows nothing of leases. DESIGN.md,
+// "Media", has the table with the sources.
 
 #include "core/storage/mount.hpp"
 #include "core/storage/override.hpp"
-#include <span>
 
 #include <cstdint>
+#include <span>
 #include <string>
 
 namespace leasehold::storage {
@@ -23,15 +23,23 @@ struct Storage {
     bool remote = false;
     // F_OFD_GETLK does not show read locks of other hosts (NFSv3): only trying a write lock finds them.
     bool hidesReadLocks = false;
+    // QEMU's own image locks, which are byte-range locks, do not reach every host that can open the image.
     bool qemuLocksStayLocal = false;
+    // flock on the image itself crosses hosts and does not collide with byte-range locks: who locks the image so as
+    // well is respected by flock(1) on every host.
     bool flockImage = false;
     // Why there is no lock to trust, and what to do, as a clause. Or what even a good lock cannot promise here.
     std::string reason;
 };
 
+// `path` is for messages, and for the overrides where /proc does not tell the canonical path of `fd`.
 Storage classify(int fd, const std::string& path, std::span<const Override> overrides = {});
 
-// The pure part: the file system's magic number (statfs(2)), and its mount if /proc tells.
+// The pure parts. The file system's magic number (statfs(2)), and its mount if /proc tells.
 Storage classifyMount(std::uint32_t magic, const std::optional<Mount>& mount);
+
+// The directories that an overlay lies on, as its mount names them: upper, then lower and data-only ones. They are
+// paths of the mount namespace in which it was mounted, which need not be this one.
+std::vector<std::string> overlayLayers(const Mount& mount);
 
 } // namespace leasehold::storage

@@ -57,10 +57,16 @@ bool Mount::has(std::string_view option) const {
 }
 
 std::optional<std::string> Mount::value(std::string_view key) const {
+    std::vector<std::string> all = values(key);
+    return all.empty() ? std::nullopt : std::optional(all.front());
+}
+
+std::vector<std::string> Mount::values(std::string_view key) const {
+    std::vector<std::string> all;
     for (const std::string& option : options)
         if (option.size() > key.size() && option.starts_with(key) && option[key.size()] == '=')
-            return option.substr(key.size() + 1);
-    return std::nullopt;
+            all.push_back(option.substr(key.size() + 1));
+    return all;
 }
 
 std::optional<Mount> findMount(std::string_view mountinfo, int id) {

@@ -25,6 +25,8 @@ struct Mount {
     bool has(std::string_view option) const;
     // The value of `key=value`; nothing when the option is not there.
     std::optional<std::string> value(std::string_view key) const;
+    // The same for a key that stands there more than once.
+    std::vector<std::string> values(std::string_view key) const;
 };
 
 // The mount with this id in a mountinfo text.

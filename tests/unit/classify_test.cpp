@@ -5,9 +5,15 @@
 #include "core/storage/classify.hpp"
 #include "tests/support/unit_support.hpp"
 
+#include <cstring>
+
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/statfs.h>
+#include <unistd.h>
 
 namespace leasehold::storage {
 namespace {
@@ -24,7 +30,7 @@ struct Row {
 
 // Numbers from linux/magic.h, or from the file systems' own sources where it has none.
 constexpr std::uint32_t kZfs = 0x2fc12fc1, kGfs2 = 0x01161970, kLustre = 0x0bd00bd0, kCifs = 0xff534d42,
-                        kBeegfs = 0x19830326, kGpfs = 0x47504653;
+                        kBeegfs = 0x19830326, kGpfs = 0x47504653, kErofs = 0xe0f5e1e2;
 
 TEST(Classify, LocalFileSystemsCarryByteRangeLeasesOfThisHost) {
     const Row rows[] = {{EXT4_SUPER_MAGIC, mounted("ext4"), "ext4"},
@@ -34,6 +40,7 @@ TEST(Classify, LocalFileSystemsCarryByteRangeLeasesOfThisHost) {
                         {kZfs, mounted("zfs"), "zfs"},
                         {TMPFS_MAGIC, mounted("tmpfs"), "tmpfs"},
                         {OVERLAYFS_SUPER_MAGIC, mounted("overlay"), "overlay"},
+                        {kErofs, mounted("erofs"), "erofs"},
                         {F2FS_SUPER_MAGIC, mounted("f2fs"), "f2fs"},
                         {ISOFS_SUPER_MAGIC, mounted("iso9660"), "iso9660"},
                         {UDF_SUPER_MAGIC, mounted("udf"), "udf"},
@@ -57,6 +64,7 @@ TEST(Classify, SharedFileSystemsWhoseByteRangeLocksCrossHostsCarryLeasesOfAllHos
         {NFS_SUPER_MAGIC, mounted("nfs", {"vers=3", "local_lock=none"}), "NFSv3"},
         {NFS_SUPER_MAGIC, mounted("nfs", {"vers=3", "local_lock=flock"}), "NFSv3"},
         {kGfs2, mounted("gfs2", {"rw"}), "GFS2"},
+        {OCFS2_SUPER_MAGIC, mounted("ocfs2", {"rw", "cluster_stack=pcmk"}), "OCFS2 (pcmk)"},
     };
     for (const Row& row : rows) {
         Storage storage = classifyMount(row.magic, row.mount);
@@ -65,39 +73,68 @@ TEST(Classify, SharedFileSystemsWhoseByteRangeLocksCrossHostsCarryLeasesOfAllHos
         EXPECT_EQ(storage.scope, Scope::allHosts) << row.name;
         EXPECT_TRUE(storage.remote) << row.name;
         EXPECT_EQ(storage.hidesReadLocks, std::string(row.name) == "NFSv3");
+        EXPECT_FALSE(storage.qemuLocksStayLocal) << row.name;
+        EXPECT_FALSE(storage.flockImage) << row.name;
     }
 }
 
+TEST(Classify, ClusterStacksOfTheKernelAreServedByFlockAndTheirQemuLocksStayLocal) {
+    for (const Mount& mount :
+         {mounted("ocfs2", {"rw", "cluster_stack=o2cb"}), mounted("ocfs2", {"rw", "_netdev", "heartbeat=local"})}) {
+        Storage storage = classifyMount(OCFS2_SUPER_MAGIC, mount);
+        EXPECT_EQ(storage.name, "OCFS2 (o2cb)");
+        EXPECT_EQ(storage.lock, LockKind::flock);
+        EXPECT_EQ(storage.scope, Scope::allHosts);
+        EXPECT_TRUE(storage.remote);
+        EXPECT_TRUE(storage.qemuLocksStayLocal);
+        EXPECT_TRUE(storage.flockImage);
+    }
+}
+
+TEST(Classify, ALockThatCanHangSaysSo) {
+    for (const char* stack : {"cluster_stack=pcmk", "cluster_stack=cman"})
+        EXPECT_NE(classifyMount(OCFS2_SUPER_MAGIC, mounted("ocfs2", {stack})).reason.find("dlm_controld"),
+                  std::string::npos);
+    EXPECT_NE(classifyMount(kGfs2, mounted("gfs2")).reason.find("dlm_controld"), std::string::npos);
+}
+
 TEST(Classify, StorageWithoutALockToTrustIsRefusedByNameWithAReason) {
-    const Row rows[] = {{NFS_SUPER_MAGIC, mounted("nfs", {"vers=3", "nolock"}), "NFSv3"},
-                        {NFS_SUPER_MAGIC, mounted("nfs", {"vers=3", "local_lock=all"}), "NFSv3"},
-                        {NFS_SUPER_MAGIC, mounted("nfs", {"vers=3", "local_lock=posix"}), "NFSv3"},
-                        {NFS_SUPER_MAGIC, mounted("nfs", {"rw"}), "NFS"},
-                        {OCFS2_SUPER_MAGIC, mounted("ocfs2", {"cluster_stack=o2cb"}), "OCFS2 (o2cb)"},
-                        {OCFS2_SUPER_MAGIC, mounted("ocfs2", {"_netdev", "heartbeat=local"}), "OCFS2 (o2cb)"},
-                        {OCFS2_SUPER_MAGIC, mounted("ocfs2", {"cluster_stack=pcmk"}), "OCFS2 (pcmk)"},
-                        {CEPH_SUPER_MAGIC, mounted("ceph"), "CephFS"},
-                        {FUSE_SUPER_MAGIC, mounted("fuse.glusterfs"), "GlusterFS"},
-                        {kLustre, mounted("lustre", {"rw", "flock"}), "Lustre"},
-                        {OCFS2_SUPER_MAGIC, mounted("ocfs2", {"cluster_stack=pcmk", "localflocks"}), "OCFS2"},
-                        {kGfs2, mounted("gfs2", {"localflocks"}), "GFS2"},
-                        {FUSE_SUPER_MAGIC, mounted("fuse.sshfs"), "fuse.sshfs"},
-                        {FUSE_SUPER_MAGIC, mounted("fuse.unheard-of"), "fuse.unheard-of"},
-                        {FUSE_SUPER_MAGIC, mounted("fuseblk"), "fuseblk"},
-                        {FUSE_SUPER_MAGIC, mounted("virtiofs"), "virtiofs"},
-                        {SMB2_SUPER_MAGIC, mounted("cifs", {"vers=3.1.1"}), "SMB"},
-                        {kCifs, mounted("cifs"), "SMB"},
-                        {kLustre, mounted("lustre", {"rw"}), "Lustre"},
-                        {kLustre, mounted("lustre", {"localflock"}), "Lustre"},
-                        {V9FS_MAGIC, mounted("9p"), "9p"},
-                        {kBeegfs, mounted("beegfs"), "BeeGFS"},
-                        {kGpfs, mounted("gpfs"), "GPFS"},
-                        {0x12345678, mounted("newfs"), "newfs"}};
-    for (const Row& row : rows) {
+    struct Refusal {
+        Row row;
+        const char* reason; // a word of it
+    };
+    const Refusal rows[] = {
+        {{NFS_SUPER_MAGIC, mounted("nfs", {"vers=3", "nolock"}), "NFSv3"}, "nolock"},
+        {{NFS_SUPER_MAGIC, mounted("nfs", {"vers=3", "local_lock=all"}), "NFSv3"}, "local_lock=all"},
+        {{NFS_SUPER_MAGIC, mounted("nfs", {"vers=3", "local_lock=posix"}), "NFSv3"}, "local_lock=posix"},
+        {{NFS_SUPER_MAGIC, mounted("nfs", {"rw"}), "NFS"}, "version"},
+        {{OCFS2_SUPER_MAGIC, mounted("ocfs2", {"cluster_stack=o2cb", "localflocks"}), "OCFS2"}, "localflocks"},
+        {{OCFS2_SUPER_MAGIC, mounted("ocfs2", {"cluster_stack=pcmk", "localflocks"}), "OCFS2"}, "localflocks"},
+        {{kGfs2, mounted("gfs2", {"localflocks"}), "GFS2"}, "localflocks"},
+        {{CEPH_SUPER_MAGIC, mounted("ceph"), "CephFS"}, "not been tried"},
+        {{FUSE_SUPER_MAGIC, mounted("fuse.ceph"), "CephFS (FUSE)"}, "not been tried"},
+        {{FUSE_SUPER_MAGIC, mounted("fuse.glusterfs"), "GlusterFS"}, "client.strict-locks on"},
+        {{FUSE_SUPER_MAGIC, mounted("fuse.sshfs"), "fuse.sshfs"}, "stay on this host"},
+        {{FUSE_SUPER_MAGIC, mounted("fuse.unheard-of"), "fuse.unheard-of"}, "own process"},
+        {{FUSE_SUPER_MAGIC, mounted("fuseblk"), "fuseblk"}, "own process"},
+        {{FUSE_SUPER_MAGIC, mounted("virtiofs"), "virtiofs"}, "virtiofsd"},
+        {{SMB2_SUPER_MAGIC, mounted("cifs", {"vers=3.1.1"}), "SMB"}, "in the way"},
+        {{kCifs, mounted("cifs"), "SMB"}, "in the way"},
+        {{SMB2_SUPER_MAGIC, mounted("cifs", {"nobrl"}), "SMB"}, "nobrl"},
+        {{kLustre, mounted("lustre", {"rw", "flock"}), "Lustre"}, "not been tried"},
+        {{kLustre, mounted("lustre", {"rw", "localflock"}), "Lustre"}, "localflock"},
+        {{kLustre, mounted("lustre", {"rw"}), "Lustre"}, "without the option flock"},
+        {{V9FS_MAGIC, mounted("9p"), "9p"}, "every lock to everybody"},
+        {{kBeegfs, mounted("beegfs"), "BeeGFS"}, "tuneUseGlobalFileLocks"},
+        {{kGpfs, mounted("gpfs"), "GPFS"}, "not been tried"},
+        {{0x12345678, mounted("newfs"), "newfs"}, "not known"},
+    };
+    for (const auto& [row, reason] : rows) {
         Storage storage = classifyMount(row.magic, row.mount);
         EXPECT_EQ(storage.name, row.name);
         EXPECT_EQ(storage.lock, LockKind::none) << row.name;
-        EXPECT_NE(storage.reason, "") << row.name;
+        EXPECT_TRUE(storage.remote) << row.name;
+        EXPECT_NE(storage.reason.find(reason), std::string::npos) << row.name << ": " << storage.reason;
     }
 }
 
@@ -152,6 +189,158 @@ TEST_F(ClassifyFile, SysfsIsRefusedByItsMountsName) {
 
 TEST_F(ClassifyFile, ThatCannotBeLookedAtIsAnError) {
     EXPECT_THROW(classify(-1, "disk.img"), SystemError);
+}
+
+using Layers = std::vector<std::string>;
+
+TEST(Classify, LayersOfAnOverlayAreReadInEveryFormThatTheKernelWrites) {
+    EXPECT_EQ(overlayLayers(mounted("overlay", {"rw", "lowerdir=/a:/b", "upperdir=/u", "workdir=/w"})),
+              (Layers{"/u", "/a", "/b"}));
+    EXPECT_EQ(overlayLayers(mounted("overlay", {"lowerdir=/a\\:b:/c\\\\d::/data"})),
+              (Layers{"/a:b", "/c\\d", "/data"}));
+    EXPECT_EQ(
+        overlayLayers(mounted("overlay", {"lowerdir+=/a:b", "lowerdir+=/c\\d", "datadir+=/data", "upperdir=/u:v"})),
+        (Layers{"/u:v", "/a:b", "/c\\d", "/data"}));
+    EXPECT_EQ(overlayLayers(mounted("overlay", {"lowerdir=/a\\"})), (Layers{"/a\\"}));
+    EXPECT_EQ(overlayLayers(mounted("overlay", {"rw", "lowerdir=", "lowerdir"})), Layers{});
+}
+
+// Mounts of its own, which go with it. What `body` says in the other namespace is what it demands.
+void inOwnMounts(const std::function<void()>& body) {
+    unit::Child child([&](unit::Line& line) {
+        if (unshare(CLONE_NEWNS) < 0 || mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) < 0) {
+            line.say('-');
+            return;
+        }
+        line.say('+');
+        body();
+    });
+    bool may = child.line().hear() == '+';
+    EXPECT_EQ(child.join(), "");
+    if (!may)
+        GTEST_SKIP() << "no mount namespace may be made here";
+}
+
+void mountOverlay(const std::string& options, const std::string& point) {
+    unit::demand(::mount("overlay", point.c_str(), "overlay", 0, options.c_str()) == 0,
+                 "mount an overlay with " + options + ": " + std::strerror(errno));
+}
+
+void mountTmpfs(const std::string& point) {
+    unit::demand(::mount("tmpfs", point.c_str(), "tmpfs", 0, "size=1m") == 0, "mount a tmpfs");
+}
+
+// Directories for an overlay, on a file system that can carry one.
+class ClassifyMounted : public unit::LeavesNoDescriptor {
+protected:
+    ClassifyMounted() {
+        for (const char* name : {"lower", "lower,2", "upper", "work", "merged", "twice"})
+            EXPECT_EQ(mkdir(path(name).c_str(), 0755), 0);
+        dir_.file("lower/disk.img");
+    }
+    std::string path(const std::string& name) const { return dir_.path(name); }
+    std::string withLower(const std::string& lower) const {
+        return "lowerdir=" + lower + ",upperdir=" + path("upper") + ",workdir=" + path("work");
+    }
+    static Storage look(const std::string& path, std::span<const Override> overrides = {}) {
+        return classify(os::openFile(path, O_RDONLY).get(), path, overrides);
+    }
+    static void demandLocal(const Storage& storage, const std::string& reason) {
+        unit::demand(storage.name == "overlay" && storage.lock == LockKind::byteRange && !storage.remote &&
+                         storage.scope == Scope::thisHost,
+                     "local, but it is refused: " + storage.reason);
+        unit::demand(reason.empty() ? storage.reason.empty() : storage.reason.find(reason) != std::string::npos,
+                     "the reason is: " + storage.reason);
+    }
+    static void demandRefused(const Storage& storage, const std::string& layer, const std::string& type) {
+        unit::demand(storage.lock == LockKind::none, "it is leased");
+        unit::demand(storage.reason.find("its layer '" + layer + "' is on " + type) != std::string::npos,
+                     "the reason is: " + storage.reason);
+    }
+
+    unit::TempDir dir_;
+};
+
+TEST_F(ClassifyMounted, OverlayOfLocalLayersIsLocal) {
+    inOwnMounts([&] {
+        // Names that need an escape of the mount's options, and of mountinfo.
+        mountOverlay(withLower(path("lower") + ":" + path("lower\\,2")), path("merged"));
+        demandLocal(look(path("merged/disk.img")), "");
+        mountOverlay("lowerdir=" + path("merged") + ":" + path("lower"), path("twice"));
+        demandLocal(look(path("twice/disk.img")), "");
+    });
+}
+
+// sysfs stands for storage that nothing is known of: it needs no server, and is a layer of no real overlay.
+TEST_F(ClassifyMounted, OverlayWithOneLayerOfOtherStorageIsRefusedByThatLayer) {
+    inOwnMounts([&] {
+        mountOverlay(withLower(path("lower") + ":/sys/kernel"), path("merged"));
+        demandRefused(look(path("merged/disk.img")), "/sys/kernel", "sysfs");
+        mountOverlay("lowerdir=" + path("merged") + ":" + path("lower"), path("twice"));
+        demandRefused(look(path("twice/disk.img")), path("merged"), "overlay");
+    });
+}
+
+TEST_F(ClassifyMounted, OverlayWhoseLayersAreNotInThisNamespaceIsLocalAndSaysSo) {
+    inOwnMounts([&] {
+        mountOverlay(withLower(path("lower")), path("merged"));
+        os::Fd image = os::openFile(path("merged/disk.img"), O_RDONLY);
+        unit::demand(rename(path("lower").c_str(), path("gone").c_str()) == 0, "rename");
+        demandLocal(classify(image.get(), "disk.img"), "its layer '" + path("lower") + "' cannot be seen");
+    });
+}
+
+TEST_F(ClassifyMounted, OverlayThatHidesItsOwnLayerIsLocalAndSaysSo) {
+    inOwnMounts([&] {
+        mountOverlay(withLower(path("lower")), path("lower"));
+        demandLocal(look(path("lower/disk.img")), "its layer '" + path("lower") + "' cannot be seen");
+    });
+}
+
+TEST_F(ClassifyMounted, BindMountShowsWhatIsBehindIt) {
+    inOwnMounts([&] {
+        mountTmpfs(path("upper"));
+        unit::demand(os::openFile(path("upper"), O_RDONLY).open(), "open");
+        unit::demand(::mount(path("upper").c_str(), path("merged").c_str(), nullptr, MS_BIND, nullptr) == 0, "bind");
+        unit::demand(look(path("merged")).name == "tmpfs", "a bind mount of tmpfs is " + look(path("merged")).name);
+        unit::demand(::mount("/sys", path("twice").c_str(), nullptr, MS_BIND, nullptr) == 0, "bind");
+        unit::demand(look(path("twice/kernel")).name == "sysfs", "a bind mount of sysfs");
+        unit::demand(look(path("twice/kernel")).lock == LockKind::none, "it is leased");
+    });
+}
+
+TEST_F(ClassifyMounted, OverrideIsFoundByThePathBehindLinksAndKeepsWhatWasSeen) {
+    std::vector<Override> overrides{{path("lower"), LockKind::flock, Scope::allHosts}};
+    Storage seen = look(path("lower/disk.img"));
+    ASSERT_EQ(symlink(path("lower").c_str(), path("link").c_str()), 0);
+    for (const char* name : {"lower/disk.img", "link/disk.img", "upper/../lower/disk.img"}) {
+        Storage storage = look(path(name), overrides);
+        EXPECT_EQ(storage.name, seen.name);
+        EXPECT_EQ(storage.remote, seen.remote);
+        EXPECT_EQ(storage.lock, LockKind::flock) << name;
+        EXPECT_EQ(storage.scope, Scope::allHosts);
+        EXPECT_TRUE(storage.qemuLocksStayLocal);
+        EXPECT_FALSE(storage.flockImage);
+        EXPECT_EQ(storage.reason, "the administrator says so (storage_locks)");
+    }
+    EXPECT_EQ(look(path("upper"), overrides).lock, seen.lock) << "not below it";
+    dir_.file("upper/disk.img");
+    ASSERT_EQ(symlink(path("upper/disk.img").c_str(), path("lower/away.img").c_str()), 0);
+    EXPECT_EQ(look(path("lower/away.img"), overrides).reason, seen.reason) << "a link that leads out of it";
+}
+
+TEST_F(ClassifyMounted, OverrideMayTrustAndMayRefuse) {
+    std::vector<Override> overrides{{"/", LockKind::none, Scope::thisHost},
+                                    {"/sys", LockKind::byteRange, Scope::allHosts}};
+    Storage refused = look(path("lower/disk.img"), overrides);
+    EXPECT_EQ(refused.lock, LockKind::none);
+    EXPECT_EQ(refused.reason, "the administrator refuses leases there (storage_locks)");
+    Storage trusted = look("/sys/kernel", overrides);
+    EXPECT_EQ(trusted.name, "sysfs");
+    EXPECT_EQ(trusted.lock, LockKind::byteRange);
+    EXPECT_EQ(trusted.scope, Scope::allHosts);
+    EXPECT_TRUE(trusted.remote);
+    EXPECT_FALSE(trusted.qemuLocksStayLocal);
 }
 
 constexpr const char* kMountinfo =
