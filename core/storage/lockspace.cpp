@@ -107,7 +107,10 @@ os::Fd openLeaseFile(const Lockspace& lockspace, const std::string& name, const 
     });
     std::string path = lockspace.path + "/" + name;
     if (error == ELOOP || error == EISDIR || error == ENXIO)
-        refuse(lockspace.path, lockspace.origin, "'" + name + "' in it is not a regular file; remove it");
+        refuse(lockspace.path, lockspace.origin,
+               "'" + name +
+                   "' in it is a lease of another kind, or no lease; give all hosts the same storage_locks, "
+                   "or remove it when no guest uses it");
     if (error != 0)
         cannotMake(lockspace, error, name);
     struct stat status = statOf(fd.get(), path);
@@ -126,7 +129,10 @@ os::Fd openLeaseDirectory(const Lockspace& lockspace, const std::string& name) {
         return os::tryOpenAt(lockspace.directory.get(), name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, fd);
     });
     if (error == ELOOP || error == ENOTDIR)
-        refuse(lockspace.path, lockspace.origin, "'" + name + "' in it is not a directory; remove it");
+        refuse(lockspace.path, lockspace.origin,
+               "'" + name +
+                   "' in it is a lease of another kind; give all hosts the same storage_locks, or remove it when "
+                   "no guest uses it");
     if (error != 0)
         cannotMake(lockspace, error, name);
     if (changeableByOthers(statOf(fd.get(), lockspace.path + "/" + name)))

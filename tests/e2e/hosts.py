@@ -314,6 +314,8 @@ class Host:
     def configure(self, lock_manager=None, plugin_conf=None, qemu_conf="", plugin_dir=None):
         """Writes the configuration that the next start_libvirtd() reads. plugin_conf None: what the run was told to
         use, usually no such file."""
+        self.configuration = dict(lock_manager=lock_manager, plugin_conf=plugin_conf, qemu_conf=qemu_conf,
+                                  plugin_dir=plugin_dir)
         plugin_conf = plugin_conf if plugin_conf is not None else self.lab.plugin_conf
         manager = lock_manager or self.lab.lock_manager
         etc = self.dir / "etc"
@@ -333,7 +335,8 @@ class Host:
 
     @contextlib.contextmanager
     def configured(self, **configuration):
-        """libvirtd runs with this configuration inside the with block, with the usual one afterwards."""
+        """libvirtd runs with this configuration inside the with block, with what it had before afterwards."""
+        before = self.configuration
         self.kill_libvirtd()
         self.configure(**configuration)
         self.start_libvirtd()
@@ -341,7 +344,7 @@ class Host:
             yield self
         finally:
             self.kill_libvirtd()
-            self.configure()
+            self.configure(**before)
             self.start_libvirtd()
 
     def spawn(self, *command, env=None, log):

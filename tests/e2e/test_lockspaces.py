@@ -154,11 +154,12 @@ def loop(image):
     subprocess.run(["losetup", "--detach", found.stdout.strip()], check=True)
 
 
-def test_a_block_device_is_leased_on_this_host_and_the_log_says_so(lab, alpha, loop, guest):
+def test_a_block_device_is_leased_on_this_host_and_the_log_says_so(lab, alpha, beta, loop, guest):
     wanted = guest(loop, emulator=lab.emulator_without_locks)
     alpha.forget_log()
     alpha.boot(wanted)
     expect.taken(alpha, loop)
+    expect.free(beta, loop)
     said = (alpha.dir / "log" / "qemu" / f"{wanted.name}.log").read_text() + alpha.log()
     assert "on this host only" in said and loop in said
     alpha.kill_qemu(wanted)
@@ -243,5 +244,5 @@ def test_where_disks_are_not_leased_by_themselves_a_lease_is_enough(alpha, beta,
         alpha.start_guest(holder)
         expect.not_leased(disk_of(holder))
         other = leased_guest()
-        beta.define(other)
-        assert holder.name in beta.refused("start", other.name)
+        alpha.define(other)
+        assert holder.name in alpha.refused("start", other.name)
