@@ -190,7 +190,8 @@ LockOutcome FileSetMedium::tryPlace(const Mark& mark, LockType type) {
                      [&](const Placed& theirs) { return allowedTogether(theirs, mark, type); }))
         return LockOutcome::contended;
     bool withImage = mark.kind == MarkKind::owner && image_ >= 0;
-    if (withImage && os::tryFlock(image_, type, name_) == LockOutcome::contended) {
+    imageLocked_ = withImage && os::tryFlock(image_, type, name_) == LockOutcome::contended;
+    if (imageLocked_) {
         // An upgrade that was refused has dropped the lock for reading. The gate has kept all guests out meanwhile.
         if (own.hasOwner())
             (void)os::tryFlock(image_, LockType::read, name_);
@@ -233,6 +234,8 @@ std::vector<Mark> FileSetMedium::look() const {
     std::vector<Mark> marks;
     for (const Placed& placed : readOthers(directory_, self_, name_))
         marks.push_back(placed.mark);
+    if (imageLocked_)
+        marks.push_back({});
     return marks;
 }
 

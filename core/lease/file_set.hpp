@@ -31,7 +31,8 @@ os::Fd openMarkFile(int directory, const Incarnation& self, const std::string& a
 class FileSetMedium final : public Medium {
 public:
     // Owns none of the descriptors. `image` is -1, or a descriptor of the image itself: then whoever has `owner` flocks
-    // that as well, so that flock(1) and others respect it. `name` is the image's, for messages.
+    // that as well, so that flock(1) and others respect it, and one of theirs shows as a foreign mark. `name` is the
+    // image's, for messages.
     FileSetMedium(int markFile, int directory, int image, const Incarnation& self, std::string name);
 
     [[nodiscard]] os::LockOutcome tryPlace(const Mark& mark, os::LockType type) override;
@@ -48,6 +49,7 @@ private:
     int image_;
     Incarnation self_;
     std::string name_;
+    bool imageLocked_ = false; // by somebody who has no marks, when we tried last
 };
 
 // A mark that is up, and whether it is for reading or for writing (`owner` alone may be for reading).

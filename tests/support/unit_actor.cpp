@@ -2,9 +2,13 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "tests/support/unit_actor.hpp"
 
-#include "core/os/file_lock.hpp"
+#include "core/lease/byte_range.hpp"
+
+#include <algorithm>
+#include <cstdlib>
 
 #include <fcntl.h>
+#include <sys/stat.h>
 
 namespace leasehold::unit {
 
@@ -19,47 +23,75 @@ void SteppedMedium::step() const {
 
 os::LockOutcome SteppedMedium::tryPlace(const Mark& mark, os::LockType type) {
     step();
-    return medium_.tryPlace(mark, type);
+    return medium_->tryPlace(mark, type);
 }
 
 void SteppedMedium::remove(const Mark& mark) {
     step();
-    medium_.remove(mark);
+    medium_->remove(mark);
 }
 
 void SteppedMedium::removeHandoff() {
     step();
-    medium_.removeHandoff();
+    medium_->removeHandoff();
 }
 
 void SteppedMedium::removeAll() {
     step();
-    medium_.removeAll();
+    medium_->removeAll();
 }
 
 std::vector<Mark> SteppedMedium::look() const {
     step();
-    return medium_.look();
+    return medium_->look();
 }
 
 lease::Note SteppedMedium::note() const {
     step();
-    return medium_.note();
+    return medium_->note();
 }
 
 void SteppedMedium::setNote(const lease::Note& note) {
     step();
-    medium_.setNote(note);
+    medium_->setNote(note);
+}
+
+bool marksAreFiles() {
+    static const bool files = getenv("LEASEHOLD_MARKS") && std::string(getenv("LEASEHOLD_MARKS")) == "files";
+    return files;
+}
+
+os::Fd lockOutside(const std::string& image, os::LockType type) {
+    os::Fd program = os::openFile(image, O_RDWR);
+    auto outcome = marksAreFiles() ? os::tryFlock(program.get(), type, image)
+                                   : os::tryLock(program.get(), type, {0, lease::kMarkArea + 1}, image);
+    demand(outcome == os::LockOutcome::granted, image + " is locked already");
+    return program;
 }
 
 Actor::Actor(std::uint32_t domain, Mode mode, const std::vector<std::string>& images)
     : self_{domain, lease::drawId()}, mode_(mode) {
-    bool writable = mode != Mode::readOnly;
     for (const std::string& image : images) {
-        fds_.push_back(os::openFile(image, writable ? O_RDWR : O_RDONLY));
-        media_.emplace_back(lease::ByteRangeMedium(fds_.back().get(), writable, image), before);
+        media_.emplace_back(openMedium(image), before);
         shares_.push_back({&media_.back(), mode});
     }
+}
+
+std::unique_ptr<lease::Medium> Actor::openMedium(const std::string& image) {
+    bool writable = mode_ != Mode::readOnly;
+    os::Fd fd = os::openFile(image, writable ? O_RDWR : O_RDONLY);
+    if (!marksAreFiles()) {
+        opened_.push_back({.lease = std::move(fd)});
+        return std::make_unique<lease::ByteRangeMedium>(opened_.back().lease.get(), writable, image);
+    }
+    std::string folder = image + ".marks";
+    demand(mkdir(folder.c_str(), 0700) == 0 || errno == EEXIST, "no directory " + folder);
+    os::Fd directory = os::openFile(folder, O_RDONLY | O_DIRECTORY);
+    os::Fd marks = lease::openMarkFile(directory.get(), self_, image, image);
+    opened_.push_back({std::move(marks), std::move(directory), std::move(fd)});
+    const Opened& opened = opened_.back();
+    return std::make_unique<lease::FileSetMedium>(opened.lease.get(), opened.directory.get(), opened.image.get(), self_,
+                                                  image);
 }
 
 lease::Patience Actor::patience() {
@@ -90,39 +122,47 @@ lease::Answer Actor::upgrade() {
 }
 
 void Actor::die() {
-    fds_.clear();
+    opened_.clear();
+}
+
+std::vector<lease::Placed> Actor::marks(std::size_t image) const {
+    int fd = opened_[image].lease.get();
+    if (marksAreFiles()) {
+        std::string text(4096, '\0');
+        ssize_t length = pread(fd, text.data(), text.size(), 0);
+        demand(length > 0, "no marks to read");
+        return lease::decodeMarks(std::string_view(text).substr(0, static_cast<std::size_t>(length)), self_);
+    }
+    std::vector<lease::Placed> marks;
+    for (const os::FoundLock& lock : os::inspectOwnLocks(fd))
+        for (const Mark& mark : lease::decodeRange(lock.range))
+            marks.push_back({mark, lock.type});
+    return marks;
 }
 
 bool Actor::has(const Mark& mark, std::size_t image) const {
-    for (const os::FoundLock& lock : os::inspectOwnLocks(fds_[image].get()))
-        for (const Mark& own : lease::decodeRange(lock.range))
-            if (own == mark)
-                return true;
-    return false;
+    auto all = marks(image);
+    return std::any_of(all.begin(), all.end(), [&](const lease::Placed& placed) { return placed.mark == mark; });
 }
 
 bool Actor::owns(std::size_t image) const {
     Mark mark = mode_ == Mode::shared ? Mark{MarkKind::sharedOwner, self_.domain, 0} : kOwner;
-    os::Range byte{lease::encodeOffset(mark), 1};
-    for (const os::FoundLock& lock : os::inspectOwnLocks(fds_[image].get()))
-        if (lock.range == byte && lock.type == os::LockType::write)
-            return true;
-    return false;
+    auto all = marks(image);
+    return std::find(all.begin(), all.end(), lease::Placed{mark, os::LockType::write}) != all.end();
 }
 
 bool Actor::present(std::size_t image) const {
     return has(presentMark(mode_, self_), image);
 }
 
-std::size_t Actor::locks(std::size_t image) const {
-    return os::inspectOwnLocks(fds_[image].get()).size();
+std::size_t Actor::count(std::size_t image) const {
+    return marks(image).size();
 }
 
 std::optional<std::uint32_t> Actor::handoff(std::size_t image) const {
-    for (const os::FoundLock& lock : os::inspectOwnLocks(fds_[image].get()))
-        for (const Mark& mark : lease::decodeRange(lock.range))
-            if (mark.kind == lease::MarkKind::handoff)
-                return mark.id;
+    for (const lease::Placed& placed : marks(image))
+        if (placed.mark.kind == MarkKind::handoff)
+            return placed.mark.id;
     return std::nullopt;
 }
 

@@ -4,13 +4,15 @@
 
 // The people of the protocol tests: QEMUs that use images, each with an open file description of its own for each
 // image, as the engine gives them. The media are the real ones; one can be interrupted between any two of its steps.
+// Which of them the marks are in says the environment: meson runs every protocol test once on each.
 
-#include "core/lease/byte_range.hpp"
+#include "core/lease/file_set.hpp"
 #include "core/lease/protocol.hpp"
-#include "core/os/fd.hpp"
+#include "tests/support/unit_support.hpp"
 
 #include <deque>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -22,7 +24,7 @@ namespace leasehold::unit {
 // a death (an exception).
 class SteppedMedium final : public lease::Medium {
 public:
-    SteppedMedium(lease::ByteRangeMedium medium, std::function<void()>& before)
+    SteppedMedium(std::unique_ptr<lease::Medium> medium, std::function<void()>& before)
         : medium_(std::move(medium)), before_(before) {}
 
     [[nodiscard]] os::LockOutcome tryPlace(const lease::Mark& mark, os::LockType type) override;
@@ -36,7 +38,7 @@ public:
 private:
     void step() const;
 
-    lease::ByteRangeMedium medium_;
+    std::unique_ptr<lease::Medium> medium_;
     std::function<void()>& before_;
 };
 
@@ -61,27 +63,48 @@ public:
     lease::Answer upgrade();
     void die(); // closes everything: what the kernel does when QEMU goes
 
-    // What the kernel says that this QEMU holds.
+    // What the kernel, or the file of this incarnation, says that this QEMU holds.
     bool has(const lease::Mark& mark, std::size_t image = 0) const;
     bool owns(std::size_t image = 0) const; // the mark that decides in its mode, for writing
     bool present(std::size_t image = 0) const;
-    std::size_t locks(std::size_t image = 0) const;
+    std::size_t count(std::size_t image = 0) const;
     std::optional<std::uint32_t> handoff(std::size_t image = 0) const;
 
     std::function<bool()> pause;  // between two tries; false: the QEMU has died
     std::function<void()> before; // before each step of a medium
 
 private:
+    // What keeps one lease alive.
+    struct Opened {
+        os::Fd lease, directory, image; // the latter two for a file set only
+    };
+    std::unique_ptr<lease::Medium> openMedium(const std::string& image);
     lease::Patience patience();
+    std::vector<lease::Placed> marks(std::size_t image) const;
 
     lease::Incarnation self_;
     lease::Mode mode_;
-    std::vector<os::Fd> fds_;
+    std::vector<Opened> opened_;
     std::deque<SteppedMedium> media_;
     std::vector<lease::Share> shares_;
 };
 
 constexpr lease::Mark kOwner{lease::MarkKind::owner, 0, 0};
+constexpr lease::Mode kModes[] = {lease::Mode::exclusive, lease::Mode::shared, lease::Mode::readOnly};
+constexpr std::uint32_t kWeb = 1, kMail = 2; // domains
+
+// Two images, and who closes what it opened.
+class ProtocolTest : public LeavesNoDescriptor {
+protected:
+    TempDir dir;
+    std::string image = dir.file("disk.img"), second = dir.file("second.img");
+    std::vector<std::string> both{image, second};
+};
+
+// Whether the marks are files of a directory, or bytes of the image.
+bool marksAreFiles();
+// A program outside leasehold that locks the image in the way that an owner of this medium meets: fcntl(2), flock(2).
+os::Fd lockOutside(const std::string& image, os::LockType type);
 
 // Who has been killed between two steps.
 struct Death {};

@@ -3,26 +3,15 @@
 
 // acquireAll: who may run now, with which state.
 
-#include "core/os/file_lock.hpp"
 #include "tests/support/unit_actor.hpp"
-#include "tests/support/unit_support.hpp"
-
-#include <fcntl.h>
 
 namespace leasehold::lease {
 namespace {
 
-using unit::Actor;
-using unit::granted;
-using unit::kOwner;
-using unit::refused;
+using namespace unit;
 
-constexpr std::uint32_t kWeb = 1, kMail = 2;
-
-class Acquire : public unit::LeavesNoDescriptor {
+class Acquire : public ProtocolTest {
 protected:
-    unit::TempDir dir;
-    std::string image = dir.file("disk.img"), second = dir.file("second.img");
     Actor source{kWeb, Mode::exclusive, image}, target{kWeb, Mode::exclusive, image};
 
     // The source runs, its migration has begun, the destination has joined. Gives the token in the cookie.
@@ -40,7 +29,7 @@ TEST_F(Acquire, IsIdempotent) {
     for (int i = 0; i < 3; i++) {
         EXPECT_TRUE(granted(source.acquire()));
         EXPECT_TRUE(source.owns());
-        EXPECT_EQ(source.locks(), 2u);
+        EXPECT_EQ(source.count(), 2u);
     }
 }
 
@@ -52,7 +41,7 @@ TEST_F(Acquire, ResumesASuspendedGuestWithAnyStateOrNone) {
         EXPECT_EQ(source.handoff(), std::nullopt) << "the token is void";
     }
     EXPECT_TRUE(granted(source.acquire(source.release())));
-    EXPECT_EQ(source.locks(), 2u);
+    EXPECT_EQ(source.count(), 2u);
 }
 
 TEST_F(Acquire, OfAColdStartTakesTheStateOfADeadQemuForNothing) {
@@ -61,7 +50,7 @@ TEST_F(Acquire, OfAColdStartTakesTheStateOfADeadQemuForNothing) {
     source.die();
     ASSERT_TRUE(granted(target.enter()));
     EXPECT_TRUE(granted(target.acquire(stale)));
-    EXPECT_EQ(target.locks(), 2u) << "no taken mark either";
+    EXPECT_EQ(target.count(), 2u) << "no taken mark either";
 }
 
 TEST_F(Acquire, HandsOverToTheSuccessorThatQuotesTheToken) {
@@ -82,7 +71,7 @@ TEST_F(Acquire, IsRefusedWithoutTheTokenAndGivesBackWhatItTook) {
         auto answer = target.acquire(wrong);
         EXPECT_TRUE(refused(answer, Obstacle::sameGuest));
         EXPECT_FALSE(target.has(kOwner));
-        EXPECT_EQ(target.locks(), 1u);
+        EXPECT_EQ(target.count(), 1u);
     }
     EXPECT_TRUE(granted(target.acquire(token))) << "a wrong try has spoilt nothing";
 }
@@ -101,7 +90,7 @@ TEST_F(Acquire, OfASuccessorIsRefusedWhileTheSourceRuns) {
     std::uint32_t token = prepare();
     EXPECT_TRUE(refused(target.acquire(token), Obstacle::sameGuest)) << "the source has not released";
     EXPECT_TRUE(source.owns());
-    EXPECT_EQ(target.locks(), 1u);
+    EXPECT_EQ(target.count(), 1u);
 }
 
 TEST_F(Acquire, WaitsForTheReleaseThatItsStateBelongsTo) {
@@ -160,7 +149,7 @@ TEST_F(Acquire, ResumesTheSourceWhenTheDestinationHasDied) {
     target.die();
     EXPECT_TRUE(granted(source.acquire(token)));
     EXPECT_TRUE(source.owns());
-    EXPECT_EQ(source.locks(), 2u) << "handoff and leaving are gone";
+    EXPECT_EQ(source.count(), 2u) << "handoff and leaving are gone";
 }
 
 TEST_F(Acquire, ResumesTheSourceByItsOwnStateWhileTheDestinationOnlyJoined) {
@@ -170,7 +159,7 @@ TEST_F(Acquire, ResumesTheSourceByItsOwnStateWhileTheDestinationOnlyJoined) {
     EXPECT_TRUE(granted(source.acquire(token)));
     EXPECT_TRUE(source.owns());
     EXPECT_TRUE(refused(target.acquire(token), Obstacle::sameGuest)) << "the token is void now";
-    EXPECT_EQ(target.locks(), 1u);
+    EXPECT_EQ(target.count(), 1u);
 }
 
 TEST_F(Acquire, NeverResumesASourceWhoseTokenWasUsed) {
@@ -235,14 +224,13 @@ TEST_F(Acquire, WaitsForAStrangersColdStartToFail) {
 TEST_F(Acquire, NamesAForeignLockAndDoesNotWaitForIt) {
     std::uint32_t token = prepare();
     source.release();
-    os::Fd program = os::openFile(image, O_RDWR);
-    ASSERT_EQ(os::tryLock(program.get(), os::LockType::write, {0, kMarkArea + 1}, image), os::LockOutcome::granted);
+    os::Fd program = lockOutside(image, os::LockType::write);
     target.pause = [] {
         ADD_FAILURE() << "waited";
         return true;
     };
     EXPECT_TRUE(refused(target.acquire(token), Obstacle::foreignLock));
-    EXPECT_EQ(target.locks(), 1u);
+    EXPECT_EQ(target.count(), 1u);
 }
 
 // A joiner of the same domain comes in between any two steps; nothing that it does may cost a suspended guest its
@@ -250,7 +238,7 @@ TEST_F(Acquire, NamesAForeignLockAndDoesNotWaitForIt) {
 TEST_F(Acquire, KeepsTheLeaseOfASuspendedGuestWhateverComesBetween) {
     std::optional<Actor> guest, joiner;
     Answer resumed;
-    int steps = unit::atEveryStep(
+    int steps = atEveryStep(
         [&]() -> Actor& {
             joiner.reset();
             guest.emplace(kWeb, Mode::exclusive, image);
@@ -273,7 +261,7 @@ TEST_F(Acquire, TheLookWithTheOwnerMarkInHandDecides) {
     std::optional<Actor> from, to;
     std::uint32_t token = 0;
     Answer taken, resumed;
-    int steps = unit::atEveryStep(
+    int steps = atEveryStep(
         [&]() -> Actor& {
             to.reset();
             from.emplace(kWeb, Mode::exclusive, image);
@@ -299,7 +287,7 @@ TEST_F(Acquire, ASourceThatResumesAndDiesAgainHasMadeTheStateVoid) {
     std::optional<Actor> from, to, other;
     std::uint32_t token = 0;
     Answer taken;
-    unit::atEveryStep(
+    atEveryStep(
         [&]() -> Actor& {
             other.reset();
             to.reset();
@@ -329,7 +317,6 @@ TEST_F(Acquire, ASourceThatResumesAndDiesAgainHasMadeTheStateVoid) {
 }
 
 TEST_F(Acquire, OfSeveralImagesGivesBackTheFirstWhenTheSecondIsRefused) {
-    std::vector<std::string> both{image, second};
     for (int busy : {0, 1}) {
         Actor from(kWeb, Mode::exclusive, both), to(kWeb, Mode::exclusive, both);
         ASSERT_TRUE(granted(from.enter()));
@@ -340,15 +327,14 @@ TEST_F(Acquire, OfSeveralImagesGivesBackTheFirstWhenTheSecondIsRefused) {
         auto answer = to.acquire(token);
         ASSERT_TRUE(refused(answer, Obstacle::sameGuest));
         EXPECT_EQ(answer->share, static_cast<std::size_t>(busy));
-        EXPECT_EQ(to.locks(0), 1u);
-        EXPECT_EQ(to.locks(1), 1u);
+        EXPECT_EQ(to.count(0), 1u);
+        EXPECT_EQ(to.count(1), 1u);
         EXPECT_EQ(from.handoff(0), token);
         EXPECT_EQ(from.handoff(1), token);
     }
 }
 
 TEST_F(Acquire, OfSeveralImagesClearsNoHandoffBeforeAllAreOwned) {
-    std::vector<std::string> both{image, second};
     Actor from(kWeb, Mode::exclusive, both), to(kWeb, Mode::exclusive, both);
     ASSERT_TRUE(granted(from.enter()));
     std::uint32_t token = from.inquire();
@@ -368,7 +354,7 @@ TEST_F(Acquire, OfAReaderNeedsNothing) {
     ASSERT_TRUE(granted(twin.enter()));
     EXPECT_TRUE(granted(reader.acquire()));
     EXPECT_TRUE(granted(twin.acquire(77)));
-    EXPECT_EQ(reader.locks(), 2u);
+    EXPECT_EQ(reader.count(), 2u);
 }
 
 } // namespace

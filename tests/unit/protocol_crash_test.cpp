@@ -5,21 +5,15 @@
 // stays protected, and the next call, of a libvirtd that remembers nothing, sets everything right.
 
 #include "tests/support/unit_actor.hpp"
-#include "tests/support/unit_support.hpp"
 
 #include <optional>
 
 namespace leasehold::lease {
 namespace {
 
-using unit::Actor;
-using unit::Death;
-using unit::granted;
-using unit::refused;
+using namespace unit;
 
-constexpr std::uint32_t kWeb = 1, kMail = 2;
-
-class LibvirtdsDeath : public unit::LeavesNoDescriptor {
+class LibvirtdsDeath : public ProtocolTest {
 protected:
     // The call ends where libvirtd is killed; the actor is the QEMU, which is not.
     template <typename Call>
@@ -34,21 +28,21 @@ protected:
 
     Actor& newGuest() {
         target.reset();
-        guest.emplace(kWeb, Mode::exclusive, images);
-        target.emplace(kWeb, Mode::exclusive, images);
+        guest.emplace(kWeb, Mode::exclusive, both);
+        target.emplace(kWeb, Mode::exclusive, both);
         EXPECT_TRUE(granted(guest->enter()));
         return *guest;
     }
 
     void expectStrangersRefused(int step) {
         for (Mode mode : {Mode::exclusive, Mode::shared, Mode::readOnly}) {
-            Actor stranger(kMail, mode, images);
+            Actor stranger(kMail, mode, both);
             EXPECT_TRUE(refused(stranger.enter().refusal, Obstacle::guestPresent)) << "step " << step;
         }
     }
 
     void expectRuns(Actor& actor, int step) {
-        for (std::size_t i = 0; i < images.size(); i++) {
+        for (std::size_t i = 0; i < both.size(); i++) {
             EXPECT_TRUE(actor.owns(i)) << "step " << step << " image " << i;
             EXPECT_TRUE(actor.present(i)) << "step " << step << " image " << i;
             EXPECT_EQ(actor.handoff(i), std::nullopt) << "step " << step << " image " << i;
@@ -57,38 +51,36 @@ protected:
 
     static constexpr auto die = [] { throw Death{}; };
 
-    unit::TempDir dir;
-    std::vector<std::string> images{dir.file("disk.img"), dir.file("second.img")};
     std::optional<Actor> guest, target;
     std::uint32_t token = 0;
 };
 
 TEST_F(LibvirtdsDeath, DuringARegistrationLeavesNothing) {
-    int steps = unit::atEveryStep([&]() -> Actor& { return guest.emplace(kWeb, Mode::exclusive, images); },
-                                  [](Actor& actor) { actor.enter(); }, die,
-                                  [&](int step) {
-                                      Actor mail(kMail, Mode::exclusive, images);
-                                      EXPECT_TRUE(granted(mail.enter())) << "step " << step;
-                                  });
+    int steps = atEveryStep([&]() -> Actor& { return guest.emplace(kWeb, Mode::exclusive, both); },
+                            [](Actor& actor) { actor.enter(); }, die,
+                            [&](int step) {
+                                Actor mail(kMail, Mode::exclusive, both);
+                                EXPECT_TRUE(granted(mail.enter())) << "step " << step;
+                            });
     EXPECT_GE(steps, 8);
 }
 
 TEST_F(LibvirtdsDeath, DuringASuspendKeepsTheLeaseAndTheNextReleaseGivesOneState) {
-    int steps = unit::atEveryStep([&]() -> Actor& { return newGuest(); },
-                                  interrupted([](Actor& actor) { actor.release(); }), die,
-                                  [&](int step) {
-                                      expectStrangersRefused(step);
-                                      token = guest->release();
-                                      EXPECT_EQ(guest->handoff(0), token) << "step " << step;
-                                      EXPECT_EQ(guest->handoff(1), token) << "step " << step;
-                                      EXPECT_TRUE(granted(guest->acquire(token)));
-                                      expectRuns(*guest, step);
-                                  });
+    int steps =
+        atEveryStep([&]() -> Actor& { return newGuest(); }, interrupted([](Actor& actor) { actor.release(); }), die,
+                    [&](int step) {
+                        expectStrangersRefused(step);
+                        token = guest->release();
+                        EXPECT_EQ(guest->handoff(0), token) << "step " << step;
+                        EXPECT_EQ(guest->handoff(1), token) << "step " << step;
+                        EXPECT_TRUE(granted(guest->acquire(token)));
+                        expectRuns(*guest, step);
+                    });
     EXPECT_GE(steps, 4);
 }
 
 TEST_F(LibvirtdsDeath, DuringAResumeKeepsTheLeaseAndTheNextResumeWorks) {
-    int steps = unit::atEveryStep(
+    int steps = atEveryStep(
         [&]() -> Actor& {
             newGuest();
             token = guest->release();
@@ -104,22 +96,22 @@ TEST_F(LibvirtdsDeath, DuringAResumeKeepsTheLeaseAndTheNextResumeWorks) {
 }
 
 TEST_F(LibvirtdsDeath, DuringAnInquireKeepsTheLeaseAndTheNextMigrationWorks) {
-    int steps = unit::atEveryStep([&]() -> Actor& { return newGuest(); },
-                                  interrupted([](Actor& actor) { actor.inquire(); }), die,
-                                  [&](int step) {
-                                      expectStrangersRefused(step);
-                                      token = guest->inquire();
-                                      ASSERT_TRUE(granted(target->enter())) << "step " << step;
-                                      guest->release();
-                                      EXPECT_TRUE(granted(target->acquire(token))) << "step " << step;
-                                      expectRuns(*target, step);
-                                  });
+    int steps =
+        atEveryStep([&]() -> Actor& { return newGuest(); }, interrupted([](Actor& actor) { actor.inquire(); }), die,
+                    [&](int step) {
+                        expectStrangersRefused(step);
+                        token = guest->inquire();
+                        ASSERT_TRUE(granted(target->enter())) << "step " << step;
+                        guest->release();
+                        EXPECT_TRUE(granted(target->acquire(token))) << "step " << step;
+                        expectRuns(*target, step);
+                    });
     EXPECT_GE(steps, 6);
 }
 
 TEST_F(LibvirtdsDeath, DuringTheReleaseOfAMigrationLetsTheDestinationOrTheSourceGoOn) {
     for (bool forward : {true, false})
-        unit::atEveryStep(
+        atEveryStep(
             [&]() -> Actor& {
                 newGuest();
                 token = guest->inquire();
@@ -139,7 +131,7 @@ TEST_F(LibvirtdsDeath, DuringTheReleaseOfAMigrationLetsTheDestinationOrTheSource
 
 TEST_F(LibvirtdsDeath, DuringTheTakeOverNeverLetsBothRun) {
     for (bool forward : {true, false})
-        unit::atEveryStep(
+        atEveryStep(
             [&]() -> Actor& {
                 newGuest();
                 token = guest->inquire();
@@ -164,22 +156,21 @@ TEST_F(LibvirtdsDeath, DuringTheTakeOverNeverLetsBothRun) {
 TEST_F(LibvirtdsDeath, DuringADowngradeOrUpgradeLetsNoWriterIn) {
     auto writersRefused = [&](int step) {
         for (Mode mode : {Mode::exclusive, Mode::shared}) {
-            Actor writer(kMail, mode, images[0]);
+            Actor writer(kMail, mode, both[0]);
             EXPECT_TRUE(refused(writer.enter().refusal, Obstacle::guestPresent)) << "step " << step;
         }
     };
     auto one = [&]() -> Actor& {
-        guest.emplace(kWeb, Mode::exclusive, images[0]);
+        guest.emplace(kWeb, Mode::exclusive, both[0]);
         EXPECT_TRUE(granted(guest->enter()));
         return *guest;
     };
-    EXPECT_EQ(unit::atEveryStep(one, interrupted([](Actor& actor) { actor.downgrade(); }), die, writersRefused), 4);
+    EXPECT_EQ(atEveryStep(one, interrupted([](Actor& actor) { actor.downgrade(); }), die, writersRefused), 4);
     auto reading = [&]() -> Actor& {
         one().downgrade();
         return *guest;
     };
-    EXPECT_EQ(unit::atEveryStep(reading, interrupted([](Actor& actor) { (void)actor.upgrade(); }), die, writersRefused),
-              5);
+    EXPECT_EQ(atEveryStep(reading, interrupted([](Actor& actor) { (void)actor.upgrade(); }), die, writersRefused), 5);
 }
 
 } // namespace

@@ -4,25 +4,15 @@
 // releaseAll, inquireAll, downgrade and upgrade, and whole migrations made of them.
 
 #include "tests/support/unit_actor.hpp"
-#include "tests/support/unit_support.hpp"
 
 #include <optional>
 
 namespace leasehold::lease {
 namespace {
 
-using unit::Actor;
-using unit::granted;
-using unit::kOwner;
-using unit::refused;
+using namespace unit;
 
-constexpr std::uint32_t kWeb = 1, kMail = 2;
-
-class Handoff : public unit::LeavesNoDescriptor {
-protected:
-    unit::TempDir dir;
-    std::string image = dir.file("disk.img"), second = dir.file("second.img");
-};
+class Handoff : public ProtocolTest {};
 
 TEST_F(Handoff, ReleaseKeepsTheImageLocked) {
     Actor web(kWeb, Mode::exclusive, image), mail(kMail, Mode::exclusive, image);
@@ -38,9 +28,9 @@ TEST_F(Handoff, SecondReleaseChangesNothing) {
     Actor web(kWeb, Mode::exclusive, image);
     ASSERT_TRUE(granted(web.enter()));
     std::uint32_t token = web.release();
-    std::size_t locks = web.locks();
+    std::size_t locks = web.count();
     EXPECT_EQ(web.release(), token);
-    EXPECT_EQ(web.locks(), locks);
+    EXPECT_EQ(web.count(), locks);
     EXPECT_TRUE(web.owns());
 }
 
@@ -102,7 +92,7 @@ TEST_F(Handoff, InquireThatIsNotFollowedByAMigrationIsUndoneByTheNextAcquire) {
     target.die();
     EXPECT_TRUE(web.owns());
     EXPECT_TRUE(granted(web.acquire()));
-    EXPECT_EQ(web.locks(), 2u);
+    EXPECT_EQ(web.count(), 2u);
     EXPECT_TRUE(refused(late.enter().refusal, Obstacle::sameGuest));
     EXPECT_TRUE(refused(late.acquire(token), Obstacle::sameGuest));
 }
@@ -113,7 +103,7 @@ TEST_F(Handoff, EveryInquireDrawsAnotherToken) {
     std::uint32_t suspended = web.release(), first = web.inquire(), again = web.inquire();
     EXPECT_NE(suspended, first);
     EXPECT_NE(first, again);
-    EXPECT_EQ(web.locks(), 4u) << "one handoff only";
+    EXPECT_EQ(web.count(), 4u) << "one handoff only";
     ASSERT_TRUE(granted(target.enter()));
     web.release();
     EXPECT_TRUE(refused(target.acquire(first), Obstacle::sameGuest));
@@ -122,7 +112,7 @@ TEST_F(Handoff, EveryInquireDrawsAnotherToken) {
 }
 
 TEST_F(Handoff, SeveralImagesGoUnderOneToken) {
-    Actor web(kWeb, Mode::exclusive, std::vector{image, second});
+    Actor web(kWeb, Mode::exclusive, both);
     ASSERT_TRUE(granted(web.enter()));
     std::uint32_t token = web.release();
     EXPECT_EQ(web.handoff(0), token);
@@ -133,7 +123,7 @@ TEST_F(Handoff, SeveralImagesGoUnderOneToken) {
 }
 
 TEST_F(Handoff, TokensThatAnInterruptedChangeLeftDifferentAreReplaced) {
-    Actor web(kWeb, Mode::exclusive, std::vector{image, second});
+    Actor web(kWeb, Mode::exclusive, both);
     ASSERT_TRUE(granted(web.enter()));
     for (std::uint32_t i : {0u, 1u})
         ASSERT_EQ(web.shares()[i].medium->tryPlace({MarkKind::handoff, kWeb, 100 + i}, os::LockType::write),
@@ -141,8 +131,8 @@ TEST_F(Handoff, TokensThatAnInterruptedChangeLeftDifferentAreReplaced) {
     std::uint32_t token = web.release();
     EXPECT_EQ(web.handoff(0), token);
     EXPECT_EQ(web.handoff(1), token);
-    EXPECT_EQ(web.locks(0), 3u);
-    EXPECT_EQ(web.locks(1), 3u);
+    EXPECT_EQ(web.count(0), 3u);
+    EXPECT_EQ(web.count(1), 3u);
 }
 
 TEST_F(Handoff, ReadersHaveNothingToHandOver) {
@@ -150,7 +140,7 @@ TEST_F(Handoff, ReadersHaveNothingToHandOver) {
     ASSERT_TRUE(granted(reader.enter()));
     reader.release();
     reader.inquire();
-    EXPECT_EQ(reader.locks(), 2u);
+    EXPECT_EQ(reader.count(), 2u);
 }
 
 // A -> B -> A, once with sources that end and once with sources that linger; a third party is refused all the way.
@@ -236,7 +226,7 @@ TEST_F(Downgrade, LetsReadersInAndNobodyElse) {
     web.downgrade();
     EXPECT_FALSE(web.owns());
     EXPECT_TRUE(web.present());
-    EXPECT_EQ(web.locks(), 2u);
+    EXPECT_EQ(web.count(), 2u);
     Actor reader(kMail, Mode::readOnly, image), writer(3, Mode::exclusive, image), sharer(3, Mode::shared, image);
     EXPECT_TRUE(granted(reader.enter()));
     EXPECT_TRUE(refused(writer.enter().refusal, Obstacle::guestPresent));
@@ -258,7 +248,7 @@ TEST_F(Downgrade, AndUpgradeLeaveNoMomentForAWriter) {
     EXPECT_TRUE(granted(web.upgrade()));
     EXPECT_TRUE(web.owns());
     EXPECT_TRUE(web.present());
-    EXPECT_EQ(web.locks(), 2u);
+    EXPECT_EQ(web.count(), 2u);
     EXPECT_GE(tries, 6);
 }
 
@@ -268,7 +258,7 @@ TEST_F(Downgrade, UpgradeIsRefusedWhileAnotherReads) {
     web.downgrade();
     ASSERT_TRUE(granted(reader.enter()));
     EXPECT_TRUE(refused(web.upgrade(), Obstacle::guestPresent));
-    EXPECT_EQ(web.locks(), 2u);
+    EXPECT_EQ(web.count(), 2u);
     EXPECT_TRUE(web.present()) << "the read-only lease stays";
     reader.die();
     EXPECT_TRUE(refused(writer.enter().refusal, Obstacle::guestPresent));
@@ -279,7 +269,7 @@ TEST_F(Downgrade, UpgradeAndAReaderThatMeetAtAnyStepAreNeverBothLetIn) {
     std::optional<Actor> web, reader;
     Registration entry;
     Answer answer;
-    int steps = unit::atEveryStep(
+    int steps = atEveryStep(
         [&]() -> Actor& {
             reader.reset();
             web.emplace(kWeb, Mode::exclusive, image);
@@ -292,7 +282,7 @@ TEST_F(Downgrade, UpgradeAndAReaderThatMeetAtAnyStepAreNeverBothLetIn) {
         [&](int step) {
             EXPECT_NE(answer.has_value(), entry.refusal.has_value()) << "step " << step;
             EXPECT_EQ(web->owns(), !answer);
-            EXPECT_EQ(web->locks(), 2u);
+            EXPECT_EQ(web->count(), 2u);
         });
     EXPECT_GE(steps, 3);
 }

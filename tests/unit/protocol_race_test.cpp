@@ -4,7 +4,6 @@
 // Two processes enter at the same time, thousands of times. The processes meet at a barrier in shared memory.
 
 #include "tests/support/unit_actor.hpp"
-#include "tests/support/unit_support.hpp"
 
 #include <atomic>
 #include <chrono>
@@ -16,9 +15,7 @@
 namespace leasehold::lease {
 namespace {
 
-using unit::Actor;
-using unit::Child;
-using unit::Line;
+using namespace unit;
 
 // Thousands of rounds, or as many as a busy machine gives in the time.
 constexpr int kRounds = 5000;
@@ -35,12 +32,12 @@ struct Arena {
         arrived++;
         while (arrived < 2 * n) {
             sched_yield();
-            unit::demand(std::chrono::steady_clock::now() < deadline, "the other process did not come");
+            demand(std::chrono::steady_clock::now() < deadline, "the other process did not come");
         }
     }
 };
 
-class Race : public unit::LeavesNoDescriptor {
+class Race : public ProtocolTest {
 protected:
     struct Contender {
         std::uint32_t domain;
@@ -62,7 +59,7 @@ protected:
             };
             arena.meet(3 * round + 1);
             arena.in[number] = !actor.enter().refusal;
-            unit::demand(arena.in[number] == (actor.locks() > 0), "a refusal left a lock, or a grant none");
+            demand(arena.in[number] == (actor.count() > 0), "a refusal left a lock, or a grant none");
             arena.meet(3 * round + 2);
             arena.meet(3 * round + 3); // the judge has looked
             if (arena.over)
@@ -70,10 +67,10 @@ protected:
         }
     }
 
-    Score race(const Contender& first, const Contender& second) {
+    Score race(const Contender& first, const Contender& other) {
         void* memory = mmap(nullptr, sizeof(Arena), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         Arena& arena = *new (memory) Arena;
-        Child rival([&](Line&) { run(arena, 1, second); });
+        Child rival([&](Line&) { run(arena, 1, other); });
         Score score;
         auto end = std::chrono::steady_clock::now() + kTime;
         for (int round = 0; !arena.over; round++) {
@@ -84,10 +81,10 @@ protected:
                     return !os::Process(rival.pid()).diedWithin(std::chrono::milliseconds(0));
                 };
                 arena.meet(3 * round + 1);
-                bool one = !actor.enter().refusal;
+                bool here = !actor.enter().refusal;
                 arena.meet(3 * round + 2);
-                bool other = arena.in[1];
-                (one && other ? score.both : one ? score.first : other ? score.second : score.none)++;
+                bool there = arena.in[1];
+                (here && there ? score.both : here ? score.first : there ? score.second : score.none)++;
             }
             score.rounds++;
             arena.over = score.rounds == kRounds || std::chrono::steady_clock::now() > end;
@@ -98,15 +95,12 @@ protected:
         return score;
     }
 
-    void expectExactlyOne(const Contender& first, const Contender& second) {
-        Score score = race(first, second);
+    void expectExactlyOne(const Contender& first, const Contender& other) {
+        Score score = race(first, other);
         EXPECT_EQ(score.both, 0);
         EXPECT_EQ(score.none, 0);
         EXPECT_EQ(score.first + score.second, score.rounds);
     }
-
-    unit::TempDir dir;
-    std::string image = dir.file("disk.img"), secondImage = dir.file("second.img");
 };
 
 TEST_F(Race, OfTwoColdStartsExactlyOneWins) {
@@ -130,7 +124,7 @@ TEST_F(Race, OfASharedGuestStartedTwiceExactlyOneWins) {
 }
 
 TEST_F(Race, OfTwoGuestsThatWantTheSameTwoImagesExactlyOneWins) {
-    expectExactlyOne({1, Mode::exclusive, {image, secondImage}}, {2, Mode::exclusive, {image, secondImage}});
+    expectExactlyOne({1, Mode::exclusive, both}, {2, Mode::exclusive, both});
 }
 
 TEST_F(Race, GuestsThatShareAreBothLetIn) {
