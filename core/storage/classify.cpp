@@ -221,9 +221,7 @@ Storage classifyOverlay(int fd, int depth) {
         os::Fd directory;
         // A relative path means another directory than it did when the overlay was mounted, a container's layers are
         // in its own mount namespace, and an overlay may have been mounted on one of its layers.
-        bool seen = layer.starts_with('/') && depth < kDeepest && os::tryOpen(layer, O_PATH, directory) == 0;
-        auto at = seen ? mountOf(directory.get()) : std::nullopt;
-        if (!at || at->id == mount->id) {
+        if (!layer.starts_with('/') || depth == kDeepest || os::tryOpen(layer, O_PATH, directory) != 0) {
             overlay.reason = "its layer '" + os::printable(layer) + "' " + kHidden;
             continue;
         }
