@@ -6,6 +6,7 @@
 #include "core/lease/state.hpp"
 #include "core/os/deadline.hpp"
 #include "core/os/error.hpp"
+#include "core/os/text.hpp"
 #include "core/qemu/image_locks.hpp"
 
 #include <algorithm>
@@ -98,15 +99,8 @@ private:
 
 // A server that has given the lock away while this host was cut off lets us have it again when the thief is gone, and
 // somebody has written in between. NFSv4 tells by EIO on what goes past the cache, for good (Linux fs/nfs/nfs4state.c,
-// NFS_LOCK_LOST; measured in tests/lab, with an empty file too).
-void checkStillHeld(const StoredLease& stored) {
-    if (!isListed(stored))
-        throw Error(Fault::invalid, "the lease file of '" + stored.path +
-                                        "' was deleted from its lockspace: another guest may use the image; destroy "
-                                        "this guest and start it again");
-    // A node of OCFS2 that is cut off ends itself (o2quo); there is nothing to read that would tell.
-    if (!stored.remote || !stored.writable || stored.directory.open())
-        return;
+// NFS_LOCK_LOST; measured in tests/lab, with an empty file too). 0, or the error number.
+int tryReadPastTheCache(const StoredLease& stored) {
     alignas(4096) static thread_local char block[4096];
     int fd = stored.lease.get();
     int flags = fcntl(fd, F_GETFL);
@@ -115,11 +109,39 @@ void checkStillHeld(const StoredLease& stored) {
     ssize_t got = pread(fd, block, sizeof block, 0);
     int error = got < 0 ? errno : 0;
     (void)fcntl(fd, F_SETFL, flags);
-    if (error != 0)
-        throw Error(Fault::system,
-                    "the lease on image '" + stored.path + "' was lost, or its storage is broken (" +
-                        SystemError(error, "read", stored.path).what() +
-                        "): another guest may have written to it; destroy this guest and start it again");
+    return error;
+}
+
+// How the lease was lost while its QEMU lived, in words; nothing where no sign of it is seen.
+std::optional<std::string> findLoss(const StoredLease& stored, const Incarnation& self) {
+    if (!isListed(stored, self))
+        return "was deleted from its lockspace";
+    // A node of OCFS2 that is cut off ends itself (o2quo); there is nothing to read that would tell.
+    if (!stored.remote || !stored.writable || stored.directory.open())
+        return std::nullopt;
+    if (int error = tryReadPastTheCache(stored))
+        return std::string("was lost, or its storage is broken (") + SystemError(error, "read", stored.path).what() +
+               ")";
+    return std::nullopt;
+}
+
+// Whether somebody else has what we had: storage may give a lock away without a word (GlusterFS).
+bool isTaken(const StoredLease& stored, const Incarnation& self) {
+    if (static_cast<Mode>(stored.mode) != Mode::exclusive)
+        return false;
+    AnyMedium medium(stored, self);
+    if (!medium->note().owner)
+        return false;
+    std::vector<lease::Mark> marks = medium->look();
+    return std::any_of(marks.begin(), marks.end(),
+                       [](const lease::Mark& mark) { return mark.kind == lease::MarkKind::owner; });
+}
+
+void checkStillHeld(const StoredLease& stored, const Incarnation& self) {
+    if (auto loss = findLoss(stored, self))
+        throw Error(Fault::invalid, "the lease on '" + stored.path + "' " + *loss +
+                                        ": another guest may have written to it; destroy this guest and start it "
+                                        "again");
 }
 
 qemu::Use useOf(Mode mode) {
@@ -254,7 +276,7 @@ Engine::Attempt Engine::admit(const Guest& guest, const Incarnation& self, std::
     for (std::size_t i = 0; i < places.size(); i++) {
         const Place& place = places[i];
         StoredLease& stored = places[i].stored;
-        if (!isListed(stored))
+        if (!isListed(stored, self))
             return std::nullopt; // the lease file was swept between opening and locking it
         if (!place.caution.empty())
             warn_(place.caution);
@@ -410,7 +432,7 @@ Engine::Attempt Engine::acquireHere(const os::Process& process, const Guest& gue
     order.erase(std::unique(order.begin(), order.end()), order.end());
     Shares shares(self, order.size());
     for (const StoredLease* stored : order) {
-        checkStillHeld(*stored);
+        checkStillHeld(*stored, self);
         shares.add(*stored);
     }
     auto begun = std::chrono::steady_clock::now();
@@ -583,6 +605,30 @@ Engine::Attempt Engine::detachHere(const os::Process& process, const Guest& gues
     for (const StoredLease& stored : dropped)
         sweepLease(stored);
     return kGranted;
+}
+
+std::vector<std::string> Engine::findLost(const Guest& guest) const {
+    auto process = os::Process::openIfExists(guest.pid);
+    if (!process)
+        return {};
+    std::string lines = callFor(*process, guest, {}, [&] {
+        std::string found;
+        auto vessel = openVessel(*process, guest);
+        Incarnation self{lease::hashDomain(guest.uuid), vessel ? vessel->tag().incarnation : 0};
+        for (std::size_t i = 0; vessel && i < vessel->leases().size(); i++) {
+            const StoredLease& stored = vessel->leases()[i];
+            auto loss = findLoss(stored, self);
+            if (!loss && isTaken(stored, self))
+                loss = "has gone to another guest";
+            if (loss)
+                found += "the lease on '" + os::printable(stored.path) + "' " + *loss + "\n";
+        }
+        return found;
+    });
+    std::vector<std::string> lost;
+    for (std::size_t end; (end = lines.find('\n')) != std::string::npos; lines.erase(0, end + 1))
+        lost.push_back(lines.substr(0, end));
+    return lost;
 }
 
 } // namespace leasehold

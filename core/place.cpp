@@ -349,9 +349,11 @@ std::optional<lease::OwnerRecord> readOwner(const qemu::StoredLease& stored) {
                            : lease::readRecordAt(recordFileOf(stored).fd, storage::kRecordOffset);
 }
 
-bool isListed(const qemu::StoredLease& stored) {
-    if (onImage(stored) || stored.directory.open())
-        return true; // a file set looks by itself
+bool isListed(const qemu::StoredLease& stored, const Incarnation& self) {
+    if (onImage(stored))
+        return true;
+    if (stored.directory.open())
+        return lease::isMarkFileListed(stored.directory.get(), stored.lease.get(), self, stored.path);
     struct stat status;
     if (fstat(stored.lease.get(), &status) == 0)
         return status.st_nlink > 0;

@@ -69,7 +69,7 @@ void writeOwner(const qemu::StoredLease& stored, const lease::OwnerRecord& recor
 std::optional<lease::OwnerRecord> readOwner(const qemu::StoredLease& stored);
 
 // Whether the lease file still has a name: one that was swept after we opened it, or deleted, keeps nobody out.
-bool isListed(const qemu::StoredLease& stored);
+bool isListed(const qemu::StoredLease& stored, const lease::Incarnation& self);
 
 // Removes the lease file, if nobody holds or takes the lease. For one that was just given up.
 void sweepLease(const qemu::StoredLease& stored);

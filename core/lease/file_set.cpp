@@ -127,14 +127,8 @@ class OwnMarks {
 public:
     OwnMarks(int directory, int file, const Incarnation& self, const std::string& name)
         : file_(file), name_(name), marks_(decodeMarks(readText(file, name), self)) {
-        struct stat ours, listed;
-        if (fstat(file, &ours) < 0)
-            throw SystemError(errno, "stat the marks of", name);
-        bool found = fstatat(directory, encodeMarkFileName(self).c_str(), &listed, AT_SYMLINK_NOFOLLOW) == 0;
-        if (!found && errno != ENOENT)
-            throw SystemError(errno, "stat the marks of", name);
         // Others would not see it, and whoever comes next would think that nobody is here.
-        if (!found || os::fileIdOf(listed) != os::fileIdOf(ours))
+        if (!isMarkFileListed(directory, file, self, name))
             throw Error(Fault::invalid, "the lease of '" + name +
                                             "' was deleted from its lockspace: another guest may use the image; "
                                             "destroy this guest and start it again");
@@ -177,6 +171,17 @@ os::Fd openMarkFile(int directory, const Incarnation& self, const std::string& a
         throw Error(Fault::invalid, "the guest has '" + name + "' twice, under two names; detach one of them");
     writeText(file.get(), encodeMarks({}), name);
     return file;
+}
+
+bool isMarkFileListed(int directory, int markFile, const Incarnation& self, const std::string& name) {
+    struct stat ours, listed;
+    if (fstat(markFile, &ours) < 0)
+        throw SystemError(errno, "stat the marks of", name);
+    if (fstatat(directory, encodeMarkFileName(self).c_str(), &listed, AT_SYMLINK_NOFOLLOW) == 0)
+        return os::fileIdOf(listed) == os::fileIdOf(ours);
+    if (errno == ENOENT || errno == ESTALE)
+        return false;
+    throw SystemError(errno, "stat the marks of", name);
 }
 
 FileSetMedium::FileSetMedium(int markFile, int directory, int image, const Incarnation& self, std::string name)

@@ -28,6 +28,9 @@ constexpr const char* kGateName = "gate";
 // is missing; `about` is what it says then, and has to say (storage::inscribe).
 os::Fd openMarkFile(int directory, const Incarnation& self, const std::string& about, const std::string& name);
 
+// Whether it still has its name there: one that was deleted by hand marks nothing.
+bool isMarkFileListed(int directory, int markFile, const Incarnation& self, const std::string& name);
+
 class FileSetMedium final : public Medium {
 public:
     // Owns none of the descriptors. `image` is -1, or a descriptor of the image itself: then whoever has `owner` flocks
