@@ -16,6 +16,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 namespace leasehold::lease {
@@ -53,6 +54,10 @@ public:
             step = std::min(step * 2, std::chrono::microseconds(10000));
         }
     }
+
+    // Closing alone would leave it to a process that another thread of libvirtd has forked meanwhile.
+    ~Gate() { (void)flock(fd_.get(), LOCK_UN); }
+    Gate(const Gate&) = delete;
 
     int fd() const { return fd_.get(); }
 
@@ -132,6 +137,10 @@ public:
             throw Error(Fault::invalid, "the lease of '" + name +
                                             "' was deleted from its lockspace: another guest may use the image; "
                                             "destroy this guest and start it again");
+        // To write them anew would drop marks that others rely on.
+        if (std::find(marks_.begin(), marks_.end(), Placed{}) != marks_.end())
+            throw Error(Fault::invalid, "the lease of '" + name +
+                                            "' is damaged in its lockspace; destroy this guest and start it again");
     }
 
     void put(const Mark& mark, LockType type) {

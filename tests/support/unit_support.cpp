@@ -127,6 +127,11 @@ char Line::hear() {
     return word;
 }
 
+bool Line::hasWord(std::chrono::milliseconds within) {
+    pollfd event{fd_.get(), POLLIN, 0};
+    return poll(&event, 1, static_cast<int>(within.count())) > 0;
+}
+
 Child::Child(const std::function<void(Line&)>& body) {
     int ends[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)

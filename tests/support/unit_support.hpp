@@ -9,6 +9,7 @@
 #include "core/os/file_lock.hpp"
 #include "core/os/process.hpp"
 
+#include <chrono>
 #include <functional>
 #include <optional>
 #include <string>
@@ -59,6 +60,7 @@ public:
     explicit Line(os::Fd fd) : fd_(std::move(fd)) {}
     void say(char word = '.');
     char hear();
+    bool hasWord(std::chrono::milliseconds within);
     void close() { fd_.reset(); }
 
 private:
