@@ -240,9 +240,10 @@ TEST_F(FileSet, GateIsFreeAgainThoughAProcessWasForkedInTheMiddleOfAStep) {
     Member member(directory.get(), kFirst);
     std::atomic<bool> stop{false};
     std::atomic<int> steps{0};
+    std::string error;
     std::thread busy([&] {
-        for (; !stop; steps++)
-            member.medium.look();
+        for (; !stop && error.empty(); steps++)
+            error = errorOf([&] { member.medium.look(); });
     });
     std::list<Child> children;
     for (int i = 0; i < 40; i++) {
@@ -253,6 +254,7 @@ TEST_F(FileSet, GateIsFreeAgainThoughAProcessWasForkedInTheMiddleOfAStep) {
     }
     stop = true;
     busy.join();
+    EXPECT_EQ(error, "");
     os::Fd gate = os::openFile(folder + "/" + kGateName, O_RDWR);
     EXPECT_EQ(os::tryFlock(gate.get(), LockType::write, "gate"), LockOutcome::granted);
 }
