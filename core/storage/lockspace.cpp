@@ -157,12 +157,13 @@ void inscribe(int fd, const std::string& about, const std::string& name) {
     std::string found(text.size(), '\0');
     ssize_t length = TEMP_FAILURE_RETRY(pread(fd, found.data(), found.size(), 0));
     if (length < 0)
-        throw SystemError(errno, "read", name);
+        throw SystemError(errno, "read the lease file of", name);
     found.resize(static_cast<std::size_t>(length));
     if (found.empty()) {
         // Two who come at once write the same.
-        if (TEMP_FAILURE_RETRY(pwrite(fd, text.data(), text.size(), 0)) != static_cast<ssize_t>(text.size()))
-            throw SystemError(errno, "write", name);
+        ssize_t written = TEMP_FAILURE_RETRY(pwrite(fd, text.data(), text.size(), 0));
+        if (written != static_cast<ssize_t>(text.size()))
+            throw SystemError(written < 0 ? errno : ENOSPC, "write the lease file of", name);
         return;
     }
     if (found != text)
