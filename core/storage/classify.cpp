@@ -81,14 +81,17 @@ Storage classifyOcfs2(const std::optional<Mount>& mount) {
             .reason = "byte-range locks, QEMU's own among them, stay on this host"};
 }
 
-// GFS2: gfs2(5), Linux fs/gfs2/ops_fstype.c.
+// GFS2: gfs2(5); Linux fs/gfs2/super.c, gfs2_show_options: `lockproto` is shown only when it was given to mount(8). The
+// kernel itself sets localflocks for lock_nolock (fs/gfs2/ops_fstype.c, gfs2_lm_mount), also where only the superblock
+// says lock_nolock: that looks like localflocks on a cluster.
 Storage classifyGfs2(const std::optional<Mount>& mount) {
     if (!mount)
         return untrusted("GFS2", "its lock protocol cannot be told: see that /proc/self/mountinfo can be read");
-    if (mount->has("localflocks"))
-        return untrusted("GFS2", "it is mounted with localflocks, which keeps locks on this host: mount it without");
     if (mount->value("lockproto") == "lock_nolock")
         return local("GFS2 (lock_nolock)");
+    if (mount->has("localflocks"))
+        return untrusted("GFS2", "it is mounted with localflocks, which keeps locks on this host: mount it without, or "
+                                 "with lockproto=lock_nolock if only one host mounts it");
     return everywhere("GFS2", kDlm);
 }
 
@@ -178,26 +181,49 @@ Storage classifyMount(std::uint32_t magic, const std::optional<Mount>& mount) {
                      "how locks behave there is not known");
 }
 
+namespace {
+
+// As whoever mounts an overlay writes a name: a backslash takes the meaning from what follows it.
+std::string withoutBackslashes(std::string_view name) {
+    std::string plain;
+    for (std::size_t i = 0; i < name.size(); i++) {
+        if (name[i] == '\\' && i + 1 < name.size())
+            i++;
+        plain += name[i];
+    }
+    return plain;
+}
+
+bool endsInBackslash(std::string_view name) {
+    std::size_t last = name.find_last_not_of('\\'); // npos + 1 is 0
+    return (name.size() - (last + 1)) % 2 == 1;
+}
+
+} // namespace
+
+// Linux fs/overlayfs/params.c, ovl_show_options (before 6.5 in super.c). `upperdir` and `lowerdir` are shown as they
+// were given, with backslashes; in `lowerdir` layers stand behind colons (two before data-only ones). Late 6.5 and 6.6
+// put that list together from its layers and write a colon that belongs to a name as \072. Since 6.8 each layer may
+// have an option of its own, `lowerdir+` or `datadir+`, in which a backslash is a backslash. Early 6.5 escapes nothing:
+// there a name with a colon or comma falls into parts that cannot be seen.
 std::vector<std::string> overlayLayers(const Mount& mount) {
-    // Linux fs/overlayfs/params.c: layers of one option stand behind colons (two before data-only ones), and a
-    // backslash takes the meaning from a colon. Since 6.8 each may have an option of its own, and nothing is escaped.
-    std::vector<std::string> layers = mount.values("upperdir");
+    std::vector<std::string> layers;
+    for (const std::string& upper : mount.values("upperdir"))
+        layers.push_back(withoutBackslashes(unescape(upper)));
     for (const std::string& list : mount.values("lowerdir")) {
         std::string layer;
-        for (std::size_t i = 0; i <= list.size(); i++) {
-            if (i == list.size() || list[i] == ':') {
-                if (!layer.empty())
-                    layers.push_back(std::exchange(layer, ""));
-                continue;
-            }
-            if (list[i] == '\\' && i + 1 < list.size())
-                i++;
-            layer += list[i];
+        for (std::size_t start = 0, colon = 0; colon != std::string::npos; start = colon + 1) {
+            colon = list.find(':', start);
+            layer += unescape(std::string_view(list).substr(start, colon - start));
+            if (colon != std::string::npos && endsInBackslash(layer))
+                layer += ':'; // it belongs to the name
+            else if (!layer.empty())
+                layers.push_back(withoutBackslashes(std::exchange(layer, "")));
         }
     }
     for (const char* key : {"lowerdir+", "datadir+"})
-        for (std::string& layer : mount.values(key))
-            layers.push_back(std::move(layer));
+        for (const std::string& layer : mount.values(key))
+            layers.push_back(unescape(layer));
     return layers;
 }
 

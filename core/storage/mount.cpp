@@ -28,7 +28,14 @@ std::vector<std::string_view> split(std::string_view text, char separator) {
     return words;
 }
 
-// Spaces, tabs, newlines and backslashes stand as three octal digits.
+int parseId(std::string_view text) {
+    int id = -1;
+    std::from_chars(text.data(), text.data() + text.size(), id);
+    return id;
+}
+
+} // namespace
+
 std::string unescape(std::string_view text) {
     std::string plain;
     for (std::size_t i = 0; i < text.size(); i++) {
@@ -44,21 +51,13 @@ std::string unescape(std::string_view text) {
     return plain;
 }
 
-int parseId(std::string_view text) {
-    int id = -1;
-    std::from_chars(text.data(), text.data() + text.size(), id);
-    return id;
-}
-
-} // namespace
-
 bool Mount::has(std::string_view option) const {
     return std::find(options.begin(), options.end(), option) != options.end();
 }
 
 std::optional<std::string> Mount::value(std::string_view key) const {
     std::vector<std::string> all = values(key);
-    return all.empty() ? std::nullopt : std::optional(all.front());
+    return all.empty() ? std::nullopt : std::optional(unescape(all.front()));
 }
 
 std::vector<std::string> Mount::values(std::string_view key) const {
@@ -79,10 +78,9 @@ std::optional<Mount> findMount(std::string_view mountinfo, int id) {
         // An empty source leaves only two words behind the type.
         bool source = words.end() - dash > 3;
         Mount mount{id, unescape(words[4]), std::string(dash[1]), source ? unescape(dash[2]) : "", {}};
-        for (std::string_view option : split(words[5], ','))
-            mount.options.push_back(unescape(option));
-        for (std::string_view option : split(words.back(), ','))
-            mount.options.push_back(unescape(option));
+        for (std::size_t field : {std::size_t{5}, words.size() - 1})
+            for (std::string_view option : split(words[field], ','))
+                mount.options.emplace_back(option);
         return mount;
     }
     return std::nullopt;

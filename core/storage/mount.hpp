@@ -20,14 +20,17 @@ struct Mount {
     std::string point;
     std::string type;                 // "nfs4", "fuse.glusterfs"
     std::string source;               // "server:/export"
-    std::vector<std::string> options; // of the mount, then of the file system
+    std::vector<std::string> options; // of the mount, then of the file system; as the kernel writes them
 
     bool has(std::string_view option) const;
     // The value of `key=value`; nothing when the option is not there.
     std::optional<std::string> value(std::string_view key) const;
-    // The same for a key that stands there more than once.
+    // All values of a key, as the kernel writes them: in a list, what is escaped separates nothing.
     std::vector<std::string> values(std::string_view key) const;
 };
+
+// A word of mountinfo without the kernel's escapes: any character may stand there as three octal digits (proc(5)).
+std::string unescape(std::string_view text);
 
 // The mount with this id in a mountinfo text.
 std::optional<Mount> findMount(std::string_view mountinfo, int id);

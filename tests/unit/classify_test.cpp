@@ -46,7 +46,7 @@ TEST(Classify, LocalFileSystemsCarryByteRangeLeasesOfThisHost) {
                         {UDF_SUPER_MAGIC, mounted("udf"), "udf"},
                         {SQUASHFS_MAGIC, mounted("squashfs"), "squashfs"},
                         {OCFS2_SUPER_MAGIC, mounted("ocfs2", {"rw", "heartbeat=none"}), "OCFS2 (local)"},
-                        {kGfs2, mounted("gfs2", {"rw", "lockproto=lock_nolock"}), "GFS2 (lock_nolock)"}};
+                        {kGfs2, mounted("gfs2", {"rw", "lockproto=lock_nolock", "localflocks"}), "GFS2 (lock_nolock)"}};
     for (const Row& row : rows) {
         Storage storage = classifyMount(row.magic, row.mount);
         EXPECT_EQ(storage.name, row.name);
@@ -110,7 +110,7 @@ TEST(Classify, StorageWithoutALockToTrustIsRefusedByNameWithAReason) {
         {{NFS_SUPER_MAGIC, mounted("nfs", {"rw"}), "NFS"}, "version"},
         {{OCFS2_SUPER_MAGIC, mounted("ocfs2", {"cluster_stack=o2cb", "localflocks"}), "OCFS2"}, "localflocks"},
         {{OCFS2_SUPER_MAGIC, mounted("ocfs2", {"cluster_stack=pcmk", "localflocks"}), "OCFS2"}, "localflocks"},
-        {{kGfs2, mounted("gfs2", {"localflocks"}), "GFS2"}, "localflocks"},
+        {{kGfs2, mounted("gfs2", {"localflocks"}), "GFS2"}, "lock_nolock if only one host"},
         {{CEPH_SUPER_MAGIC, mounted("ceph"), "CephFS"}, "not been tried"},
         {{FUSE_SUPER_MAGIC, mounted("fuse.ceph"), "CephFS (FUSE)"}, "not been tried"},
         {{FUSE_SUPER_MAGIC, mounted("fuse.glusterfs"), "GlusterFS"}, "client.strict-locks on"},
@@ -196,13 +196,20 @@ using Layers = std::vector<std::string>;
 TEST(Classify, LayersOfAnOverlayAreReadInEveryFormThatTheKernelWrites) {
     EXPECT_EQ(overlayLayers(mounted("overlay", {"rw", "lowerdir=/a:/b", "upperdir=/u", "workdir=/w"})),
               (Layers{"/u", "/a", "/b"}));
-    EXPECT_EQ(overlayLayers(mounted("overlay", {"lowerdir=/a\\:b:/c\\\\d::/data"})),
-              (Layers{"/a:b", "/c\\d", "/data"}));
-    EXPECT_EQ(
-        overlayLayers(mounted("overlay", {"lowerdir+=/a:b", "lowerdir+=/c\\d", "datadir+=/data", "upperdir=/u:v"})),
-        (Layers{"/u:v", "/a:b", "/c\\d", "/data"}));
-    EXPECT_EQ(overlayLayers(mounted("overlay", {"lowerdir=/a\\"})), (Layers{"/a\\"}));
-    EXPECT_EQ(overlayLayers(mounted("overlay", {"rw", "lowerdir=", "lowerdir"})), Layers{});
+    // As they were given, with the backslashes of whoever mounted it.
+    EXPECT_EQ(overlayLayers(mounted("overlay", {R"(lowerdir=/a\134:b:/c\134\134d:/e\134\134:/f\134\0542::/data)"})),
+              (Layers{"/a:b", "/c\\d", "/e\\", "/f,2", "/data"}));
+    EXPECT_EQ(overlayLayers(mounted("overlay", {"lowerdir=/a", R"(upperdir=/u\134:v\040w)"})),
+              (Layers{"/u:v w", "/a"}));
+    EXPECT_EQ(overlayLayers(mounted("overlay", {"lowerdir=/a", "upperdir=/u:v"})), (Layers{"/u:v", "/a"}));
+    EXPECT_EQ(overlayLayers(mounted("overlay", {R"(lowerdir=/a\134)"})), (Layers{"/a\\"}));
+    // Put together by the kernel.
+    EXPECT_EQ(overlayLayers(mounted("overlay", {R"(lowerdir=/a\072b:/c\134\072d::/data)"})),
+              (Layers{"/a:b", "/c:d", "/data"}));
+    // An option for each.
+    EXPECT_EQ(overlayLayers(mounted("overlay", {"lowerdir+=/a:b", R"(lowerdir+=/c\134d\072e)", "datadir+=/data"})),
+              (Layers{"/a:b", "/c\\d:e", "/data"}));
+    EXPECT_EQ(overlayLayers(mounted("overlay", {"rw", "lowerdir=", "lowerdir", "lowerdir=:"})), Layers{});
 }
 
 // Mounts of its own, which go with it. What `body` says in the other namespace is what it demands.
@@ -234,7 +241,7 @@ void mountTmpfs(const std::string& point) {
 class ClassifyMounted : public unit::LeavesNoDescriptor {
 protected:
     ClassifyMounted() {
-        for (const char* name : {"lower", "lower,2", "upper", "work", "merged", "twice"})
+        for (const char* name : {"lower", "lower,2:\\", "upper", "up:per", "work", "merged", "twice"})
             EXPECT_EQ(mkdir(path(name).c_str(), 0755), 0);
         dir_.file("lower/disk.img");
     }
@@ -263,11 +270,19 @@ protected:
 
 TEST_F(ClassifyMounted, OverlayOfLocalLayersIsLocal) {
     inOwnMounts([&] {
-        // Names that need an escape of the mount's options, and of mountinfo.
-        mountOverlay(withLower(path("lower") + ":" + path("lower\\,2")), path("merged"));
+        mountOverlay(withLower(path("lower")), path("merged"));
         demandLocal(look(path("merged/disk.img")), "");
         mountOverlay("lowerdir=" + path("merged") + ":" + path("lower"), path("twice"));
         demandLocal(look(path("twice/disk.img")), "");
+    });
+}
+
+TEST_F(ClassifyMounted, LayersOfAnOverlayAreSeenWhateverTheirNamesAre) {
+    inOwnMounts([&] {
+        mountOverlay("lowerdir=" + path(R"(lower\,2\:\\)") + ":" + path("lower") + ",upperdir=" + path(R"(up\:per)") +
+                         ",workdir=" + path("work"),
+                     path("merged"));
+        demandLocal(look(path("merged/disk.img")), "");
     });
 }
 
