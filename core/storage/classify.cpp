@@ -37,7 +37,7 @@ Storage untrusted(std::string name, std::string reason) {
 // Nothing here has shown that a lease on it is safe.
 constexpr const char* kNotTried = "its locks are said to cross hosts, but leases there have not been tried";
 
-// NFS. Options: nfs(5).
+// NFS. Options: nfs(5); Linux fs/nfs/super.c, nfs_show_mount_options. Version 4 ignores both that keep locks local.
 Storage classifyNfs(const std::optional<Mount>& mount) {
     std::string version = mount ? mount->value("vers").value_or("") : "";
     if (version.empty())
@@ -61,7 +61,8 @@ Storage classifyNfs(const std::optional<Mount>& mount) {
 
 constexpr const char* kDlm = "when dlm_controld dies, every lock call of this host hangs";
 
-// OCFS2: Linux fs/ocfs2/super.c (ocfs2_show_options), fs/ocfs2/locks.c.
+// OCFS2: Linux fs/ocfs2/super.c (ocfs2_show_options); which locks cross hosts: inode.c (ocfs2_populate_inode), locks.c.
+// A mount of one host has no cluster stack and heartbeat=none; tools that know of no stack leave it out for o2cb.
 Storage classifyOcfs2(const std::optional<Mount>& mount) {
     if (!mount)
         return untrusted("OCFS2", "its cluster stack cannot be told: see that /proc/self/mountinfo can be read");
@@ -103,7 +104,7 @@ Storage classifySmb(const std::optional<Mount>& mount) {
     return untrusted("SMB", "its client does not tell which lock is in the way: use NFS to share images");
 }
 
-// Lustre's mount.lustre(8).
+// mount.lustre(8); llite shows `flock` and `localflock` when they are set.
 Storage classifyLustre(const std::optional<Mount>& mount) {
     if (mount && mount->has("flock"))
         return untrusted("Lustre", kNotTried);
@@ -202,10 +203,10 @@ bool endsInBackslash(std::string_view name) {
 } // namespace
 
 // Linux fs/overlayfs/params.c, ovl_show_options (before 6.5 in super.c). `upperdir` and `lowerdir` are shown as they
-// were given, with backslashes; in `lowerdir` layers stand behind colons (two before data-only ones). Late 6.5 and 6.6
-// put that list together from its layers and write a colon that belongs to a name as \072. Since 6.8 each layer may
-// have an option of its own, `lowerdir+` or `datadir+`, in which a backslash is a backslash. Early 6.5 escapes nothing:
-// there a name with a colon or comma falls into parts that cannot be seen.
+// were given, with backslashes; in `lowerdir` layers stand behind colons (two before data-only ones). 6.6 puts that
+// list together from its layers and writes a colon that belongs to a name as \072. Since 6.8 each layer may have an
+// option of its own, `lowerdir+` or `datadir+`, in which a backslash is a backslash. 6.5 as it was released escapes
+// nothing: there a name with a colon or comma falls into parts that cannot be seen.
 std::vector<std::string> overlayLayers(const Mount& mount) {
     std::vector<std::string> layers;
     for (const std::string& upper : mount.values("upperdir"))

@@ -75,7 +75,7 @@ std::string fromWwid(std::string_view wwid) {
     return meaningless(name) ? "" : name;
 }
 
-// udev's and multipath's words: the kind of designator is a digit in front (systemd, scsi_id.c).
+// udev's and multipath's words: the kind of designator is a digit in front (systemd, scsi_serial.c).
 std::string fromScsiId(std::string_view id) {
     if (id.size() < 2)
         return "";
@@ -143,7 +143,8 @@ private:
         return lines.substr(at, lines.find('\n', at) - at);
     }
 
-    // Linux drivers/md/dm-ioctl.c; the prefixes are those of lvm2, multipath-tools and kpartx.
+    // Linux drivers/md/dm-sysfs.c. The prefixes are those of lvm2, of multipath-tools (libmultipath/devmapper.h) and of
+    // kpartx (kpartx/devmapper.c).
     Device deviceMapper() const {
         std::string uuid = file("dm/uuid").value_or("");
         std::string name = *file("dm/name");

@@ -29,7 +29,7 @@ struct Device {
 // `root` stands before /sys and /run, for tests. What is not there makes a device of kind other.
 Device identifyDevice(dev_t device, const std::string& root = "");
 
-// Pure. The name of a logical unit in its Device Identification page (SPC-5, 7.7.6): "naa.6...", "eui.0...",
+// Pure. The name of a logical unit in its Device Identification page (SPC, VPD page 83h): "naa.6...", "eui.0...",
 // "t10.VENDOR_...". Empty when the page has none. The best kind wins in the order in which udev's scsi_id looks for
 // them, because that is what multipath names its devices by.
 std::string parseDeviceIdentification(std::string_view page);
