@@ -213,6 +213,10 @@ private:
         // migration left behind has to go first.
         if (view.peers > 1 || (view.handoffs == 0 && view.ownerBusy))
             return refuse(i, Obstacle::sameGuest, view);
+        // Also where `owner` is only the entry (shared): it may be in the hands of one that found nobody and is about
+        // to remove the lease file.
+        if (view.handoffs == 0 && view.entryBusy)
+            return refuse(i, Obstacle::beingTaken, view);
         return std::nullopt;
     }
 

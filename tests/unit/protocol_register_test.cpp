@@ -139,6 +139,31 @@ TEST_F(Register, SuccessorJoinsAnIncarnationThatOwnsNothing) {
     EXPECT_EQ(result.joined, std::vector{true});
 }
 
+TEST_F(Register, NobodyJoinsBesideOneThatFoundNobodyAndRemovesTheLeaseFile) {
+    for (Mode mode : {Mode::exclusive, Mode::shared}) {
+        std::unique_ptr<Actor> leaving, comer;
+        lease::Registration result;
+        bool removes = false;
+        auto scene = [&]() -> Actor& {
+            leaving = std::make_unique<Actor>(kWeb, mode, image);
+            comer = std::make_unique<Actor>(kWeb, mode, image);
+            EXPECT_TRUE(granted(leaving->enter()));
+            leaving->release();
+            return *comer;
+        };
+        auto enter = [&](Actor& actor) { result = actor.enter(); };
+        // What place.cpp's sweepLease does, up to the unlink.
+        auto sweep = [&] {
+            Medium& medium = *leaving->shares()[0].medium;
+            medium.removeAll();
+            removes = medium.tryPlace(kOwner, os::LockType::write) == os::LockOutcome::granted && medium.look().empty();
+        };
+        unit::atEveryStep(scene, enter, sweep, [&](int step) {
+            EXPECT_FALSE(removes && !result.refusal) << "step " << step << ", mode " << static_cast<int>(mode);
+        });
+    }
+}
+
 TEST_F(Register, AnotherDomainCannotUseAHandoff) {
     Actor source(kWeb, Mode::exclusive, image), mail(kMail, Mode::exclusive, image);
     ASSERT_TRUE(granted(source.enter()));
