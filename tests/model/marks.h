@@ -35,7 +35,11 @@ byte emode;                /* the stranger's mode: 0 exclusive, 1 shared-write, 
 byte dying;               /* file set: descriptors of a dead QEMU are closed one by one */
 byte ver[4];              /* RAM: a higher number has run later */
 
+#ifdef SW                /* who enters may be about to remove the lease file: then owner is not free to join on */
+#define CURP (pres|((owner==0&&entry==0)<<7))
+#else
 #define CURP (pres|((owner==0)<<7))
+#endif
 #define TB(k) (BIT(mytok[k])&~1)
 #define UPD1(k) if :: HAS(in,k) -> eP[k]=eP[k]|CURP; sP[k]=sP[k]&CURP; eH[k]=eH[k]|hd; sH[k]=sH[k]&hd; eT[k]=eT[k]|tk; sT[k]=sT[k]&tk :: else fi
 #ifdef NR

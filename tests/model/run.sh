@@ -22,7 +22,7 @@ check() { # expectation, label, one.sh's arguments
 }
 holds() { check holds "$@"; }
 caught() { check caught "$@"; }
-M=migration.pml R=resources.pml
+M=migration.pml R=resources.pml F=fileset.pml L=lockspace.pml
 limit=120
 
 echo "== one resource: chains of migrations"
@@ -54,11 +54,19 @@ holds "... libvirtd dies"                                             $M -DSW -D
 holds "1 migration, a stranger in any mode, a QEMU dies"              $M -DSW -DNMIG=1 -DNOP=1 -DREL1 -DNE=1 -DNK=1
 holds "nothing goes wrong: every migration succeeds"                  $M -DSW -DNMIG=3 -DNOP=0 -DLIVE
 echo "== file set"
-holds "gate, names and sweeping; a QEMU dies"                         fileset.pml -DNK=1
-holds "... and owner is given up at suspend"                          fileset.pml -DNK=1 -DM_NOKEEP
-holds "2 migrations, a QEMU dies mark by mark"                        $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNK=1
+holds "three incarnations, a libvirtd or a child dies"                $F -DN=3 -DNOP=1 -DNC=1
+holds "... attaches again, a libvirtd dies"                           $F -DNOP=2 -DNL=2 -DNC=1
+holds "... a libvirtd and a QEMU die; the image is flocked too"       $F -DNOP=2 -DNC=1 -DNK=1 -DIMAGE
+holds "... a sweeper"                                                 $F -DNOP=1 -DNC=1 -DSWEEPER
+holds "flock of the image: owner has it, beside flock(1)"             $F -DNOP=2 -DIMAGE -DNS=1 -DNC=1 -DSTRICT
+holds "... also over downgrade and upgrade"                           $F -DNOP=2 -DIMAGE -DCONV -DSTRICT
+holds "... beside flock(1) and deaths: guests exclude each other"     $F -DNOP=2 -DIMAGE -DCONV -DNS=1 -DNC=1
+holds "1 migration, a QEMU dies mark by mark"                         $M -DFILESET -DNMIG=1 -DNOP=1 -DREL1 -DNK=1
 holds "2 migrations, libvirtd dies"                                   $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNCR=1
 holds "2 migrations, a stranger"                                      $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNE=1
+echo "== lease files in a lockspace"
+holds "enter, detach, sweep; one dies"                                $L -DNK=1
+holds "shared guests"                                                 $L -DSHARED
 echo "== two resources, hot-plug"
 holds "2 migrations, 2 operations, a QEMU and a libvirtd die"         $R -DNMIG=2 -DNOP=2 -DNK=1 -DNCR=1
 holds "2 migrations, attach and detach, a stranger, libvirtd dies"    $R -DNMIG=2 -DNOP=1 -DNHP=2 -DNE=1 -DNCR=1
@@ -89,10 +97,27 @@ caught "modes: no look after owner"                                   modes.pml 
 caught "downgrade by unlock and lock"                                 modes.pml -DN=2 -DRETRY=2 -DDOWN -DM_DOWNDROP
 caught "shared-write: a joiner does not look again"                   $M -DSW -DNMIG=1 -DNOP=0 -DREL1 -DNE=1 -DNK=1 -DM_NOJLOOK
 caught "shared-write: a third incarnation may join"                   $M -DSW -DNMIG=2 -DNOP=1 -DREL1 -DM_CROWD
-caught "file set without gate"                                        fileset.pml -DNK=0 -DNS=1 -DM_NOGATE -DM_NOKEEP
-caught "file set: sweeping outside the gate"                          fileset.pml -DNK=0 -DNS=1 -DM_SWEEP -DM_NOKEEP
-caught "file set: Release drops presence"                             fileset.pml -DNK=1 -DM_DROPPRES
+caught "file set without gate"                                        $F -DNOP=2 -DM_NOGATE -DM_NONLINK
+caught "file set: gate through the vessel's description"              $F -DNOP=2 -DNC=1 -DM_SHAREDGATE
+caught "file set: sweeping outside the gate: a start is refused"      $F -DNOP=2 -DSWEEPER -DM_SWEEP
+caught "file set: ... and nobody asks whether his file has a name"    $F -DNOP=2 -DSWEEPER -DM_SWEEP -DM_NONLINK
+caught "file set: the file is flocked after the gate"                 $F -DNOP=2 -DM_EARLYGATE -DM_NONLINK
+caught "file set: files count that nobody holds"                      $F -DNOP=2 -DNC=1 -DM_NOTRIAL
+caught "file set: one's own dead file is in the way (O_EXCL)"         $F -DNOP=2 -DNL=2 -DM_EXCL
+caught "file set: text before the image's flock"                      $F -DNOP=2 -DIMAGE -DM_TEXTFIRST
+caught "file set: the image's flock is dropped before the text"       $F -DNOP=2 -DIMAGE -DM_IMAGEFIRST
+caught "no guarantee: flock(1) while the image's flock is converted"  $F -DNOP=2 -DIMAGE -DCONV -DNS=1 -DSTRICT
+caught "no guarantee: libvirtd dies in the conversion"                $F -DNOP=2 -DIMAGE -DCONV -DNC=1 -DSTRICT
+caught "no guarantee: a busy image is flock(1)'s; a QEMU dies"        $F -DNOP=2 -DIMAGE -DNK=1 -DFOREIGN
+caught "no guarantee: a busy image is flock(1)'s; a libvirtd dies"    $F -DNOP=2 -DIMAGE -DNC=1 -DFOREIGN
 caught "file set: a third incarnation may join"                       $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DM_CROWD
+caught "lease file: nobody asks whether it has a name"                $L -DM_NOLISTED
+caught "lease file: asked before the marks are up"                    $L -DM_EARLY
+caught "lease file: swept without owner"                              $L -DM_NOOWNER
+caught "lease file: swept without a look"                             $L -DM_SWEEPBLIND
+caught "lease file: owner given back before the unlink"               $L -DM_EARLYUNLOCK
+caught "lease file: unlinked by name, whichever file that is"         $L -DM_BYNAME
+caught "lease file: a shared guest joins while owner is held"         $L -DSHARED -DM_ENTRY
 caught "resources in no common order (both fail)"                     two.pml -DN=2 -DUNSORT=1
 caught "resources: present before owner (both fail)"                  two.pml -DN=2 -DM_PRESFIRST
 caught "a refused start of several keeps what it took"                two.pml -DN=3 -DM_NOUNDO
@@ -113,6 +138,9 @@ if [ $deep ]; then
   holds "with a stranger, a QEMU and a libvirtd die"                  $M -DNMIG=2 -DNOP=1 -DREL1 -DNE=1 -DNK=1 -DNCR=1
   holds "shared-write, a stranger in any mode, a QEMU dies"           $M -DSW -DNMIG=2 -DNOP=1 -DREL1 -DNE=1 -DNK=1
   holds "file set, a QEMU and a libvirtd die"                         $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNK=1 -DNCR=1
+  holds "file set, 2 migrations, a QEMU dies mark by mark"            $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNK=1
+  holds "file set, libvirtd, QEMU and flock(1) on the image"          $F -DNOP=2 -DIMAGE -DCONV -DNS=1 -DNC=1 -DNK=1
+  holds "lease file, shared guests, one dies"                         $L -DSHARED -DNK=1
   holds "two resources, hot-plug, stranger, a QEMU and a libvirtd die" $R -DNMIG=2 -DNOP=1 -DNHP=2 -DNE=1 -DNK=1 -DNCR=1
 fi
 echo "$passed passed, $failed failed"
