@@ -63,7 +63,6 @@ holds "... also over downgrade and upgrade"                           $F -DNOP=2
 holds "... beside flock(1) and deaths: guests exclude each other"     $F -DNOP=2 -DIMAGE -DCONV -DNS=1 -DNC=1
 holds "1 migration, a QEMU dies mark by mark"                         $M -DFILESET -DNMIG=1 -DNOP=1 -DREL1 -DNK=1
 holds "2 migrations, libvirtd dies"                                   $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNCR=1
-holds "2 migrations, a stranger"                                      $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNE=1
 echo "== lease files in a lockspace"
 holds "enter, detach, sweep; one dies"                                $L -DNK=1
 holds "shared guests"                                                 $L -DSHARED
@@ -139,6 +138,7 @@ if [ $deep ]; then
   holds "shared-write, a stranger in any mode, a QEMU dies"           $M -DSW -DNMIG=2 -DNOP=1 -DREL1 -DNE=1 -DNK=1
   holds "file set, a QEMU and a libvirtd die"                         $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNK=1 -DNCR=1
   holds "file set, 2 migrations, a QEMU dies mark by mark"            $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNK=1
+  holds "file set, 2 migrations, a stranger"                          $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNE=1
   holds "file set, libvirtd, QEMU and flock(1) on the image"          $F -DNOP=2 -DIMAGE -DCONV -DNS=1 -DNC=1 -DNK=1
   holds "lease file, shared guests, one dies"                         $L -DSHARED -DNK=1
   holds "two resources, hot-plug, stranger, a QEMU and a libvirtd die" $R -DNMIG=2 -DNOP=1 -DNHP=2 -DNE=1 -DNK=1 -DNCR=1
