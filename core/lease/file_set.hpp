@@ -11,8 +11,8 @@
 //
 // What others have up is read and what one has up is written behind the gate only, so every step is atomic for
 // everybody, also when its process is killed: a flock ends with its holder, and a file that nobody holds is no mark. It
-// is swept by whoever comes next, behind the gate too. A lock is taken once and never converted: a refused conversion
-// would lose it (flock(2)).
+// is swept by whoever comes next, behind the gate too. The flock of a file is taken once and never converted: a refused
+// conversion would lose it (flock(2)).
 
 #include "core/lease/medium.hpp"
 #include "core/os/fd.hpp"

@@ -147,17 +147,21 @@ private:
         LockType type = share.mode == Mode::readOnly ? LockType::read : LockType::write;
         while (share.medium->tryPlace({MarkKind::owner, 0, 0}, type) == LockOutcome::contended) {
             View view = look(self_, share);
-            if (Answer refusal = refuseStrangers(i, view))
-                return refusal;
+            if (view.strangers)
+                return refuse(i, Obstacle::guestPresent, view);
             if (view.peers > 0) {
                 joined_[i] = true;
                 return std::nullopt;
             }
             // Nobody is present: another guest is between its owner and its present mark, or on its way out. Or there
             // is a reader on another host whose locks F_OFD_GETLK does not show (NFSv3): the lock that was refused is
-            // all that tells.
+            // all that tells. A lock that is not ours may be that of a dying QEMU, whose descriptors go one by one.
             if (!waiter_.again())
-                return refuse(i, view.entryBusy ? Obstacle::beingTaken : Obstacle::guestPresent, view);
+                return refuse(i,
+                              view.foreign     ? Obstacle::foreignLock
+                              : view.entryBusy ? Obstacle::beingTaken
+                                               : Obstacle::guestPresent,
+                              view);
         }
         // Among the incarnations of a shared domain sharedOwner decides. It has to be up before `present` is, or two
         // that start at once would each take the other for one that lets it join.
@@ -313,11 +317,10 @@ private:
             return std::nullopt;
         while (share.medium->tryPlace(ownerMark(share.mode, self_), LockType::write) == LockOutcome::contended) {
             View view = look(self_, share);
-            if (view.foreign)
-                return refuse(i, Obstacle::foreignLock, view);
             if (!waiter_.again())
                 return refuse(i,
-                              view.peers > 0   ? Obstacle::sameGuest
+                              view.foreign     ? Obstacle::foreignLock
+                              : view.peers > 0 ? Obstacle::sameGuest
                               : view.strangers ? Obstacle::guestPresent
                                                : Obstacle::beingTaken,
                               view);

@@ -221,16 +221,18 @@ TEST_F(Acquire, WaitsForAStrangersColdStartToFail) {
     EXPECT_EQ(pauses, 2);
 }
 
-TEST_F(Acquire, NamesAForeignLockAndDoesNotWaitForIt) {
+TEST_F(Acquire, NamesAForeignLockThatDoesNotGo) {
     std::uint32_t token = prepare();
     source.release();
     os::Fd program = lockOutside(image, os::LockType::write);
-    target.pause = [] {
-        ADD_FAILURE() << "waited";
-        return true;
-    };
     EXPECT_TRUE(refused(target.acquire(token), Obstacle::foreignLock));
     EXPECT_EQ(target.count(), 1u);
+    // It may be that of a QEMU that is just dying.
+    target.pause = [&] {
+        program.reset();
+        return true;
+    };
+    EXPECT_TRUE(granted(target.acquire(token)));
 }
 
 // A joiner of the same domain comes in between any two steps; nothing that it does may cost a suspended guest its
