@@ -6,8 +6,6 @@
 #include "core/storage/device.hpp"
 #include "core/storage/lockspace.hpp"
 
-#include <climits>
-
 #include <fcntl.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -105,14 +103,6 @@ OpenImage openImage(const Resource& resource, const Settings& settings) {
     return image;
 }
 
-// The path without symbolic links, as this host sees it.
-std::string canonicalPath(const os::Fd& fd, const std::string& path) {
-    char target[PATH_MAX];
-    std::string link = "/proc/self/fd/" + std::to_string(fd.get());
-    ssize_t length = readlink(link.c_str(), target, sizeof target);
-    return length > 0 && target[0] == '/' ? std::string(target, static_cast<std::size_t>(length)) : path;
-}
-
 std::string directoryOf(const std::string& path) {
     std::size_t slash = path.rfind('/');
     return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
@@ -166,7 +156,7 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const In
         Lockspace lockspace =
             storage::openLockspace(settings.fileLockspaceDir, "file_lockspace_dir", settings.storageLocks, false);
         refuseLocalLockspace(resource, found, lockspace);
-        std::string path = canonicalPath(image.fd, resource.path);
+        std::string path = os::pathOf(image.fd.get(), resource.path);
         stored.image = std::move(image.fd);
         putInto(place, lockspace, "file-" + storage::hashName(path), "file '" + path + "'", self);
         stored.flocksImage = found.flockImage && stored.directory.open();
@@ -176,7 +166,7 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const In
         unusable(resource, "it is on " + found.name + ", and " + found.reason + kOtherwise);
     if (found.lock == LockKind::flock) {
         refuseHardLinks(resource, image.status);
-        std::string directory = directoryOf(canonicalPath(image.fd, resource.path)) + "/" + kBesideName;
+        std::string directory = directoryOf(os::pathOf(image.fd.get(), resource.path)) + "/" + kBesideName;
         Lockspace lockspace =
             storage::openLockspace(directory, "beside image '" + resource.path + "'", settings.storageLocks, true);
         std::string number = std::to_string(image.status.st_ino);
@@ -370,7 +360,7 @@ void sweepLease(const qemu::StoredLease& stored) {
     if (medium.tryPlace({lease::MarkKind::owner, 0, 0}, os::LockType::write) != os::LockOutcome::granted ||
         !medium.look().empty())
         return;
-    std::string path = canonicalPath(stored.lease, "");
+    std::string path = os::pathOf(stored.lease.get(), "");
     FileId file;
     if (!path.empty() && os::tryIdentify(path, file) == 0 && file == stored.leaseFile)
         (void)unlink(path.c_str());

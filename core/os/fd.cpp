@@ -5,6 +5,7 @@
 #include "core/os/error.hpp"
 
 #include <algorithm>
+#include <climits>
 
 #include <fcntl.h>
 #include <sys/fsuid.h>
@@ -53,6 +54,12 @@ int tryIdentify(const std::string& path, FileId& file) {
 FileId fileIdOf(const struct stat& status) {
     constexpr std::uint64_t kNoInode = ~std::uint64_t{0};
     return S_ISBLK(status.st_mode) ? FileId{status.st_rdev, kNoInode} : FileId{status.st_dev, status.st_ino};
+}
+
+std::string pathOf(int fd, const std::string& fallback) {
+    char target[PATH_MAX];
+    ssize_t length = readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), target, sizeof target);
+    return length > 0 && target[0] == '/' ? std::string(target, static_cast<std::size_t>(length)) : fallback;
 }
 
 int tryOpen(const std::string& path, int flags, Fd& fd) {

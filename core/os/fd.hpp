@@ -51,6 +51,9 @@ FileId fileIdOf(const struct stat& status);
 // What is already known of it: no server is asked. 0, or the error number.
 [[nodiscard]] int tryIdentify(const std::string& path, FileId& file);
 
+// Where the open file is now, without symbolic links; `fallback` where /proc does not tell.
+std::string pathOf(int fd, const std::string& fallback);
+
 // open(2) with O_CLOEXEC added; EINTR retried.
 Fd openFile(const std::string& path, int flags);
 

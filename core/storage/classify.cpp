@@ -6,7 +6,6 @@
 #include "core/os/text.hpp"
 
 #include <array>
-#include <climits>
 #include <cstdio>
 #include <utility>
 
@@ -276,18 +275,11 @@ Storage look(int fd, const std::string& path, int depth) {
     return storage.remote || storage.lock == LockKind::none ? classifyMount(magic, mountOf(fd)) : storage;
 }
 
-// Where the file is, without symbolic links on the way; `path` where /proc does not tell.
-std::string canonicalPath(int fd, const std::string& path) {
-    char target[PATH_MAX];
-    ssize_t length = readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), target, sizeof target);
-    return length > 0 && target[0] == '/' ? std::string(target, static_cast<std::size_t>(length)) : path;
-}
-
 } // namespace
 
 Storage classify(int fd, const std::string& path, std::span<const Override> overrides) {
     Storage storage = look(fd, path, 0);
-    const Override* told = overrides.empty() ? nullptr : findOverride(overrides, canonicalPath(fd, path));
+    const Override* told = overrides.empty() ? nullptr : findOverride(overrides, os::pathOf(fd, path));
     if (!told)
         return storage;
     storage.lock = told->lock;
