@@ -345,8 +345,13 @@ bool isListed(const qemu::StoredLease& stored, const Incarnation& self) {
     if (stored.directory.open())
         return lease::isMarkFileListed(stored.directory.get(), stored.lease.get(), self, stored.path);
     struct stat status;
-    if (fstat(stored.lease.get(), &status) == 0)
-        return status.st_nlink > 0;
+    if (fstat(stored.lease.get(), &status) == 0) {
+        // An NFS client keeps a file that was removed while somebody on this host has it open, under the hidden name
+        // .nfsNUMBER (Linux fs/nfs/unlink.c, nfs_sillyrename): hosts that come later do not find it. No lease file has
+        // such a name.
+        std::string path = os::pathOf(stored.lease.get(), "");
+        return status.st_nlink > 0 && !path.substr(path.rfind('/') + 1).starts_with('.');
+    }
     if (errno == ESTALE) // NFS
         return false;
     throw SystemError(errno, "stat the lease file of", stored.path);
