@@ -125,11 +125,16 @@ void putInto(Place& place, const Lockspace& lockspace, const std::string& name, 
     place.storage = lockspace.storage;
 }
 
-// A lease by the image's path or by its number does not protect one that can be reached in another way.
-void refuseHardLinks(const Resource& resource, const struct stat& status) {
-    if (S_ISREG(status.st_mode) && status.st_nlink > 1)
-        unusable(resource, "it has " + std::to_string(status.st_nlink) +
+// A lease by the image's path, or beside it, does not protect one that can be reached in another way.
+void refuseOtherNames(const Resource& resource, const OpenImage& image) {
+    if (!S_ISREG(image.status.st_mode))
+        return;
+    if (image.status.st_nlink > 1)
+        unusable(resource, "it has " + std::to_string(image.status.st_nlink) +
                                " names (hard links), and its lease goes by one of them; remove the others");
+    if (os::isMountRoot(image.fd.get(), resource.path))
+        unusable(resource, "it is a mount of its own (a bind mount of a file), and its lease goes by where the file "
+                           "itself is; give the guest that path");
 }
 
 // The rest of the message that storage without a lock to trust is refused with.
@@ -152,7 +157,7 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const In
     place.hidesQemu = found.hidesReadLocks;
     place.guardable = found.hidesReadLocks || found.qemuLocksStayLocal || found.lock == LockKind::none;
     if (!settings.fileLockspaceDir.empty()) {
-        refuseHardLinks(resource, image.status);
+        refuseOtherNames(resource, image);
         Lockspace lockspace =
             storage::openLockspace(settings.fileLockspaceDir, "file_lockspace_dir", settings.storageLocks, false);
         refuseLocalLockspace(resource, found, lockspace);
@@ -165,10 +170,11 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const In
     if (found.lock == LockKind::none)
         unusable(resource, "it is on " + found.name + ", and " + found.reason + kOtherwise);
     if (found.lock == LockKind::flock) {
-        refuseHardLinks(resource, image.status);
+        refuseOtherNames(resource, image);
         std::string directory = directoryOf(os::pathOf(image.fd.get(), resource.path)) + "/" + kBesideName;
         Lockspace lockspace =
             storage::openLockspace(directory, "beside image '" + resource.path + "'", settings.storageLocks, true);
+        refuseLocalLockspace(resource, found, lockspace);
         std::string number = std::to_string(image.status.st_ino);
         stored.image = std::move(image.fd);
         putInto(place, lockspace, number, "the image with inode number " + number, self);

@@ -56,6 +56,13 @@ FileId fileIdOf(const struct stat& status) {
     return S_ISBLK(status.st_mode) ? FileId{status.st_rdev, kNoInode} : FileId{status.st_dev, status.st_ino};
 }
 
+bool isMountRoot(int fd, const std::string& what) {
+    struct statx status;
+    if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &status) < 0)
+        throw SystemError(errno, "stat", what);
+    return (status.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0; // Linux 5.8
+}
+
 std::string pathOf(int fd, const std::string& fallback) {
     char target[PATH_MAX];
     ssize_t length = readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), target, sizeof target);

@@ -51,6 +51,9 @@ FileId fileIdOf(const struct stat& status);
 // What is already known of it: no server is asked. 0, or the error number.
 [[nodiscard]] int tryIdentify(const std::string& path, FileId& file);
 
+// Whether the file is what a mount leads to: a bind mount of this very file, or the root of a file system.
+bool isMountRoot(int fd, const std::string& what);
+
 // Where the open file is now, without symbolic links; `fallback` where /proc does not tell.
 std::string pathOf(int fd, const std::string& fallback);
 

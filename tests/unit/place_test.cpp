@@ -22,6 +22,7 @@ using storage::Scope;
 
 class PlaceOfALease : public unit::LeavesNoDescriptor {
 protected:
+    // Why the resource has no place, or "placed".
     std::string refusalOf(const Resource& resource) const {
         try {
             openPlace(resource, self, settings);
@@ -50,6 +51,33 @@ TEST_F(PlaceOfALease, LeaseFileThatNfsKeepsUnderAHiddenNameIsNotListed) {
     std::filesystem::path file = *std::filesystem::directory_iterator(settings.fileLockspaceDir);
     std::filesystem::rename(file, file.parent_path() / ".nfs00000000000000010000002a");
     EXPECT_FALSE(isListed(place.stored, self));
+}
+
+TEST_F(PlaceOfALease, ImageThatIsABindMountHasNoLeaseThatGoesByItsPath) {
+    std::string other = dir.file("mounted.img");
+    std::string lockspace = makeLockspace("lockspace");
+    unit::Child host([&](unit::Line& line) {
+        bool mounted = unshare(CLONE_NEWNS) == 0 && mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+                       mount(image.c_str(), other.c_str(), nullptr, MS_BIND, nullptr) == 0;
+        line.say(mounted ? 'm' : '-');
+        line.hear();
+        settings.fileLockspaceDir = lockspace;
+        unit::demand(refusalOf({.path = other}).find("mount of its own") != std::string::npos,
+                     refusalOf({.path = other}));
+        settings = {.storageLocks = {{"/", LockKind::flock, Scope::allHosts}}};
+        unit::demand(refusalOf({.path = other}).find("mount of its own") != std::string::npos,
+                     refusalOf({.path = other}));
+    });
+    if (host.line().hear() != 'm')
+        GTEST_SKIP() << "may not mount here";
+    host.line().say();
+    EXPECT_EQ(host.join(), "");
+}
+
+TEST_F(PlaceOfALease, FilesBesideAnImageOfAllHostsAreNotOnStorageOfOneHost) {
+    settings.storageLocks = {{image, LockKind::flock, Scope::allHosts}};
+    std::string text = refusalOf({.path = image});
+    EXPECT_NE(text.find("other hosts reach the image"), std::string::npos) << text;
 }
 
 } // namespace
