@@ -149,10 +149,9 @@ void refuseLocalLockspace(const Resource& resource, const Storage& image, const 
                                "image on " + image.name + "; put the lockspace on storage that all hosts share");
 }
 
-void placeFile(Place& place, const Resource& resource, OpenImage image, const Incarnation& self,
+void placeFile(Place& place, const Resource& resource, OpenImage image, const Storage& found, const Incarnation& self,
                const Settings& settings) {
     qemu::StoredLease& stored = place.stored;
-    Storage found = storage::classify(image.fd.get(), resource.path, settings.storageLocks);
     stored.remote = found.remote;
     place.hidesQemu = found.hidesReadLocks;
     place.guardable = found.hidesReadLocks || found.qemuLocksStayLocal || found.lock == LockKind::none;
@@ -276,10 +275,17 @@ Place openPlace(const Resource& resource, const Incarnation& self, const Setting
     }
     OpenImage image = openImage(resource, settings);
     place.stored.file = os::fileIdOf(image.status);
-    if (S_ISBLK(image.status.st_mode))
+    if (S_ISBLK(image.status.st_mode)) {
         placeDevice(place, resource, std::move(image), self, settings);
-    else
-        placeFile(place, resource, std::move(image), self, settings);
+        return place;
+    }
+    Storage found = storage::classify(image.fd.get(), resource.path, settings.storageLocks);
+    placeFile(place, resource, std::move(image), found, self, settings);
+    if (settings.requireClusterLeases && found.remote && place.storage.scope == Scope::thisHost)
+        unusable(resource, "it is on " + found.name +
+                               " and would be leased on this host only, which "
+                               "require_cluster_leases in qemu-leasehold.conf forbids; set file_lockspace_dir to a "
+                               "directory that all hosts share, or correct storage_locks");
     return place;
 }
 

@@ -80,5 +80,16 @@ TEST_F(PlaceOfALease, FilesBesideAnImageOfAllHostsAreNotOnStorageOfOneHost) {
     EXPECT_NE(text.find("other hosts reach the image"), std::string::npos) << text;
 }
 
+TEST_F(PlaceOfALease, RequireClusterLeasesRefusesStorageThatTheAdministratorCallsLocal) {
+    Resource file{.path = "/proc/version", .mode = Mode::readOnly}; // procfs is not known to be local
+    settings.storageLocks = {{"/proc", LockKind::byteRange, Scope::thisHost}};
+    EXPECT_EQ(refusalOf(file), "placed");
+    settings.requireClusterLeases = true;
+    EXPECT_NE(refusalOf(file).find("require_cluster_leases"), std::string::npos) << refusalOf(file);
+    settings.fileLockspaceDir = makeLockspace("lockspace");
+    EXPECT_NE(refusalOf(file).find("require_cluster_leases"), std::string::npos) << refusalOf(file);
+    EXPECT_EQ(refusalOf({.path = image}), "placed");
+}
+
 } // namespace
 } // namespace leasehold
