@@ -170,7 +170,7 @@ private:
 
 os::Fd openMarkFile(int directory, const Incarnation& self, const std::string& about, const std::string& name) {
     Gate gate(directory, name, true);
-    storage::inscribe(gate.fd(), about, name);
+    storage::inscribe(gate.fd(), about, os::pathOf(gate.fd(), name));
     os::Fd file;
     int flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
     if (int error = os::tryOpenAt(directory, encodeMarkFileName(self), flags, 0600, file))

@@ -91,5 +91,15 @@ TEST_F(PlaceOfALease, RequireClusterLeasesRefusesStorageThatTheAdministratorCall
     EXPECT_EQ(refusalOf({.path = image}), "placed");
 }
 
+TEST_F(PlaceOfALease, LeaseOfSomethingElseIsNamedByItsOwnPath) {
+    settings.fileLockspaceDir = makeLockspace("lockspace");
+    settings.storageLocks = {{settings.fileLockspaceDir, LockKind::flock, Scope::allHosts}};
+    ASSERT_EQ(refusalOf({.path = image}), "placed");
+    std::filesystem::path gate = std::filesystem::directory_iterator(settings.fileLockspaceDir)->path() / "gate";
+    std::ofstream(gate) << "leasehold lease of file '/another/image, whose name must be as long as this one'\n";
+    std::string text = refusalOf({.path = image});
+    EXPECT_NE(text.find("lease file '" + gate.string() + "' belongs to something else"), std::string::npos) << text;
+}
+
 } // namespace
 } // namespace leasehold
