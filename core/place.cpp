@@ -247,7 +247,10 @@ NamedPlace locateNamed(const Resource& resource, const struct stat& target) {
 }
 
 void placeNamed(Place& place, const Resource& resource, const Incarnation& self, const Settings& settings) {
-    struct stat target = statResource(resource, settings);
+    struct stat target = statResource(resource, settings), link;
+    if (lstat(resource.path.c_str(), &link) == 0 && S_ISLNK(link.st_mode))
+        unusable(resource, "the target of the <lease> is a symbolic link, and its lease is beside the link; name the "
+                           "target itself");
     if (!S_ISREG(target.st_mode) && !S_ISDIR(target.st_mode))
         unusable(resource, "the target of a <lease> has to be a regular file or a directory");
     NamedPlace at = locateNamed(resource, target);
@@ -306,9 +309,15 @@ namespace {
 
 std::variant<lease::ByteRangeMedium, lease::FileSetMedium> mediumOf(const qemu::StoredLease& stored,
                                                                     const Incarnation& self) {
-    if (stored.directory.open())
+    if (stored.directory.open()) {
+        // A step makes and removes files there, with rights that QEMU does not have.
+        if (!storage::isTrusted(stored.directory.get(), stored.path))
+            throw Error(Fault::invalid, "the lease of '" + stored.path +
+                                            "' is in a directory that others than root may change: destroy the guest "
+                                            "and start it again");
         return lease::FileSetMedium(stored.lease.get(), stored.directory.get(),
                                     stored.flocksImage ? stored.image.get() : -1, self, stored.path);
+    }
     return lease::ByteRangeMedium(stored.lease.get(), stored.writable, stored.path);
 }
 
@@ -372,6 +381,9 @@ bool isListed(const qemu::StoredLease& stored, const Incarnation& self) {
 void sweepLease(const qemu::StoredLease& stored) {
     if (onImage(stored) || stored.directory.open())
         return; // a gate is never removed
+    // A QEMU that was broken into would have us remove whatever it has open.
+    if (!storage::isTrusted(stored.lease.get(), stored.path))
+        return;
     lease::ByteRangeMedium medium(stored.lease.get(), true, stored.path);
     // Whoever enters needs `owner` first, and looks afterwards whether the file still has a name.
     if (medium.tryPlace({lease::MarkKind::owner, 0, 0}, os::LockType::write) != os::LockOutcome::granted ||

@@ -140,6 +140,16 @@ os::Fd openLeaseDirectory(const Lockspace& lockspace, const std::string& name) {
     return fd;
 }
 
+bool isTrusted(int fd, const std::string& path) {
+    struct stat status = statOf(fd, path);
+    char title[kTitle.size()];
+    bool lease =
+        S_ISDIR(status.st_mode) ||
+        (S_ISREG(status.st_mode) && TEMP_FAILURE_RETRY(pread(fd, title, sizeof title, 0)) == ssize_t{sizeof title} &&
+         std::string_view(title, sizeof title) == kTitle);
+    return lease && !changeableByOthers(status) && (ownedByUs(status) || belongsToSquashed(classify(fd, path)));
+}
+
 std::optional<os::FileId> findLease(const std::string& lockspace, const std::string& name) {
     struct stat status;
     std::string path = lockspace + "/" + name;

@@ -31,6 +31,10 @@ Lockspace openLockspace(const std::string& path, const std::string& origin, std:
 os::Fd openLeaseFile(const Lockspace& lockspace, const std::string& name, const std::string& about);
 os::Fd openLeaseDirectory(const Lockspace& lockspace, const std::string& name);
 
+// Whether nobody but root and ourselves can have made this lease file or directory, or may change it. For descriptors
+// that come out of a QEMU and may be anything that it could open.
+bool isTrusted(int fd, const std::string& path);
+
 // Which file or directory that is; nothing when there is none.
 std::optional<os::FileId> findLease(const std::string& lockspace, const std::string& name);
 

@@ -106,6 +106,11 @@ bool mayOpen(std::size_t descriptors) {
     return setrlimit(RLIMIT_NOFILE, &limit) == 0;
 }
 
+::testing::AssertionResult says(const std::string& text, const std::string& part) {
+    auto result = text.find(part) == text.npos ? ::testing::AssertionFailure() : ::testing::AssertionSuccess();
+    return result << "'" << part << "' in: " << text;
+}
+
 void demand(bool condition, const std::string& what) {
     if (!condition)
         throw std::runtime_error(what);

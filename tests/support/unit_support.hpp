@@ -51,6 +51,9 @@ private:
     std::size_t before_;
 };
 
+// EXPECT_TRUE(says(text, part)) prints the text.
+::testing::AssertionResult says(const std::string& text, const std::string& part);
+
 // What has to hold in a second process, where EXPECT would not be heard.
 void demand(bool condition, const std::string& what);
 

@@ -102,12 +102,17 @@ Forgery ForgedVessel::message(const GuestTag& tag, const std::vector<StoredLease
     }
     forgery.name = tag.name;
     for (const StoredLease& lease : leases) {
-        forgery.entries.emplace_back(WireEntry{lease.file.device, lease.file.inode, lease.mode,
-                                               static_cast<std::uint8_t>(lease.writable | lease.joined << 1), 0, 0,
+        auto flags = static_cast<std::uint8_t>(lease.writable | lease.joined << 1 | lease.named << 5);
+        auto which = static_cast<std::uint8_t>(lease.image.open() | lease.directory.open() << 1);
+        forgery.entries.emplace_back(WireEntry{lease.file.device, lease.file.inode, lease.mode, flags, which, 0,
                                                static_cast<std::uint32_t>(lease.path.size())},
                                      lease.path);
-        forgery.files.push_back({lease.file});
-        forgery.fds.push_back(lease.lease.get());
+        auto& files = forgery.files.emplace_back();
+        for (const os::Fd* fd : {&lease.lease, &lease.image, &lease.directory})
+            if (fd->open()) {
+                files.push_back(os::identify(fd->get(), lease.path));
+                forgery.fds.push_back(fd->get());
+            }
     }
     return forgery;
 }

@@ -4,9 +4,8 @@
 // The engine, as far as it shows better here than through the plugin: which names are one file, what a refusal says,
 // deaths of libvirtd at any system call. Registrations happen in a child that becomes QEMU.
 
-#include "core/engine.hpp"
-#include "core/lease/byte_range.hpp"
 #include "core/os/error.hpp"
+#include "tests/support/unit_engine.hpp"
 #include "tests/support/unit_vessel.hpp"
 
 #include <filesystem>
@@ -24,49 +23,7 @@ using lease::Mode;
 using unit::isFree;
 using unit::StandIn;
 
-class EngineWithGuests : public unit::LeavesNoDescriptor {
-protected:
-    static Guest named(const std::string& name, unsigned char number) {
-        Guest guest;
-        guest.name = name;
-        guest.uuid[15] = number;
-        return guest;
-    }
-
-    // A QEMU that registered. Throws the refusal as text.
-    struct Qemu : StandIn {
-        Qemu(const Engine& engine, Guest& guest, const std::vector<Resource>& images)
-            : StandIn([&] {
-                  guest.pid = getpid();
-                  if (auto refusal = engine.registerGuest(guest, images))
-                      throw std::runtime_error(*refusal);
-              }) {
-            guest.pid = pid();
-        }
-    };
-
-    Qemu start(Guest& guest, const std::vector<Resource>& images) const { return Qemu(engine, guest, images); }
-
-    std::string refusalOf(Guest guest, const std::vector<Resource>& images) const {
-        try {
-            Qemu qemu = start(guest, images);
-            return "granted";
-        } catch (const std::runtime_error& error) {
-            return error.what();
-        }
-    }
-
-    std::size_t storedFor(const StandIn& qemu, const Guest& guest) {
-        return qemu::Vessel::retrieve(qemu.process(), guest.uuid)->leases().size();
-    }
-
-    static bool held(const std::string& image) { return !isFree(image, lease::kMarkArea); }
-
-    unit::TempDir dir;
-    std::string image = dir.file("disk.img"), second = dir.file("second.img");
-    Engine engine{Settings{}, [](const std::string&) {}};
-    Guest web = named("web", 1), mail = named("mail", 2);
-};
+class EngineWithGuests : public unit::EngineTest {};
 
 TEST_F(EngineWithGuests, OneFileUnderTwoNamesIsOneResource) {
     std::filesystem::create_symlink(image, dir.path("symbolic"));
@@ -75,8 +32,8 @@ TEST_F(EngineWithGuests, OneFileUnderTwoNamesIsOneResource) {
         Qemu qemu = start(web, {{image, Mode::exclusive}});
         std::string text = refusalOf(mail, {{dir.path(name), Mode::exclusive}});
         EXPECT_NE(text.find("in use by guest 'web'"), std::string::npos) << text;
-        std::string twice = refusalOf(
-            named("db", 3), {{second, Mode::exclusive}, {dir.path(name), Mode::exclusive}, {image, Mode::exclusive}});
+        std::string twice =
+            refusalOf(db, {{second, Mode::exclusive}, {dir.path(name), Mode::exclusive}, {image, Mode::exclusive}});
         EXPECT_NE(twice.find("the guest has it twice"), std::string::npos) << twice;
         EXPECT_FALSE(held(second)) << "all or nothing";
     }
@@ -199,7 +156,7 @@ TEST_F(EngineWithGuests, ReAcquireForReadingLetsReadersInAndForWritingTakesItBac
     EXPECT_EQ(engine.acquireReadOnly(web, {{image, Mode::readOnly}}), std::nullopt);
     {
         Qemu reader = start(mail, {{image, Mode::readOnly}});
-        EXPECT_NE(refusalOf(named("db", 3), {{image, Mode::exclusive}}), "granted");
+        EXPECT_NE(refusalOf(db, {{image, Mode::exclusive}}), "granted");
         auto refusal = engine.acquire(web, {{image, Mode::exclusive}}, "");
         ASSERT_TRUE(refusal);
         EXPECT_NE(refusal->find("guest 'mail'"), std::string::npos) << *refusal;
@@ -226,10 +183,20 @@ TEST_F(EngineWithGuests, ForgedVesselDoesNotMakeUsLockAnotherFile) {
     EXPECT_FALSE(held(second));
 }
 
+// Where the leases of an image are.
+struct Where {
+    const char* name;
+    unit::Configure configure;
+};
+
+class EngineWithMedia : public unit::EngineTest, public testing::WithParamInterface<Where> {
+protected:
+    EngineWithMedia() : EngineTest(GetParam().configure) {}
+};
+
 // libvirtd is killed at every system call of each of its calls; QEMU's lease stands, and the next call is right.
-TEST_F(EngineWithGuests, LibvirtdKilledAtAnySystemCallLeavesTheLeaseAndAWorkingVessel) {
+TEST_P(EngineWithMedia, LibvirtdKilledAtAnySystemCallLeavesTheLeaseAndAWorkingVessel) {
     Qemu qemu = start(web, {{image, Mode::exclusive}});
-    web.pid = qemu.pid();
     const std::vector<Resource> disks{{image, Mode::exclusive}}, plug{{second, Mode::exclusive}};
     const std::pair<const char*, std::function<void()>> calls[] = {
         {"release", [&] { engine.release(web, disks); }},
@@ -255,6 +222,106 @@ TEST_F(EngineWithGuests, LibvirtdKilledAtAnySystemCallLeavesTheLeaseAndAWorkingV
     EXPECT_EQ(storedFor(qemu, web), 1u);
     EXPECT_FALSE(held(second));
 }
+
+TEST_P(EngineWithMedia, GuestMigratesAndNobodyElseComesInBetween) {
+    const std::vector<Resource> disks{{image, Mode::exclusive}, {second, Mode::exclusive}};
+    Guest there = web;
+    auto nobody = [&] {
+        for (const std::string& path : {image, second})
+            EXPECT_NE(refusalOf(mail, {{path, Mode::exclusive}}).find("in use by guest 'web'"), std::string::npos);
+    };
+    Qemu source = start(web, disks);
+    ASSERT_EQ(engine.acquire(web, disks, ""), std::nullopt);
+    std::string cookie = engine.inquire(web, disks);
+    nobody();
+    Qemu target = start(there, disks);
+    nobody();
+    EXPECT_EQ(engine.release(web, disks), cookie);
+    nobody();
+    ASSERT_EQ(engine.acquire(there, disks, cookie), std::nullopt);
+    nobody();
+    auto refusal = engine.acquire(web, disks, cookie);
+    ASSERT_TRUE(refusal) << "the source resumed beside its successor";
+    EXPECT_NE(refusal->find("was taken over"), std::string::npos) << *refusal;
+    source.kill();
+    nobody();
+    EXPECT_EQ(engine.acquire(there, disks, engine.release(there, disks)), std::nullopt);
+    target.kill();
+    EXPECT_EQ(refusalOf(mail, disks), "granted");
+}
+
+TEST_P(EngineWithMedia, ImageComesAndGoesAndComesAgain) {
+    Qemu qemu = start(web, {{image, Mode::exclusive}});
+    std::size_t before = unit::countDescriptors();
+    for (int round = 0; round < 3; round++) {
+        ASSERT_EQ(engine.acquire(web, {{second, Mode::exclusive}}, ""), std::nullopt);
+        EXPECT_TRUE(held(second));
+        engine.detach(web, {{second, Mode::exclusive}});
+        EXPECT_FALSE(held(second));
+        {
+            Qemu other = start(mail, {{second, Mode::exclusive}});
+            auto refusal = engine.acquire(web, {{second, Mode::exclusive}}, "");
+            ASSERT_TRUE(refusal);
+            EXPECT_NE(refusal->find("in use by guest 'mail'"), std::string::npos) << *refusal;
+        }
+    }
+    EXPECT_TRUE(held(image));
+    EXPECT_EQ(storedFor(qemu, web), 1u);
+    EXPECT_EQ(unit::countDescriptors(), before);
+}
+
+TEST_P(EngineWithMedia, ReadersAndSharersComeTogetherAndWritersDoNot) {
+    for (Mode mode : {Mode::readOnly, Mode::shared}) {
+        Qemu one = start(web, {{image, mode}}), two = start(mail, {{image, mode}});
+        for (Mode other : {Mode::exclusive, Mode::shared, Mode::readOnly}) {
+            std::string text = refusalOf(db, {{image, other}});
+            if (other == mode)
+                EXPECT_EQ(text, "granted");
+            else
+                EXPECT_NE(text.find("'web'"), std::string::npos) << text;
+        }
+    }
+}
+
+TEST_P(EngineWithMedia, BlockCommitGivesItsBaseToReadersAndTakesItBack) {
+    Qemu qemu = start(web, {{image, Mode::exclusive}});
+    EXPECT_EQ(engine.acquireReadOnly(web, {{image, Mode::readOnly}}), std::nullopt);
+    {
+        Qemu reader = start(mail, {{image, Mode::readOnly}});
+        EXPECT_NE(refusalOf(db, {{image, Mode::exclusive}}), "granted");
+        EXPECT_TRUE(engine.acquire(web, {{image, Mode::exclusive}}, ""));
+    }
+    EXPECT_EQ(engine.acquire(web, {{image, Mode::exclusive}}, ""), std::nullopt);
+    EXPECT_NE(refusalOf(mail, {{image, Mode::readOnly}}), "granted");
+}
+
+Settings lockspaceIn(const unit::TempDir& dir) {
+    Settings settings;
+    settings.fileLockspaceDir = dir.path("lockspace");
+    std::filesystem::create_directory(settings.fileLockspaceDir);
+    std::filesystem::permissions(settings.fileLockspaceDir, std::filesystem::perms::owner_all);
+    return settings;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Everywhere, EngineWithMedia,
+    testing::Values(Where{"OnTheImage", [](const unit::TempDir&) { return Settings{}; }},
+                    Where{"InALockspace", lockspaceIn},
+                    Where{
+                        "FilesBesideTheImage",
+                        [](const unit::TempDir& dir) {
+                            Settings settings;
+                            settings.storageLocks = {{dir.path(), storage::LockKind::flock, storage::Scope::allHosts}};
+                            return settings;
+                        }},
+                    Where{"FilesInALockspace",
+                          [](const unit::TempDir& dir) {
+                              Settings settings = lockspaceIn(dir);
+                              settings.storageLocks = {
+                                  {settings.fileLockspaceDir, storage::LockKind::flock, storage::Scope::allHosts}};
+                              return settings;
+                          }}),
+    [](const auto& value) { return std::string(value.param.name); });
 
 } // namespace
 } // namespace leasehold

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#pragma once
+
+// Guests for tests of the whole engine. Registrations happen in a child that becomes a stand-in for QEMU, all other
+// calls in the test itself, which plays libvirtd.
+
+#include "core/engine.hpp"
+#include "tests/support/unit_support.hpp"
+
+#include <stdexcept>
+
+namespace leasehold::unit {
+
+// What the settings are may depend on where the test has its directory.
+using Configure = std::function<Settings(const TempDir&)>;
+
+class EngineTest : public LeavesNoDescriptor {
+protected:
+    explicit EngineTest(const Configure& configure = [](const TempDir&) { return Settings{}; })
+        : settings(configure(dir)) {}
+
+    static Guest named(const std::string& name, unsigned char number) {
+        Guest guest;
+        guest.name = name;
+        guest.uuid[15] = number;
+        return guest;
+    }
+
+    // A QEMU that registered. Throws the refusal as text.
+    struct Qemu : StandIn {
+        Qemu(const Engine& engine, Guest& guest, const std::vector<Resource>& images)
+            : StandIn([&] {
+                  guest.pid = getpid();
+                  if (auto refusal = engine.registerGuest(guest, images))
+                      throw std::runtime_error(*refusal);
+              }) {
+            guest.pid = pid();
+        }
+    };
+
+    Qemu start(Guest& guest, const std::vector<Resource>& images) const { return Qemu(engine, guest, images); }
+
+    std::string refusalOf(Guest guest, const std::vector<Resource>& images) const {
+        try {
+            Qemu qemu = start(guest, images);
+            return "granted";
+        } catch (const std::runtime_error& error) {
+            return error.what();
+        }
+    }
+
+    std::size_t storedFor(const StandIn& qemu, const Guest& guest) const {
+        return qemu::Vessel::retrieve(qemu.process(), guest.uuid)->leases().size();
+    }
+
+    // Whether the owner mark is kept from a stranger, wherever the lease lives.
+    bool held(const Resource& resource) const {
+        lease::Incarnation stranger{12345, lease::drawId()};
+        Place place = openPlace(resource, stranger, settings);
+        AnyMedium medium(place.stored, stranger);
+        return medium->tryPlace({lease::MarkKind::owner, 0, 0}, os::LockType::write) == os::LockOutcome::contended;
+    }
+    bool held(const std::string& path) const { return held(Resource{.path = path}); }
+
+    TempDir dir;
+    std::string image = dir.file("disk.img"), second = dir.file("second.img");
+    Settings settings;
+    std::vector<std::string> warnings;
+    Engine engine{settings, [this](const std::string& text) { warnings.push_back(text); }};
+    Guest web = named("web", 1), mail = named("mail", 2), db = named("db", 3);
+};
+
+} // namespace leasehold::unit
