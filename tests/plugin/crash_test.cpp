@@ -56,7 +56,7 @@ protected:
                       const std::function<void(Libvirtd&)>& check) {
         std::mt19937 random(4711); // the moments differ all the same: nobody knows where the other process is
         for (int round = 0; round < rounds && !HasFailure(); round++) {
-            Libvirtd victim;
+            Libvirtd victim(setup_);
             victim.descriptors(); // it has started
             begin(victim, round);
             const auto moment = std::chrono::steady_clock::now() +
@@ -64,13 +64,14 @@ protected:
             while (std::chrono::steady_clock::now() < moment)
                 continue;
             victim.kill();
-            Libvirtd next;
+            Libvirtd next(setup_);
             check(next);
         }
     }
 
     std::string disk_ = image("disk.img"), other_ = image("other.img");
     std::vector<Disk> disks_{{disk_}}, others_{{other_}};
+    Libvirtd::Setup setup_{};
 };
 
 TEST_F(Crash, LeaseOutlivesLibvirtd) {
@@ -154,6 +155,34 @@ TEST_F(Crash, InTheMiddleOfSuspendAndResumeKeepsTheImage) {
             ASSERT_TRUE(leased(disk_));
             ASSERT_TRUE(granted(next.acquire(guest_, running.pid(), disks_, {.state = state.state})));
         });
+}
+
+// The same where the marks are files: there a step is several system calls.
+TEST_F(Crash, InTheMiddleOfAnythingLosesNothingWhereMarksAreFiles) {
+    setup_.config = "storage_locks = [ \"" + path("") + "=flock\" ]\n";
+    Libvirtd first(setup_), other(setup_);
+    Started running = boot(first, guest_, disks_);
+    ASSERT_TRUE(granted(running));
+    killAtRandom(
+        60, std::chrono::microseconds(3000),
+        [&](Libvirtd& victim, int round) {
+            if (round % 3 == 0)
+                victim.beginDetach(guest_, running.pid(), others_);
+            else
+                victim.beginAcquire(guest_, running.pid(), round % 3 == 1 ? disks_ : others_);
+        },
+        [&](Libvirtd& next) {
+            ASSERT_TRUE(refused(other.start(rival_, disks_), kBusy, {disk_, "'web'"}));
+            const StateOutcome state = next.release(guest_, running.pid(), disks_);
+            ASSERT_TRUE(granted(state));
+            ASSERT_TRUE(granted(next.acquire(guest_, running.pid(), disks_, {.state = state.state})));
+            ASSERT_TRUE(granted(next.acquire(guest_, running.pid(), others_)));
+            ASSERT_TRUE(refused(other.start(rival_, others_), kBusy, {other_, "'web'"}));
+            ASSERT_TRUE(granted(next.detach(guest_, running.pid(), others_)));
+            ASSERT_TRUE(granted(other.start(rival_, others_)));
+        });
+    running.qemu->kill();
+    EXPECT_TRUE(granted(other.start(rival_, disks_)));
 }
 
 TEST_F(Crash, SecondLibvirtdMayAskWhileTheFirstOneIsStopped) {

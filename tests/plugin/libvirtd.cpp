@@ -107,8 +107,11 @@ std::string encodeCall(Operation operation, const Guest& guest, pid_t pid, const
     Writer writer;
     writer.add(operation).add(guest.name).add(std::string(guest.uuid.begin(), guest.uuid.end())).add(guest.id).add(pid);
     writer.add(static_cast<std::int64_t>(disks.size()));
-    for (const Disk& disk : disks)
-        writer.add(disk.path).add(disk.flags).add(disk.type);
+    for (const Disk& disk : disks) {
+        const support::LeaseTarget target = disk.target.value_or(support::LeaseTarget{});
+        writer.add(disk.path).add(disk.flags).add(disk.type).add(disk.target ? 1 : 0);
+        writer.add(target.path).add(target.lockspace).add(static_cast<std::int64_t>(target.offset));
+    }
     writer.add(options.createFlags).add(options.callFlags).add(options.state).add(options.failureAction);
     writer.add(options.childDescriptorLimit ? 1 : 0).add(options.childDescriptorLimit.value_or(0));
     return writer.text();
@@ -133,6 +136,10 @@ CallToMake decodeCall(Reader& reader) {
         disk.path = reader.field();
         disk.flags = static_cast<unsigned>(reader.number());
         disk.type = static_cast<unsigned>(reader.number());
+        const bool targeted = reader.number() != 0;
+        support::LeaseTarget target{reader.field(), reader.field(), static_cast<unsigned long long>(reader.number())};
+        if (targeted)
+            disk.target = std::move(target);
         call.disks.push_back(std::move(disk));
     }
     call.options.createFlags = static_cast<unsigned>(reader.number());

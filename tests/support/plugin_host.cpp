@@ -293,6 +293,22 @@ Outcome PluginHost::deinit() {
     return outcome;
 }
 
+namespace {
+
+// libvirt, src/locking/domain_lock.c.
+void addTarget(std::vector<LockParam>& parameters, const LeaseTarget& target) {
+    LockParam path{LOCK_PARAM_STRING, "path", {}}, offset{LOCK_PARAM_ULONG, "offset", {}},
+        lockspace{LOCK_PARAM_STRING, "lockspace", {}};
+    path.value.cstr = target.path.c_str();
+    offset.value.ul = target.offset;
+    lockspace.value.cstr = target.lockspace.c_str();
+    parameters.insert(parameters.end(), {path, offset});
+    if (!target.lockspace.empty())
+        parameters.push_back(lockspace);
+}
+
+} // namespace
+
 // Every operation of libvirt is New, AddResource*, one call, Free. When New refuses there is nothing to free.
 Outcome PluginHost::request(const Guest& guest, pid_t pid, const char* uri, std::span<const Disk> disks,
                             unsigned createFlags, const CallOptions& options, const Call& call) {
@@ -307,8 +323,11 @@ Outcome PluginHost::request(const Guest& guest, pid_t pid, const char* uri, std:
                               createFlags | options.createFlags) == 0;
     if (ok) {
         for (const Disk& disk : disks) {
-            ok = driver_->addResource(&manager, disk.type, disk.path.c_str(), disk.parameters.size(),
-                                      disk.parameters.data(), disk.flags) == 0;
+            std::vector<LockParam> parameters = disk.parameters;
+            if (disk.target)
+                addTarget(parameters, *disk.target);
+            ok = driver_->addResource(&manager, disk.type, disk.path.c_str(), parameters.size(), parameters.data(),
+                                      disk.flags) == 0;
             if (!ok)
                 break;
         }

@@ -56,11 +56,19 @@ struct Guest {
     unsigned id = 1;
 };
 
+// What libvirt says of a <lease> element beside its key.
+struct LeaseTarget {
+    std::string path;
+    std::string lockspace{}; // libvirt leaves it out when the element has none
+    unsigned long long offset = 0;
+};
+
 struct Disk {
     std::string path;
     unsigned flags = 0;                  // LOCK_RESOURCE_READONLY, LOCK_RESOURCE_SHARED, or what a test makes up
-    unsigned type = LOCK_RESOURCE_DISK;  // LOCK_RESOURCE_LEASE takes its path, lockspace, offset as parameters
+    unsigned type = LOCK_RESOURCE_DISK;  // LOCK_RESOURCE_LEASE: `path` is the key
     std::vector<LockParam> parameters{}; // passed as they are: what they point at must outlive the call
+    std::optional<LeaseTarget> target{}; // of a <lease> element: makes its parameters
 };
 
 // What libvirtd would not normally say. The defaults are what libvirtd 9 does.
