@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <tuple>
 
 #include <fcntl.h>
 #include <sys/resource.h>
@@ -152,6 +153,64 @@ TEST_F(VesselInQemu, CarriesHundredsOfLeases) {
         expectHeld(images, true);
         qemu.kill();
         expectHeld(images, false);
+    }
+}
+
+// A lease on the image, one in a lease file beside it, one of a directory, one of a directory for an image; 200 of
+// each.
+TEST_F(VesselInQemu, CarriesLeasesOfSeveralDescriptorsInOrder) {
+    if (!unit::mayOpen(4096))
+        GTEST_SKIP() << "may not open enough files";
+    constexpr int kLeases = 800;
+    auto images = makeImages(dir, kLeases);
+    std::string other = dir.file("lease");
+    auto imageOf = [](int i) { return i % 4 == 1 || i % 4 == 3; };
+    auto directoryOf = [](int i) { return i % 4 >= 2; };
+    StandIn qemu([&] {
+        unit::demand(unit::mayOpen(4096), "too few descriptors");
+        std::vector<StoredLease> leases;
+        for (int i = 0; i < kLeases; i++) {
+            StoredLease& lease = leases.emplace_back();
+            lease.path = images[static_cast<std::size_t>(i)];
+            lease.flocksImage = i % 3 == 0;
+            lease.named = i % 5 == 0;
+            lease.guarded = i % 7 == 0;
+            lease.remote = i % 2 == 0;
+            if (imageOf(i))
+                lease.image = os::openFile(lease.path, O_RDWR);
+            if (directoryOf(i))
+                lease.directory = os::openFile(dir.path(), O_RDONLY | O_DIRECTORY);
+            lease.lease = os::openFile(imageOf(i) || directoryOf(i) ? other : lease.path, O_RDWR);
+            lease.file = os::identify(imageOf(i)       ? lease.image.get()
+                                      : directoryOf(i) ? lease.directory.get()
+                                                       : lease.lease.get(),
+                                      lease.path);
+        }
+        plantVessel(kTag, leases);
+    });
+    auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
+    ASSERT_TRUE(vessel);
+    for (bool replaced : {false, true}) {
+        if (replaced) {
+            ASSERT_TRUE(vessel->tryReplace());
+            vessel.reset();
+            vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
+        }
+        ASSERT_EQ(vessel->leases().size(), static_cast<std::size_t>(kLeases));
+        for (int i = 0; i < kLeases; i++) {
+            SCOPED_TRACE(i);
+            const StoredLease& lease = vessel->leases()[static_cast<std::size_t>(i)];
+            ASSERT_EQ(lease.path, images[static_cast<std::size_t>(i)]);
+            ASSERT_EQ(lease.image.open(), imageOf(i));
+            ASSERT_EQ(lease.directory.open(), directoryOf(i));
+            if (imageOf(i)) {
+                EXPECT_EQ(os::identify(lease.image.get(), lease.path), lease.file);
+            }
+            EXPECT_EQ(os::identify(directoryOf(i) ? lease.directory.get() : lease.lease.get(), lease.path),
+                      lease.leaseFile);
+            EXPECT_EQ(std::tuple(lease.flocksImage, lease.named, lease.guarded, lease.remote),
+                      std::tuple(i % 3 == 0, i % 5 == 0, i % 7 == 0, i % 2 == 0));
+        }
     }
 }
 
