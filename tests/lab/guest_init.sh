@@ -20,7 +20,7 @@ echo "h$number" | tee /etc/hostname >/proc/sys/kernel/hostname
 printf '%032x\n' "$number" >/etc/machine-id
 
 # eth0 is for the agent alone and reaches nobody else; eth1 is the network that can be cut.
-modprobe -a virtio_net virtio_rng 9p 9pnet_virtio configfs
+modprobe -a virtio_net virtio_rng virtio_scsi sd_mod 9p 9pnet_virtio configfs
 ip link set lo up
 ip addr add 10.0.2.15/24 dev eth0
 ip link set eth0 up

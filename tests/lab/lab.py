@@ -136,6 +136,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def scsi_name(index):
+    """The world wide name (NAA) of a shared SCSI disk."""
+    return f"0x5000c50000000a{index:02x}"
+
+
 class Host:
     def __init__(self, lab, number):
         self.lab, self.number, self.name = lab, number, f"h{number}"
@@ -172,6 +177,8 @@ class Host:
                 *self.disk("private", self.private_disk, "cache=unsafe"),
                 *itertools.chain(*(self.disk(name, path, "cache=none", "share-rw=on")
                                    for name, path in self.lab.shared_disks.items())),
+                "-device", "virtio-scsi-pci,id=scsi",
+                *itertools.chain(*(self.scsi_disk(*disk) for disk in enumerate(self.lab.scsi_disks))),
                 # The agent's own way in: no other host is there.
                 "-netdev", f"user,id=agent,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-10.0.2.15:7000",
                 "-device", f"virtio-net-pci,netdev=agent,mac=52:54:00:00:00:{self.number:02x},romfile=",
@@ -188,6 +195,13 @@ class Host:
         drive = ",".join([f"file={path}", "format=raw", "if=none", f"id={name}", "file.locking=off"]
                          + [option for option in options if not option.startswith("share-rw")])
         return "-drive", drive, "-device", device
+
+    def scsi_disk(self, index, path):
+        """With an identity of its own, and another name on each host: hosts with even numbers see them in reverse order."""
+        place = index if self.number % 2 else len(self.lab.scsi_disks) - 1 - index
+        drive, device = f"scsi{index}", f"scsi-hd,drive=scsi{index},scsi-id={place},share-rw=on"
+        return ("-drive", f"file={path},format=raw,if=none,id={drive},file.locking=off,cache=none",
+                "-device", f"{device},serial=disk{index},wwn={scsi_name(index)}")
 
     def wait_ready(self):
         def ready():
@@ -347,6 +361,7 @@ class Lab:
         self.share = self.dir / "share"
         self.share.mkdir()
         self.shared_disks = {name: self.sparse_file(f"{name}.img", 1 << 30) for name in ("shared1", "shared2")}
+        self.scsi_disks = [self.sparse_file(f"scsi{index}.img", 64 << 20) for index in range(2)]
         self.network = Network(self, hosts)
         self.hosts = [Host(self, number) for number in range(1, hosts + 1)]
         self.count = 0

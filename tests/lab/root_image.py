@@ -30,6 +30,7 @@ nfs-kernel-server nfs-common rpcbind
 ocfs2-tools corosync dlm-controld gfs2-utils
 samba cifs-utils
 glusterfs-server glusterfs-client
+lvm2 dmsetup
 """.split()
 
 # Dependencies that only administration tools, hooks and package scripts use.
@@ -43,7 +44,7 @@ MODULES = """
 virtio_net virtio_rng 9p 9pnet_virtio configfs
 nfs nfsv3 nfsv4 nfs_layout_nfsv41_files nfsd rpcsec_gss_krb5 auth_rpcgss
 ocfs2 ocfs2_dlmfs ocfs2_stack_o2cb ocfs2_stack_user gfs2 dlm sctp cifs fuse
-nls_utf8
+virtio_scsi sd_mod dm_mod nls_utf8
 """.split()
 
 USERS = """\

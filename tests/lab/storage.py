@@ -188,19 +188,18 @@ class Ocfs2(Storage):
         host.ok(f"mkdir -p {self.directory} && mount -t ocfs2 {OCFS2_DISK} {self.directory}", timeout=180)
 
 
-# --- GFS2 on corosync and dlm_controld ------------------------------------------------------------------------------
+# --- corosync and dlm_controld, and what runs on them ---------------------------------------------------------------
 
 
-class Gfs2(Storage):
-    name = "gfs2"
+class OnDlm(Storage):
     has_server = False
     formatted = False
 
-    def mount(self, host):
+    def start_cluster(self, host):
         nodes = "".join(f"node {{\nname: {node.name}\nnodeid: {node.number}\nring0_addr: {node.address}\n}}\n"
                         for node in self.clients)
         # Slow, shared CPUs: a token that is late is no dead host.
-        host.ok(f"""cat >/etc/corosync/corosync.conf <<'END'
+        host.ok(f"""pidof dlm_controld >/dev/null || {{ cat >/etc/corosync/corosync.conf <<'END'
 totem {{
 version: 2
 cluster_name: lab
@@ -215,15 +214,36 @@ two_node: 1
 wait_for_all: 0
 }}
 END
-            modprobe -a dlm gfs2 && mkdir -p /dev/misc /etc/dlm &&
+            modprobe dlm && mkdir -p /dev/misc /etc/dlm &&
             for node in dlm-control dlm-monitor dlm_plock; do ln -sf ../$node /dev/misc/; done &&
-            echo enable_fencing=0 >/etc/dlm/dlm.conf && corosync""")
-        host.ok("until corosync-quorumtool -s | grep -q 'Quorate: *Yes'; do sleep 0.5; done; dlm_controld", timeout=120)
+            echo enable_fencing=0 >/etc/dlm/dlm.conf && corosync &&
+            until corosync-quorumtool -s | grep -q 'Quorate: *Yes'; do sleep 0.5; done && dlm_controld &&
+            until dlm_tool status >/dev/null; do sleep 0.5; done; }}""", timeout=120)
+
+
+class Gfs2(OnDlm):
+    name = "gfs2"
+
+    def mount(self, host):
+        self.start_cluster(host)
         if not self.formatted:
             host.ok(f"mkfs.gfs2 -q -O -p lock_dlm -t lab:shared -j 2 -J 8 {GFS2_DISK}", timeout=120)
             self.formatted = True
-        host.ok(f"mkdir -p {self.directory} && until dlm_tool status >/dev/null; do sleep 0.5; done &&"
-                f" mount -t gfs2 {GFS2_DISK} {self.directory}", timeout=180)
+        host.ok(f"modprobe gfs2 && mkdir -p {self.directory} && mount -t gfs2 {GFS2_DISK} {self.directory}", timeout=180)
 
 
-KINDS = {kind.name: kind for kind in (Nfs42, Nfs3, Ocfs2, Gfs2, Smb, Gluster)}
+class Ocfs2Pcmk(OnDlm):
+    """A kernel has one OCFS2 cluster stack at a time: not in one run with the other."""
+
+    name = "ocfs2pcmk"
+
+    def mount(self, host):
+        self.start_cluster(host)
+        host.ok("modprobe -a ocfs2_stack_user ocfs2 && echo pcmk >/sys/fs/ocfs2/cluster_stack")
+        if not self.formatted:
+            host.ok(f"mkfs.ocfs2 -q -N 2 -J size=4M --cluster-stack=pcmk --cluster-name=lab {OCFS2_DISK}", timeout=120)
+            self.formatted = True
+        host.ok(f"mkdir -p {self.directory} && mount -t ocfs2 {OCFS2_DISK} {self.directory}", timeout=180)
+
+
+KINDS = {kind.name: kind for kind in (Nfs42, Nfs3, Ocfs2, Ocfs2Pcmk, Gfs2, Smb, Gluster)}
