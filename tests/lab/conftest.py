@@ -3,7 +3,6 @@
 
 """Fixtures: one lab for the whole run, each storage from its first use on, actors and images for one test."""
 
-import collections
 import os
 import pathlib
 
@@ -13,6 +12,8 @@ import storage as storages
 
 # Storage that this version of the plugin refuses. A test that leases an image there must fail until the line is gone.
 REFUSED = {
+    "bindfs": "FUSE is refused",
+    "ocfs2pcmk": "OCFS2 on dlm is refused",
     "ocfs2": "OCFS2 with o2cb is refused in this version",
     "gluster": "GlusterFS is refused: it gives a lock away without a word to its holder",
     "smb": "SMB is refused: its F_OFD_GETLK does not tell which lock is in the way",
@@ -47,11 +48,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def lab():
-    try:
-        lab = labs.Lab(3)
-    except labs.Missing as missing:
-        pytest.skip(str(missing))
-    with lab:
+    with made_or_skipped(labs.Lab) as lab:
         for host in lab.hosts:
             host.power_on()
         lab.push_actor()  # compiles while they boot
@@ -60,12 +57,29 @@ def lab():
 
 
 @pytest.fixture(scope="session")
-def bring_up(lab):
+def namespace_lab():
+    with made_or_skipped(labs.NamespaceLab) as lab:
+        lab.push_actor()
+        lab.boot()
+        yield lab
+
+
+def made_or_skipped(kind):
+    try:
+        return kind()
+    except labs.Missing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def bring_up(request):
     """bring_up("nfs42"): that storage, ready to use."""
-    kinds = collections.defaultdict(lambda: None)
+    kinds = {}
 
     def ready(name):
-        kinds[name] = kinds[name] or storages.KINDS[name](lab)
+        if name not in kinds:
+            kind = storages.KINDS[name]
+            kinds[name] = kind(request.getfixturevalue("lab" if kind.own_kernels else "namespace_lab"))
         return kinds[name].ready()
     return ready
 
@@ -99,12 +113,18 @@ def expect_refusal(request, name):
 
 
 @pytest.fixture
-def actor(lab):
+def used_storage(request, bring_up):
+    """The one that the test runs on, if it runs once for each."""
+    return bring_up(request.getfixturevalue("storage_name")) if "storage_name" in request.fixturenames else None
+
+
+@pytest.fixture
+def actor(used_storage):
     """actor(host): a new process on that host; it ends with the test."""
     made = []
 
-    def make(host, plugin_conf=None):
-        made.append(host.actor(lab.unique("actor"), plugin_conf))
+    def make(host, plugin_conf=used_storage and used_storage.plugin_conf):
+        made.append(host.actor(host.lab.unique("actor"), plugin_conf))
         return made[-1]
     yield make
     for actor in made:
@@ -112,13 +132,19 @@ def actor(lab):
 
 
 @pytest.fixture
-def one(lab, actor):
-    return actor(lab.hosts[0])
+def hosts(request, used_storage):
+    """The two that use the test's storage."""
+    return used_storage.clients if used_storage else request.getfixturevalue("lab").hosts[:2]
 
 
 @pytest.fixture
-def two(lab, actor):
-    return actor(lab.hosts[1])
+def one(hosts, actor):
+    return actor(hosts[0])
+
+
+@pytest.fixture
+def two(hosts, actor):
+    return actor(hosts[1])
 
 
 class Table:
@@ -151,7 +177,7 @@ def pytest_runtest_makereport(item, call):
     """A failure shows what each host's kernel has said last."""
     outcome = yield
     report = outcome.get_result()
-    lab = item.funcargs.get("lab") if hasattr(item, "funcargs") else None
-    if report.failed and lab:
-        for host in lab.hosts:
-            report.sections.append((f"console of {host}", host.log()[-1500:]))
+    if report.failed and hasattr(item, "funcargs"):
+        for lab in {value for value in item.funcargs.values() if isinstance(value, labs.Lab)}:
+            for host in lab.hosts:
+                report.sections.append((f"console of {host}", host.log()[-1500:]))

@@ -8,6 +8,9 @@ Lab    a temporary directory, the network, the shared disk, a folder that every 
 Host   one QEMU that runs a Debian kernel. It can be cut off, frozen, killed (a power cut) and started again.
 Actor  a process on a host that plays libvirtd with the built plugin, or takes locks by hand: see actor.cpp.
 
+NamespaceLab and NamespaceHost are the same without kernels of their own: namespaces of this machine, for storage that
+is a process, as FUSE file systems are. They start at once.
+
 All processes die with the one that made the lab. Nothing here knows storage (storage.py) or leases (the tests).
 
 Run as a program it boots hosts and opens a shell-like prompt: tests/lab/lab.py [HOSTS]
@@ -16,10 +19,10 @@ Run as a program it boots hosts and opens a shell-like prompt: tests/lab/lab.py 
 import concurrent.futures
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -43,11 +46,11 @@ class Missing(Exception):
     """This machine lacks something the lab needs; tests skip with the text."""
 
 
-def requirements():
+def require(*programs):
     """Raises Missing with what stands in the way of a lab here."""
     if os.geteuid() != 0:
-        raise Missing("needs root (unpacks a root file system)")
-    for program in (QEMU, "mkfs.ext4", "cc", "c++", "apt-get", "dpkg-deb", "chroot", "ldconfig", "setpriv"):
+        raise Missing("needs root")
+    for program in programs:
         if not shutil.which(program):
             raise Missing(f"{program} is not installed")
 
@@ -141,21 +144,40 @@ def scsi_name(index):
     return f"0x5000c50000000a{index:02x}"
 
 
-class Host:
+class AnyHost:
     def __init__(self, lab, number):
         self.lab, self.number, self.name = lab, number, f"h{number}"
-        self.address = f"10.77.0.{number}"
-        self.console_log = lab.dir / f"{self.name}.console"
-        self.monitor = lab.dir / f"{self.name}.qmp"
-        self.private_disk = lab.sparse_file(f"{self.name}.img", 2 << 30)  # keeps its content over a power cut
-        self.qemu = None
+        self.process = None
 
     def __repr__(self):
         return self.name
 
     @property
     def runs(self):
-        return self.qemu is not None and self.qemu.poll() is None
+        return self.process is not None and self.process.poll() is None
+
+    def ok(self, command, **options):
+        result = self.run(command, **options)
+        assert result, str(result)
+        return result.out
+
+    def actor(self, name, plugin_conf=None):
+        return Actor(self, name, plugin_conf)
+
+    def kill(self):
+        """Power cut."""
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+class Host(AnyHost):
+    def __init__(self, lab, number):
+        super().__init__(lab, number)
+        self.address = f"10.77.0.{number}"
+        self.console_log = lab.dir / f"{self.name}.console"
+        self.private_disk = lab.sparse_file(f"{self.name}.img", 2 << 30)  # keeps its content over a power cut
 
     def power_on(self):
         """Starts to boot; wait_ready() waits for the end of that."""
@@ -165,14 +187,14 @@ class Host:
         plug = self.lab.network.plugs[self.number - 1].fileno()
         image = self.lab.image
         with open(self.lab.dir / f"{self.name}.qemu", "wb") as output:
-            self.qemu = subprocess.Popen([
+            self.process = subprocess.Popen([
                 *CHILD, QEMU, "-name", f"lab-{self.name}", "-machine", "q35,accel=tcg", "-cpu", "Nehalem",
                 "-m", str(MEMORY), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
                 "-kernel", image.kernel, "-initrd", image.initrd,
                 # no_timer_check: on a busy machine the timer may be too late for the kernel's test of it.
                 "-append", "console=ttyS0 quiet loglevel=5 panic=1 mitigations=off no_timer_check"
                            f" lab.host={self.number}",
-                "-serial", f"file:{self.console_log}", "-qmp", f"unix:{self.monitor},server=on,wait=off",
+                "-serial", f"file:{self.console_log}",
                 *self.disk("root", image.root, "readonly=on"),
                 *self.disk("private", self.private_disk, "cache=unsafe"),
                 *itertools.chain(*(self.disk(name, path, "cache=none", "share-rw=on")
@@ -206,7 +228,7 @@ class Host:
     def wait_ready(self):
         def ready():
             log = self.console_log.read_text(errors="replace")
-            assert self.qemu.poll() is None and "LAB-FAILED" not in log, f"{self.name} died at boot:\n{self.log()}"
+            assert self.process.poll() is None and "LAB-FAILED" not in log, f"{self.name} died at boot:\n{self.log()}"
             return "LAB-READY" in log
         wait_until(ready, f"{self.name} has booted", BOOT_SECONDS)
         return self
@@ -238,14 +260,6 @@ class Host:
         assert status, f"{self.name} died while it ran: {command}\n{self.log()}"
         return Result(f"{self.name}$ {command}", int(status), output.decode(errors="replace"))
 
-    def ok(self, command, **options):
-        result = self.run(command, **options)
-        assert result, str(result)
-        return result.out
-
-    def actor(self, name, plugin_conf=None):
-        return Actor(self, name, plugin_conf)
-
     # Accidents.
 
     def cut(self, *others):
@@ -257,33 +271,47 @@ class Host:
         for other in others or self.lab.others(self):
             self.lab.network.order("heal", self.number, other.number)
 
+    # Not by QEMU's monitor: that stops the host's clocks as well, and time-outs are what a frozen host is about.
+
     def freeze(self):
-        self.qmp("stop")
+        self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self):
-        self.qmp("cont")
+        self.process.send_signal(signal.SIGCONT)
 
-    def kill(self):
-        """Power cut."""
-        if self.qemu:
-            self.qemu.kill()
-            self.qemu.wait()
-            self.qemu = None
 
-    def qmp(self, command):
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(30)
-            connection.connect(str(self.monitor))
-            stream = connection.makefile("rw")
-            for word in ("qmp_capabilities", command):
-                stream.write(json.dumps({"execute": word}) + "\n")
-                stream.flush()
-            answers = 0
-            while answers < 2:
-                line = json.loads(stream.readline())
-                assert "error" not in line, line
-                answers += "return" in line
+# --- hosts without a kernel of their own ----------------------------------------------------------------------------
 
+
+class NamespaceHost(AnyHost):
+    """Processes, mounts and a host name of its own. /run and /mnt are empty there at first."""
+
+    def power_on(self):
+        self.kill()
+        self.process = subprocess.Popen([*CHILD, "unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child",
+                                         "--mount-proc", "bash", "-c", f"""set -e
+            hostname {self.name}
+            mount -t tmpfs tmpfs /mnt
+            mount -t tmpfs tmpfs /run
+            cp -r {self.lab.share} {GUEST_DIR}
+            echo ready
+            exec sleep infinity"""], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+
+    def wait_ready(self):
+        if self.process.stdout.closed:
+            return self
+        with self.process.stdout as output:
+            assert output.readline() == "ready\n", f"{self.name} has not started"
+        [self.init] = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return self
+
+    def run(self, command, timeout=60):
+        with tempfile.TemporaryFile("w+", errors="replace") as output:  # a pipe would wait for daemons that keep it
+            done = subprocess.run([*CHILD, "nsenter", "-t", self.init, "-m", "-u", "-p", "bash", "-c", command],
+                                  stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, timeout=timeout,
+                                  check=False)
+            output.seek(0)
+            return Result(f"{self.name}$ {command}", done.returncode, output.read())
 
 # --- actors -------------------------------------------------------------------------------------------------------
 
@@ -350,20 +378,17 @@ class Actor:
 # --- the lab ------------------------------------------------------------------------------------------------------
 
 
-class Lab:
-    def __init__(self, hosts=3):
-        requirements()
+class AnyLab:
+    """Where the lab's files are, and the programs that hosts need."""
+
+    def __init__(self):
         cache = root_image.cache_folder()
-        self.image = root_image.prepared(cache)
+        cache.mkdir(parents=True, exist_ok=True)
         self.remove_leftovers(cache)
         # Beside the image, not in /tmp: the shared disks are opened with O_DIRECT, which a tmpfs does not know.
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix=f"run-{os.getpid()}-", dir=cache))
         self.share = self.dir / "share"
         self.share.mkdir()
-        self.shared_disks = {name: self.sparse_file(f"{name}.img", 1 << 30) for name in ("shared1", "shared2")}
-        self.scsi_disks = [self.sparse_file(f"scsi{index}.img", 64 << 20) for index in range(2)]
-        self.network = Network(self, hosts)
-        self.hosts = [Host(self, number) for number in range(1, hosts + 1)]
         self.count = 0
 
     @staticmethod
@@ -372,12 +397,6 @@ class Lab:
         for run in cache.glob("run-*"):
             if not pathlib.Path("/proc", run.name.split("-")[1]).exists():
                 shutil.rmtree(run, ignore_errors=True)
-
-    def sparse_file(self, name, size):
-        path = self.dir / name
-        with open(path, "wb") as file:
-            file.truncate(size)
-        return path
 
     def compiled(self, name, compiler, *arguments):
         """A program from sources, built for this run; hosts see it in /share."""
@@ -411,9 +430,6 @@ class Lab:
         for host in hosts:
             host.wait_ready()
 
-    def others(self, host):
-        return [other for other in self.hosts if other is not host]
-
     def unique(self, stem):
         self.count += 1
         return f"{stem}{self.count}"
@@ -421,7 +437,6 @@ class Lab:
     def close(self):
         for host in self.hosts:
             host.kill()
-        self.network.close()
         shutil.rmtree(self.dir, ignore_errors=True)
 
     def __enter__(self):
@@ -429,6 +444,37 @@ class Lab:
 
     def __exit__(self, *_):
         self.close()
+
+
+class Lab(AnyLab):
+    def __init__(self, hosts=3):
+        require(QEMU, "mkfs.ext4", "cc", "c++", "apt-get", "dpkg-deb", "chroot", "ldconfig", "setpriv")
+        super().__init__()
+        self.image = root_image.prepared(root_image.cache_folder())
+        self.shared_disks = {name: self.sparse_file(f"{name}.img", 1 << 30) for name in ("shared1", "shared2")}
+        self.scsi_disks = [self.sparse_file(f"scsi{index}.img", 64 << 20) for index in range(2)]
+        self.network = Network(self, hosts)
+        self.hosts = [Host(self, number) for number in range(1, hosts + 1)]
+
+    def sparse_file(self, name, size):
+        path = self.dir / name
+        with open(path, "wb") as file:
+            file.truncate(size)
+        return path
+
+    def others(self, host):
+        return [other for other in self.hosts if other is not host]
+
+    def close(self):
+        super().close()
+        self.network.close()
+
+
+class NamespaceLab(AnyLab):
+    def __init__(self, hosts=2):
+        require("cc", "c++", "setpriv", "unshare", "nsenter")
+        super().__init__()
+        self.hosts = [NamespaceHost(self, number) for number in range(1, hosts + 1)]
 
 
 def prompt(hosts):

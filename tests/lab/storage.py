@@ -4,7 +4,8 @@
 """Shared storage for the hosts of a lab: how each kind is set up, and nothing about leases.
 
 The lab has three hosts. h1 and h2 use the storage; h3 serves what needs a server. OCFS2 and GFS2 live on disks that h1
-and h2 share. Storage.ready() brings up what is missing, also after a host was killed.
+and h2 share. bindfs needs no kernels of its own: there h1 and h2 are namespaces. Storage.ready() brings up what is
+missing, also after a host was killed.
 """
 
 SERVER_LEASE = 15  # seconds that an NFSv4 client may be silent; Linux' default is 90
@@ -14,22 +15,24 @@ OWN_DISK, OCFS2_DISK, GFS2_DISK = "/dev/vdb", "/dev/vdc", "/dev/vdd"
 class Storage:
     name = ""
     has_server = True
+    own_kernels = True
+    plugin_conf = None
 
     def __init__(self, lab):
         self.lab = lab
-        self.server = lab.hosts[2]
+        self.server = lab.hosts[2] if self.has_server else None
         self.clients = lab.hosts[:2]
         self.directory = f"/mnt/{self.name}"
-        self.prepared = {}  # host: the QEMU in which it was done
+        self.prepared = {}  # host: the process in which it was done
 
     def ready(self):
         """Boots what is needed and brings the storage up where it is not."""
         hosts = ([self.server] if self.has_server else []) + self.clients
         self.lab.boot(*hosts)
         for host in hosts:
-            if self.prepared.get(host) is not host.qemu:
+            if self.prepared.get(host) is not host.process:
                 (self.serve if host is self.server else self.mount)(host)
-                self.prepared[host] = host.qemu
+                self.prepared[host] = host.process
         return self
 
     def serve(self, server):
@@ -168,6 +171,23 @@ class Gluster(Storage):
                 f" mount -t glusterfs {self.server.name}:/lab {self.directory}", timeout=120)
 
 
+# --- a FUSE file system that passes locks on ------------------------------------------------------------------------
+
+
+class Bindfs(Storage):
+    """Two clients of one directory. Their locks meet there, as those of clients of a network file system do on its
+    server; the kernel has nothing to do with it."""
+
+    name = "bindfs"
+    has_server = False
+    own_kernels = False
+
+    def mount(self, host):
+        source = self.lab.dir / "bindfs"
+        host.ok(f"mkdir -p {source} {self.directory} &&"
+                f" bindfs --multithreaded --enable-lock-forwarding {source} {self.directory}")
+
+
 # --- OCFS2 with its own cluster stack (o2cb) ------------------------------------------------------------------------
 
 
@@ -246,4 +266,4 @@ class Ocfs2Pcmk(OnDlm):
         host.ok(f"mkdir -p {self.directory} && mount -t ocfs2 {OCFS2_DISK} {self.directory}", timeout=180)
 
 
-KINDS = {kind.name: kind for kind in (Nfs42, Nfs3, Ocfs2, Ocfs2Pcmk, Gfs2, Smb, Gluster)}
+KINDS = {kind.name: kind for kind in (Nfs42, Nfs3, Ocfs2, Ocfs2Pcmk, Gfs2, Bindfs, Smb, Gluster)}

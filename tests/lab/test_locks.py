@@ -22,6 +22,7 @@ class Facts:
     ranges_visible: bool = True  # does it say which bytes are locked, or just repeat the question?
     remote_pid: bool = False  # does it give the pid that the holder has there, or -1?
     asking_is_blind_to_own: bool = True  # is F_OFD_GETLK about others only, as fcntl(2) says?
+    per_description: bool = True  # does the holder's host tell its descriptors from each other?
     listed_as: tuple = ("OFDLCK",)  # what an open-file-description lock may be called in fdinfo and /proc/locks
 
 
@@ -29,7 +30,10 @@ FACTS = {
     "nfs42": Facts("0x6969", flock_needs_write=True, listed_as=("OFDLCK", "POSIX")),
     "nfs3": Facts("0x6969", reads_visible=False, listed_as=("POSIX",)),
     "ocfs2": Facts("0x7461636f", byte_ranges_cross=False, one_table=False),
+    "ocfs2pcmk": Facts("0x7461636f", one_table=False, remote_pid=True),
     "gfs2": Facts("0x1161970", one_table=False, remote_pid=True),
+    # Its process takes all locks of a mount as its own POSIX locks, so they neither exclude each other nor outlive a close.
+    "bindfs": Facts("0x65735546", one_table=False, per_description=False, listed_as=("nothing",)),
     "smb": Facts("0xfe534d42", ranges_visible=False, asking_is_blind_to_own=False),
     "gluster": Facts("0x65735546", listed_as=("nothing",)),
 }
@@ -116,14 +120,33 @@ def test_a_holder_finds_its_own_lock_in_fdinfo_or_is_known_not_to(opened, facts,
     assert one.ok("listed", "f") in facts.listed_as
 
 
-def test_a_lock_goes_with_the_process_that_holds_it(lab, opened, facts, actor, two):
-    holder = actor(lab.hosts[0])
+def test_a_lock_goes_with_the_process_that_holds_it(hosts, opened, facts, actor, two):
+    holder = actor(hosts[0])
     holder.ok("open", "f", opened, "rw")
     lock, wanted = (("ofd", "f", "w", MARK, 1),) * 2 if facts.byte_ranges_cross else (("flock", "f", "ex"),) * 2
     holder.ok(*lock)
     assert busy(two.ask(*wanted))
     holder.quit()
     labs.wait_until(lambda: two.ask(*wanted), "the lock is free", 5)
+
+
+def test_byte_range_locks_of_one_host_exclude_each_other_and_outlive_a_neighbour_or_are_known_not_to(
+        hosts, opened, facts, actor, one, two):
+    neighbour = actor(hosts[0])
+    neighbour.ok("open", "f", opened, "rw")
+    one.ok("ofd", "f", "w", MARK, 1)
+    assert busy(neighbour.ask("ofd", "f", "w", MARK, 1)) == facts.per_description
+    neighbour.ok("close", "f")
+    assert busy(two.ask("ofd", "f", "w", MARK, 1)) == (facts.byte_ranges_cross and facts.per_description)
+
+
+def test_flocks_of_one_host_exclude_each_other_and_outlive_a_neighbour(hosts, opened, actor, one, two):
+    neighbour = actor(hosts[0])
+    neighbour.ok("open", "f", opened, "rw")
+    one.ok("flock", "f", "ex")
+    assert busy(neighbour.ask("flock", "f", "ex"))
+    neighbour.ok("close", "f")
+    assert busy(two.ask("flock", "f", "ex"))
 
 
 @pytest.mark.parametrize("kind", ["r", "w"])
@@ -135,11 +158,12 @@ def test_asking_does_not_meet_the_locks_of_its_own_descriptor_or_is_known_to(ope
     assert busy(two.ask("ofd", "f", "w", MARK, 1)) == facts.byte_ranges_cross, "the lock is still there"
 
 
-def test_qemu_s_locks_refuse_a_second_qemu_or_are_known_not_to(lab, opened, facts, actor, one, two):
+def test_qemu_s_locks_refuse_a_second_qemu_or_are_known_not_to(hosts, opened, facts, actor, one, two):
     """QEMU takes read locks and then asks with F_OFD_GETLK whether somebody else has the opposite ones."""
     if not facts.asking_is_blind_to_own:
         assert one.ask("qemu-locks", opened).status == "EAGAIN", "QEMU meets its own locks and does not start"
         return
     one.ok("qemu-locks", opened)
-    assert busy(actor(lab.hosts[0]).ask("qemu-locks", opened)), "on the same host"
-    assert busy(two.ask("qemu-locks", opened)) == (facts.byte_ranges_cross and facts.reads_visible), "on the other host"
+    assert busy(actor(hosts[0]).ask("qemu-locks", opened)), "on the same host"
+    crosses = facts.byte_ranges_cross and facts.reads_visible and facts.per_description
+    assert busy(two.ask("qemu-locks", opened)) == crosses, "on the other host"
