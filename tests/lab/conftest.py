@@ -13,6 +13,7 @@ import storage as storages
 # Storage that this version of the plugin refuses. A test that leases an image there must fail until the line is gone.
 REFUSED = {
     "bindfs": "FUSE is refused",
+    "devices": "block devices are refused",
     "ocfs2pcmk": "OCFS2 on dlm is refused",
     "ocfs2": "OCFS2 with o2cb is refused in this version",
     "gluster": "GlusterFS is refused: it gives a lock away without a word to its holder",
@@ -34,7 +35,7 @@ def pytest_configure(config):
         storages.SERVER_LEASE = 90
 
 
-FILES = ("test_locks", "test_leases", "test_accidents")  # what is quick and tells most comes first
+FILES = ("test_locks", "test_leases", "test_devices", "test_accidents")  # what is quick and tells most comes first
 
 
 @pytest.hookimpl(trylast=True)  # after pytest's own sorting by parameter

@@ -41,8 +41,15 @@ class Storage:
     def mount(self, host):
         raise NotImplementedError
 
+    def actor(self, host):
+        return host.actor(self.lab.unique(self.name), self.plugin_conf)
+
+    def image(self, stem="disk"):
+        """A new disk for guests."""
+        return self.path(stem)
+
     def path(self, stem="disk"):
-        """A new image, 1 MiB, that nobody uses yet."""
+        """A new file, 1 MiB, that nobody uses yet."""
         path = f"{self.directory}/{self.lab.unique(stem)}.img"
         self.clients[0].ok(f"truncate -s 1M {path} && chmod 0666 {path} && sync {path}")
         self.clients[1].ok(f"until [ -s {path} ]; do sleep 0.1; ls {self.directory} >/dev/null; done")
@@ -106,8 +113,8 @@ class Nfs(Storage):
     def mount(self, host):
         self.start_statd(host)
         for export, directory in (("nfs", self.directory), ("squashed", self.squashed_directory)):
-            host.ok(f"mkdir -p {directory} && mount -t nfs -o vers={self.version}"
-                    f" {self.server.name}:{self.exports}/{export} {directory}", timeout=120)
+            host.ok(f"mountpoint -q {directory} || {{ mkdir -p {directory} && mount -t nfs -o vers={self.version}"
+                    f" {self.server.name}:{self.exports}/{export} {directory}; }}", timeout=120)
 
     @property
     def squashed_directory(self):
@@ -124,6 +131,45 @@ class Nfs3(Nfs):
     name = "nfs3"
     version = "3"
     exports = "/srv"
+
+
+# --- disks that the hosts share, with lease files on NFS ------------------------------------------------------------
+
+
+class Devices(Nfs42):
+    """Logical volumes of a SCSI disk that h1 calls sda and h2 sdb; h2 has other device numbers for them, too. The other
+    disk, sdb and sda, is free."""
+
+    name = "devices"
+    lockspace = "/mnt/nfs42/lockspace"
+    unused = f'lvm_lockspace_dir = "{lockspace}/lvm"\nscsi_lockspace_dir = "{lockspace}/scsi"'
+    formatted = False
+
+    def __init__(self, lab):
+        super().__init__(lab)
+        self.directory = "/mnt/nfs42"
+
+    def mount(self, host):
+        super().mount(host)
+        host.ok(f"mkdir -p -m 0700 {self.lockspace} {self.lockspace}/lvm {self.lockspace}/scsi && modprobe dm_mod &&"
+                " echo 'activation { udev_sync = 0 udev_rules = 0 }' >/etc/lvm/lvm.conf")
+        if host is self.clients[1]:
+            host.ok("dmsetup create first --notable")
+        if not self.formatted:
+            host.ok("vgcreate -qq --physicalextentsize 1M lab /dev/sda")
+            self.formatted = True
+        host.ok("vgchange -qq -ay lab")
+
+    def image(self, stem="disk"):
+        name = self.lab.unique(stem)
+        self.clients[0].ok(f"lvcreate -qq -Zn -Wn -L 1M -n {name} lab")
+        self.clients[1].ok(f"lvchange -qq -ay lab/{name}")
+        return f"/dev/lab/{name}"
+
+    @property
+    def scsi_disk(self):
+        """The free disk, as h1 and as h2 calls it."""
+        return "/dev/sdb", "/dev/sda"
 
 
 # --- SMB ----------------------------------------------------------------------------------------------------------
@@ -266,4 +312,4 @@ class Ocfs2Pcmk(OnDlm):
         host.ok(f"mkdir -p {self.directory} && mount -t ocfs2 {OCFS2_DISK} {self.directory}", timeout=180)
 
 
-KINDS = {kind.name: kind for kind in (Nfs42, Nfs3, Ocfs2, Ocfs2Pcmk, Gfs2, Bindfs, Smb, Gluster)}
+KINDS = {kind.name: kind for kind in (Nfs42, Nfs3, Ocfs2, Ocfs2Pcmk, Gfs2, Devices, Bindfs, Smb, Gluster)}

@@ -22,7 +22,7 @@ def hold(actor, kind, path, mode="rw"):
 
 
 def lock_of(kind):
-    return ("flock", "f", "ex") if kind == "ocfs2" else ("ofd", "f", "w", MARK, 1)
+    return ("flock", "f", "ex") if kind in ("ocfs2", "bindfs") else ("ofd", "f", "w", MARK, 1)
 
 
 def until_granted(actor, *order, seconds):
@@ -213,15 +213,14 @@ STAY = {
 
 
 @pytest.fixture(scope="module")
-def after_the_power_cut(lab, bring_up):
+def after_the_power_cut(bring_up):
     """{kind: (lock free after so many seconds, lease free after ...)}; None: not while the host was dead; "refused":
     the plugin did not lease there."""
     kinds = {name: bring_up(name) for name in conftest.KINDS}
     waiting = {}
     for name, kind in kinds.items():
-        lock, lease = kind.path("lock"), kind.path("lease")
-        holder = lab.hosts[0].actor(lab.unique("power"))
-        taker, lease_taker = (lab.hosts[1].actor(lab.unique("power")) for _ in range(2))
+        lock, lease = kind.path("lock"), kind.image("lease")
+        holder, taker, lease_taker = (kind.actor(kind.clients[number]) for number in (0, 1, 1))
         hold(holder, name, lock)
         taker.ok("open", "f", lock, "rw")
         is_leased = holder.ask("register", "db", 1, lease)
@@ -234,7 +233,8 @@ def after_the_power_cut(lab, bring_up):
         if work := waiting[key]:
             results[key] = until_granted(work[0], *work[1], seconds=SECONDS)
 
-    lab.hosts[0].kill()
+    for host in {kind.clients[0] for kind in kinds.values()}:
+        host.kill()
     start = time.monotonic()
     threads = [threading.Thread(target=wait, args=(key,)) for key in waiting if key[0] not in STAY]
     for thread in threads:

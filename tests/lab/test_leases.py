@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def image(leased):
-    return leased.path()
+    return leased.image()
 
 
 def test_a_guest_on_another_host_is_refused_and_told_which_image(image, one, two):

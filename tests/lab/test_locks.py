@@ -6,6 +6,7 @@ file system has changed, and core/storage has to be looked at again."""
 
 import dataclasses
 
+import conftest
 import lab as labs
 import pytest
 
@@ -39,6 +40,11 @@ FACTS = {
 }
 
 BUSY = ("EAGAIN", "EACCES")
+
+
+@pytest.fixture(params=[kind for kind in conftest.KINDS if kind in FACTS], scope="session")
+def storage_name(request):
+    return request.param
 
 
 @pytest.fixture
