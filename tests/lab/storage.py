@@ -9,6 +9,7 @@ missing, also after a host was killed.
 """
 
 SERVER_LEASE = 15  # seconds that an NFSv4 client may be silent; Linux' default is 90
+GLUSTER_PATIENCE = 12  # seconds that a client may be silent (server.tcp-user-timeout); the default is 42
 OWN_DISK, OCFS2_DISK, GFS2_DISK = "/dev/vdb", "/dev/vdc", "/dev/vdd"
 
 
@@ -209,8 +210,12 @@ class Gluster(Storage):
                   timeout=120)
         server.ok(f"""until gluster --timeout=20 volume list >/dev/null 2>&1; do sleep 0.5; done
             gluster volume info lab >/dev/null 2>&1 ||
-            gluster --mode=script volume create lab {server.name}:/srv/brick force && gluster volume start lab force""",
+            gluster --mode=script volume create lab {server.name}:/srv/brick force &&
+            gluster volume set lab server.tcp-user-timeout {GLUSTER_PATIENCE} && gluster volume start lab force""",
                   timeout=180)
+
+    def be_strict_about_locks(self, word):
+        self.server.ok(f"gluster volume set lab client.strict-locks {word}", timeout=60)
 
     def mount(self, host):
         host.ok(f"modprobe fuse && mkdir -p {self.directory} &&"

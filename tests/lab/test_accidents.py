@@ -201,6 +201,32 @@ def test_a_frozen_ocfs2_host_resets_itself_when_it_thaws(lab, bring_up, frozen, 
     labs.wait_until(lambda: not lab.hosts[0].runs, "h1 has reset itself", 120)
 
 
+# --- GlusterFS
+
+
+@pytest.mark.skipif("gluster" not in conftest.KINDS, reason="GlusterFS was not asked for")
+@pytest.mark.parametrize("strict", ["off", "on"])
+def test_glusterfs_tells_a_holder_that_was_cut_off_of_its_loss_only_when_it_is_strict(bring_up, table, strict):
+    """Why it is refused unless the administrator insists: client.strict-locks is off by default."""
+    gluster = bring_up("gluster")
+    gluster.be_strict_about_locks(strict)
+    path = gluster.path()
+    holder, thief = map(gluster.actor, gluster.clients)
+    hold(holder, "gluster", path, "direct")
+    thief.ok("open", "f", path, "direct")
+    gluster.clients[0].cut(gluster.server)
+    try:
+        seconds = until_granted(thief, *lock_of("gluster"), seconds=storages.GLUSTER_PATIENCE + 60)
+        thief.ok("write", "f", 0)
+    finally:
+        gluster.clients[0].heal(gluster.server)
+    table.add("gluster", f"cut off, client.strict-locks {strict}", f"lock free after: {seconds:.0f} s")
+    labs.wait_until(lambda: holder.ask("statfs", gluster.directory), "the connection is back", 60)
+    told = "EBADFD" if strict == "on" else "ok"
+    assert [holder.ask(order, "f", 0).status for order in ("read", "write")] == [told, told]
+    assert holder.ask(*lock_of("gluster")).status == ("EBADFD" if strict == "on" else "EAGAIN")
+
+
 # --- the host dies. One power cut for all storages; it comes last, because h1 is new afterwards.
 
 SECONDS = 150
