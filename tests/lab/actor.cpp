@@ -19,6 +19,7 @@
 //   kill GUEST               SIGKILL to its QEMU, reaped
 //   qemu-locks IMAGE         what QEMU does for a writable disk, until qemu-unlocks IMAGE
 //   open HANDLE PATH ro|rw|direct    close HANDLE    as UID (file system uid of the opens to come)
+//   park HANDLE              leaves it nowhere but in flight in a socket, as the vessel does
 //   ofd HANDLE r|w|u START LENGTH    get HANDLE r|w START LENGTH    flock HANDLE ex|sh|un
 //   listed HANDLE            what /proc/self/fdinfo calls its first lock
 //   read HANDLE OFFSET    write HANDLE OFFSET (512 bytes, and fsync)    statfs PATH
@@ -118,6 +119,28 @@ public:
         const int fd = fds_[name];
         fds_.erase(name);
         return kernelReply(::close(fd));
+    }
+
+    Reply park(const std::string& name) {
+        const int fd = (*this)[name];
+        int ends[2];
+        if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
+            return kernelReply(-1);
+        char text = 'p';
+        struct iovec part = {.iov_base = &text, .iov_len = 1};
+        alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof fd)] = {};
+        struct msghdr message {};
+        message.msg_iov = &part;
+        message.msg_iovlen = 1;
+        message.msg_control = control;
+        message.msg_controllen = sizeof control;
+        struct cmsghdr* header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(sizeof fd);
+        std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+        const ssize_t sent = sendmsg(ends[0], &message, 0);
+        return sent < 0 ? kernelReply(sent) : close(name); // the pair stays open until we die
     }
 
     int operator[](const std::string& name) const {
@@ -302,6 +325,7 @@ public:
             {"qemu-unlocks", [&](const Words& w) { return handles_.close("qemu:" + w.at(1)); }},
             {"open", [&](const Words& w) { return handles_.open(w.at(1), w.at(2), w.at(3)); }},
             {"close", [&](const Words& w) { return handles_.close(w.at(1)); }},
+            {"park", [&](const Words& w) { return handles_.park(w.at(1)); }},
             {"as", [](const Words& w) { return setfsuid(static_cast<uid_t>(std::stoul(w.at(1)))), Reply{}; }},
             {"ofd",
              [&](const Words& w) {

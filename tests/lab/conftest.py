@@ -12,11 +12,6 @@ import storage as storages
 
 # Storage that this version of the plugin refuses. A test that leases an image there must fail until the line is gone.
 REFUSED = {
-    "bindfs": "FUSE is refused",
-    "devices": "block devices are refused",
-    "ocfs2pcmk": "OCFS2 on dlm is refused",
-    "ocfs2": "OCFS2 with o2cb is refused in this version",
-    "gluster": "GlusterFS is refused: it gives a lock away without a word to its holder",
     "smb": "SMB is refused: its F_OFD_GETLK does not tell which lock is in the way",
 }
 

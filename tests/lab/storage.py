@@ -17,7 +17,7 @@ class Storage:
     name = ""
     has_server = True
     own_kernels = True
-    plugin_conf = None
+    plugin_conf = None  # what the administrator has to write for leases there
 
     def __init__(self, lab):
         self.lab = lab
@@ -143,7 +143,7 @@ class Devices(Nfs42):
 
     name = "devices"
     lockspace = "/mnt/nfs42/lockspace"
-    unused = f'lvm_lockspace_dir = "{lockspace}/lvm"\nscsi_lockspace_dir = "{lockspace}/scsi"'
+    plugin_conf = f'lvm_lockspace_dir = "{lockspace}/lvm"\nscsi_lockspace_dir = "{lockspace}/scsi"'
     formatted = False
 
     def __init__(self, lab):
@@ -203,6 +203,7 @@ END
 
 class Gluster(Storage):
     name = "gluster"
+    plugin_conf = 'storage_locks = [ "/mnt/gluster=ofd" ]'
 
     def serve(self, server):
         own_disk(server)
@@ -230,6 +231,7 @@ class Bindfs(Storage):
     server; the kernel has nothing to do with it."""
 
     name = "bindfs"
+    plugin_conf = 'storage_locks = [ "/mnt/bindfs=flock" ]'
     has_server = False
     own_kernels = False
 

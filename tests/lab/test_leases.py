@@ -3,6 +3,7 @@
 
 """leasehold across hosts, on each storage: one guest has the image, nobody else gets in, and it can be handed on."""
 
+import conftest
 import lab as labs
 import pytest
 
@@ -56,6 +57,13 @@ def test_sharers_on_both_hosts_get_along_and_keep_the_writer_out(image, one, two
     two.ok("register", "other", 2, f"{image}:shared")
     two.refused("register", "writer", 3, image)
     one.refused("register", "reader", 4, f"{image}:ro")
+
+
+@pytest.mark.parametrize("name", [name for name in ("bindfs", "gluster") if name in conftest.KINDS])
+def test_storage_whose_locks_can_be_lost_is_refused_unless_the_administrator_insists(bring_up, actor, name):
+    storage = bring_up(name)
+    text = actor(storage.clients[0], "").refused("register", "db", 1, storage.path())
+    assert "storage_locks" in text, text
 
 
 # --- migration
@@ -112,8 +120,11 @@ def qemu_image(leased, image):
     return image
 
 
-def test_qemu_s_own_locks_and_the_lease_do_not_meet(qemu_image, one, two):
+def test_qemu_s_own_locks_and_the_lease_do_not_meet(request, leased, qemu_image, one, two):
     """In the order in which they come: the lease before QEMU opens the image, QEMU's bytes while it is in use."""
+    if leased.name == "bindfs":
+        request.applymarker(pytest.mark.xfail(strict=True, reason="the guard of a killed destination stays: libfuse "
+                                              "hears of the end of a lock only when a process closes its descriptor"))
     one.ok("register", "db", 1, qemu_image)
     one.ok("qemu-locks", qemu_image)
     one.ok("acquire", "db")

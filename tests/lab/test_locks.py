@@ -155,6 +155,22 @@ def test_flocks_of_one_host_exclude_each_other_and_outlive_a_neighbour(hosts, op
     assert busy(two.ask("flock", "f", "ex"))
 
 
+@pytest.mark.parametrize("kind", ["ofd", "flock"])
+def test_a_lock_whose_descriptor_is_only_in_flight_goes_with_the_process_that_holds_the_socket(
+        hosts, opened, facts, actor, two, kind):
+    """As a guest's leases do: they are in flight in a socket of its QEMU."""
+    if kind == "ofd" and not (facts.byte_ranges_cross and facts.per_description):
+        pytest.skip("byte-range locks stay on their host there, or go with the first descriptor that is closed")
+    lock = ("ofd", "f", "w", MARK, 1) if kind == "ofd" else ("flock", "f", "ex")
+    holder = actor(hosts[0])
+    holder.ok("open", "f", opened, "rw")
+    holder.ok(*lock)
+    holder.ok("park", "f")
+    assert busy(two.ask(*lock))
+    holder.quit()
+    labs.wait_until(lambda: two.ask(*lock), "the lock is free", 5)
+
+
 @pytest.mark.parametrize("kind", ["r", "w"])
 def test_asking_does_not_meet_the_locks_of_its_own_descriptor_or_is_known_to(opened, facts, one, two, kind):
     one.ok("ofd", "f", kind, MARK, 1)
