@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+
+"""Leases as files with a flock, where byte-range locks do not reach every host: what test_leases.py does not ask for.
+Their steps are not single system calls, so a process or a host may die in the middle of one."""
+
+import conftest
+import lab as labs
+import pytest
+
+
+@pytest.fixture(params=[kind for kind in ("ocfs2", "bindfs") if kind in conftest.KINDS], scope="session")
+def storage_name(request):
+    return request.param
+
+
+@pytest.fixture
+def image(storage):
+    return storage.image()
+
+
+def files(storage, image):
+    """What is in the lease of the image, but for the gate."""
+    number = storage.clients[0].ok(f"stat -c %i {image}").strip()
+    return set(storage.clients[0].ok(f"ls {storage.directory}/.leasehold/{number}").split()) - {"gate"}
+
+
+# --- killed in the middle of it
+
+
+class Accident:
+    """Sends a signal to the actor, or to a child of it, when it makes a system call for the so-manieth time."""
+
+    def __init__(self, actor, call, number, signal):
+        self.actor = actor
+        actor.host.ok(f"strace -f -qq -o /dev/null -p {self.pid} -e trace={call} -e"
+                      f" inject={call}:signal={signal}:when={number} >/dev/null 2>&1 & echo $! >{actor.socket}.strace; "
+                      + self.until("[^0]"), timeout=20)
+
+    @property
+    def pid(self):
+        return f"$(cat {self.actor.socket}.pid)"
+
+    def until(self, tracer):
+        return f"until grep -q 'TracerPid:.{tracer}' /proc/{self.pid}/status; do sleep 0.02; done"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.actor.host.ok(f"kill $(cat {self.actor.socket}.strace) && {self.until(0)}", timeout=20)
+
+
+@pytest.mark.parametrize("call", ["flock", "pwrite64", "unlinkat"])
+def test_a_start_that_is_killed_at_any_step_keeps_nobody_out(storage, image, one, two, call):
+    for step in range(1, 100):
+        two.ok("register", "web", 2, image)
+        two.ok("kill", "web")
+        with Accident(one, call, step, "KILL"):
+            started = one.ask("register", "db", 1, image)
+        if started:
+            break
+    else:
+        pytest.fail("the start never came to its end")
+    assert step > 1, "no step was found to kill it at"
+    assert len(files(storage, image)) == 1, "what the dead have left is swept"
+    two.refused("register", "web", 2, image)
+
+
+@pytest.mark.parametrize("call", ["flock", "pwrite64"])
+def test_a_handover_that_is_killed_at_any_step_lets_nobody_else_in_and_can_be_repeated(storage, one, two, call):
+    for step in range(1, 100):
+        image = storage.image()
+        one.ok("register", "db", 1, image)
+        one.ok("acquire", "db")
+        state = one.ok("inquire", "db")
+        two.ok("register", "db", 1, image)
+        one.ok("release", "db")
+        with Accident(two, call, step, "KILL"):
+            acquired = two.ask("acquire", "db", state)
+        one.refused("register", "web", 2, image)
+        two.ok("acquire", "db", state)
+        one.refused("acquire", "db", state)
+        for actor in (one, two):
+            actor.ok("kill", "db")
+        if acquired:
+            break
+    else:
+        pytest.fail("the handover never came to its end")
+    assert step > 1, "no step was found to kill it at"
+
+
+def test_a_process_that_is_stopped_in_the_middle_keeps_others_out_for_no_longer_than_it_is_stopped(
+        hosts, image, actor, one, two):
+    stopped = actor(hosts[0])
+    with Accident(stopped, "pwrite64", 2, "STOP"):
+        answer = stopped.ask("register", "db", 1, image, timeout=1)
+    assert answer.status == "hung", str(answer)
+    assert "stopped" in two.refused("register", "web", 2, image)
+    stopped.host.ok(f"pkill -CONT --session $(cat {stopped.socket}.pid)")
+    assert "guest 'db'" in two.refused("register", "web", 2, image)
+    stopped.ok("kill", "db")
+    two.ok("register", "web", 2, image)
+
+
+# --- many
+
+
+def test_many_guests_of_both_hosts_come_and_go_in_one_directory(hosts, storage, actor):
+    actors = [actor(host) for host in hosts for _ in range(2)]
+    images = [storage.image() for _ in actors]
+
+    def work(number):
+        for _ in range(5):
+            actors[number].ok("register", f"g{number}", number, images[number], timeout=60)
+            actors[number].ok("acquire", f"g{number}", timeout=60)
+            actors[number - 1].refused("register", f"x{number}", 10 + number, images[number], timeout=60)
+            actors[number].ok("kill", f"g{number}")
+    labs.together(work, range(len(actors)))
+    for number, image in enumerate(images):
+        actors[number].ok("register", "last", 9, image)
+        assert len(files(storage, image)) == 1, "what the dead have left is swept"
+
+
+def test_many_guests_of_both_hosts_share_one_image(hosts, storage, image, actor):
+    actors = [actor(host) for host in hosts for _ in range(3)]
+    labs.together(lambda number: actors[number].ok("register", f"g{number}", number, f"{image}:shared", timeout=60),
+                  range(len(actors)))
+    assert len(files(storage, image)) == len(actors)
+    actors[0].refused("register", "writer", 99, image)
+    labs.together(lambda number: actors[number].ok("kill", f"g{number}"), range(len(actors)))
+    actors[0].ok("register", "writer", 99, image)
+
+
+# --- flock(1) on the image
+
+
+@pytest.fixture
+def flocked(storage):
+    if storage.name != "ocfs2":
+        pytest.skip("a flock on the image itself is for OCFS2, where nothing else of QEMU's or ours meets it")
+
+
+def test_an_administrator_s_flock_on_the_other_host_respects_a_guest(hosts, flocked, image, one, two):
+    command = f"flock -n -E 9 {image} true"
+    one.ok("register", "db", 1, image)
+    assert hosts[1].run(command).rc == 9
+    state = one.ok("inquire", "db")
+    two.ok("register", "db", 1, image)
+    one.ok("release", "db")
+    two.ok("acquire", "db", state)
+    one.ok("kill", "db")
+    assert hosts[0].run(command).rc == 9, "the lease has moved, and the flock with it"
+    two.ok("kill", "db")
+    assert hosts[0].run(command).rc == 0
+
+
+def test_a_guest_respects_an_administrator_s_flock_on_the_other_host(hosts, flocked, image, one):
+    hosts[1].ok(f"flock -n {image} sleep 60 >/dev/null 2>&1 & until ! flock -n {image} true; do sleep 0.1; done")
+    assert image in one.refused("register", "db", 1, image)
+    hosts[1].ok(f"pkill -f 'sleep 60'; until flock -n {image} true; do sleep 0.1; done")
+    one.ok("register", "db", 1, image)
