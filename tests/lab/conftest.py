@@ -18,6 +18,9 @@ REFUSED = {
 # Which kinds to run on, for one who works on a few of them.
 KINDS = [kind for kind in os.environ.get("LEASEHOLD_LAB_STORAGE", ",".join(storages.KINDS)).split(",") if kind]
 
+# Where a lease is made of files with a flock.
+FILE_SETS = [kind for kind in ("ocfs2", "bindfs") if kind in KINDS]
+
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also what takes minutes: Linux' own lease times, fencing")

@@ -17,6 +17,7 @@ Run as a program it boots hosts and opens a shell-like prompt: tests/lab/lab.py 
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -366,10 +367,32 @@ class Actor:
         assert answer.status == "refused", f"should have been refused: {answer}"
         return answer.text
 
+    @contextlib.contextmanager
+    def accident(self, call, number, signal_name):
+        """Inside, the process, or a child of it, gets the signal when it makes this system call for the so-manieth
+        time, before the call does anything."""
+        def until(tracer):
+            return f"until grep -q 'TracerPid:.{tracer}' /proc/{self.pid}/status; do sleep 0.02; done"
+        self.host.ok(f"strace -f -qq -o /dev/null -p {self.pid} -e trace={call}"
+                     f" -e inject={call}:signal={signal_name}:when={number} >/dev/null 2>&1 &"
+                     f" echo $! >{self.socket}.strace; {until('[^0]')}")
+        try:
+            yield
+        finally:
+            self.host.ok(f"kill $(cat {self.socket}.strace) && {until(0)}")
+
+    def resume(self):
+        """After such an accident with STOP."""
+        self.host.ok(f"pkill -CONT --session {self.pid}")
+
     def quit(self):
         """Ends the process, and with it its guests and locks."""
         if self.host.runs:
-            self.host.run(f"kill -KILL $(cat {self.socket}.pid)")
+            self.host.run(f"kill -KILL {self.pid}")
+
+    @property
+    def pid(self):
+        return f"$(cat {self.socket}.pid)"
 
     def __str__(self):
         return f"{self.name}@{self.host.name}"

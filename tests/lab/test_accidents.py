@@ -238,9 +238,18 @@ STAY = {
 }
 
 
+def dies_in_the_gate(kind):
+    """The image of a guest whose start is stopped on h1 while it keeps everybody else from the lease."""
+    image = kind.image("gate")
+    holder = kind.actor(kind.clients[0])
+    with holder.accident("pwrite64", 2, "STOP"):
+        assert holder.ask("register", "db", 1, image, timeout=1).status == "hung"
+    return image
+
+
 @pytest.fixture(scope="module")
 def after_the_power_cut(bring_up):
-    """{kind: (lock free after so many seconds, lease free after ...)}; None: not while the host was dead; "refused":
+    """{(kind, "lock"): free after so many seconds, (kind, "lease"): ...}; None: not while the host was dead; "refused":
     the plugin did not lease there."""
     kinds = {name: bring_up(name) for name in conftest.KINDS}
     waiting = {}
@@ -252,6 +261,8 @@ def after_the_power_cut(bring_up):
         is_leased = holder.ask("register", "db", 1, lease)
         waiting[name, "lock"] = (taker, lock_of(name))
         waiting[name, "lease"] = (lease_taker, ("register", "web", 2, lease)) if is_leased else None
+        if name in conftest.FILE_SETS:
+            waiting[name, "gate"] = kind.actor(kind.clients[1]), ("register", "web", 2, dies_in_the_gate(kind))
     results = {}
 
     def wait(key):
@@ -273,12 +284,12 @@ def after_the_power_cut(bring_up):
     for key, work in waiting.items():
         if work:
             work[0].quit()
-    yield {name: (results.get((name, "lock")), results.get((name, "lease"), "refused")) for name in kinds}
+    yield results
 
 
 @pytest.mark.last
 def test_the_lock_of_a_dead_host_is_free_after_some_time_or_known_to_stay(storage_name, after_the_power_cut, table):
-    lock, lease = after_the_power_cut[storage_name]
+    lock, lease = (after_the_power_cut[storage_name, what] for what in ("lock", "lease"))
     said = [f"{value:.0f} s" if isinstance(value, float) else value or "stays" for value in (lock, lease)]
     table.add(storage_name, "host killed", f"lock free after: {said[0]}", f"lease free after: {said[1]}")
     assert (lock is None) == (storage_name in STAY)
@@ -287,9 +298,15 @@ def test_the_lock_of_a_dead_host_is_free_after_some_time_or_known_to_stay(storag
 @pytest.mark.last
 def test_the_lease_of_a_dead_host_is_free_when_the_lock_is(request, storage_name, after_the_power_cut):
     conftest.expect_refusal(request, storage_name)
-    _, lease = after_the_power_cut[storage_name]
+    lease = after_the_power_cut[storage_name, "lease"]
     assert lease != "refused"
     assert (lease is None) == (storage_name in STAY)
+
+
+@pytest.mark.last
+@pytest.mark.parametrize("name", conftest.FILE_SETS)
+def test_a_host_that_dies_in_the_middle_of_a_start_keeps_nobody_out(name, after_the_power_cut):
+    assert after_the_power_cut[name, "gate"] is not None
 
 
 @pytest.mark.last
