@@ -367,6 +367,10 @@ class Actor:
         assert answer.status == "refused", f"should have been refused: {answer}"
         return answer.text
 
+    def said(self):
+        """What the plugin wrote for people, in libvirtd's log and in those of the guests."""
+        return self.host.ok(f"cat {self.socket}.log")
+
     @contextlib.contextmanager
     def accident(self, call, number, signal_name):
         """Inside, the process, or a child of it, gets the signal when it makes this system call for the so-manieth
@@ -495,7 +499,9 @@ class Lab(AnyLab):
 
 class NamespaceLab(AnyLab):
     def __init__(self, hosts=2):
-        require("cc", "c++", "setpriv", "unshare", "nsenter")
+        require("cc", "c++", "setpriv", "unshare", "nsenter", "strace", "bindfs")
+        if not pathlib.Path("/dev/fuse").exists():
+            raise Missing("there is no /dev/fuse")
         super().__init__()
         self.hosts = [NamespaceHost(self, number) for number in range(1, hosts + 1)]
 

@@ -204,27 +204,102 @@ def test_a_frozen_ocfs2_host_resets_itself_when_it_thaws(lab, bring_up, frozen, 
 # --- GlusterFS
 
 
-@pytest.mark.skipif("gluster" not in conftest.KINDS, reason="GlusterFS was not asked for")
-@pytest.mark.parametrize("strict", ["off", "on"])
-def test_glusterfs_tells_a_holder_that_was_cut_off_of_its_loss_only_when_it_is_strict(bring_up, table, strict):
-    """Why it is refused unless the administrator insists: client.strict-locks is off by default."""
+@pytest.fixture(scope="module", params=["off", "on"])
+def after_gluster_was_cut(request, bring_up, table):
+    """client.strict-locks; and h1, which held a lock and the lease of a suspended guest when its cable was pulled. h2
+    took both and gave the lease back."""
     gluster = bring_up("gluster")
-    gluster.be_strict_about_locks(strict)
-    path = gluster.path()
-    holder, thief = map(gluster.actor, gluster.clients)
-    hold(holder, "gluster", path, "direct")
-    thief.ok("open", "f", path, "direct")
+    gluster.be_strict_about_locks(request.param)
+    lock, lease = gluster.path("lock"), gluster.image("lease")
+    holder, guest, thief = (gluster.actor(gluster.clients[number]) for number in (0, 0, 1))
+    hold(holder, "gluster", lock, "direct")
+    guest.ok("register", "db", 1, lease)
+    guest.ok("acquire", "db")
+    state = guest.ok("release", "db")
+    thief.ok("open", "f", lock, "direct")
     gluster.clients[0].cut(gluster.server)
     try:
         seconds = until_granted(thief, *lock_of("gluster"), seconds=storages.GLUSTER_PATIENCE + 60)
         thief.ok("write", "f", 0)
+        assert until_granted(thief, "register", "web", 2, lease, seconds=60)
+        thief.ok("kill", "web")
     finally:
         gluster.clients[0].heal(gluster.server)
-    table.add("gluster", f"cut off, client.strict-locks {strict}", f"lock free after: {seconds:.0f} s")
+    table.add("gluster", f"cut off, client.strict-locks {request.param}", f"lock free after: {seconds:.0f} s")
     labs.wait_until(lambda: holder.ask("statfs", gluster.directory), "the connection is back", 60)
+    yield request.param, holder, guest, state
+    for actor in (holder, guest, thief):
+        actor.quit()
+
+
+needs_gluster = pytest.mark.skipif("gluster" not in conftest.KINDS, reason="GlusterFS was not asked for")
+
+
+@needs_gluster
+def test_glusterfs_tells_a_host_that_was_cut_off_of_its_loss_only_when_it_is_strict(after_gluster_was_cut):
+    """Why it is refused unless the administrator insists: client.strict-locks is off by default."""
+    strict, holder, *_ = after_gluster_was_cut
     told = "EBADFD" if strict == "on" else "ok"
     assert [holder.ask(order, "f", 0).status for order in ("read", "write")] == [told, told]
     assert holder.ask(*lock_of("gluster")).status == ("EBADFD" if strict == "on" else "EAGAIN")
+
+
+@needs_gluster
+def test_a_lost_lease_on_glusterfs_is_noticed_only_when_it_is_strict(after_gluster_was_cut):
+    strict, _, guest, state = after_gluster_was_cut
+    assert guest.ask("acquire", "db", state).status == ("refused" if strict == "on" else "ok")
+
+
+# --- other networks that are cut
+
+
+@pytest.mark.skipif("nfs3" not in conftest.KINDS, reason="NFSv3 was not asked for")
+def test_a_host_that_is_cut_off_from_an_nfs3_server_keeps_its_lease(bring_up):
+    nfs3 = bring_up("nfs3")
+    image = nfs3.image()
+    one, two = map(nfs3.actor, nfs3.clients)
+    one.ok("register", "db", 1, image)
+    nfs3.clients[0].cut(nfs3.server)
+    try:
+        time.sleep(5)
+        two.refused("register", "web", 2, image)
+    finally:
+        nfs3.clients[0].heal(nfs3.server)
+    one.ok("acquire", "db", timeout=90)
+
+
+@pytest.mark.skipif("bindfs" not in conftest.KINDS, reason="bindfs was not asked for")
+def test_a_guest_whose_file_system_s_process_died_has_lost_its_lease(bring_up):
+    bindfs = bring_up("bindfs")
+    image = bindfs.image()
+    one, two = map(bindfs.actor, bindfs.clients)
+    one.ok("register", "db", 1, image)
+    one.ok("acquire", "db")
+    state = one.ok("release", "db")
+    two.refused("register", "web", 2, image)
+    bindfs.clients[0].ok("pkill -KILL bindfs")
+    labs.wait_until(lambda: two.ask("register", "web", 2, image), "the image is free", 10)
+    two.ok("kill", "web")
+    assert image in one.refused("acquire", "db", state)
+    bindfs.clients[0].kill()  # mounts again
+
+
+@pytest.mark.skipif("ocfs2" not in conftest.KINDS, reason="OCFS2 was not asked for")
+@pytest.mark.long
+def test_an_ocfs2_host_that_is_cut_off_resets_itself(bring_up, table):
+    """The one with the higher number: both still write to the disk, so the lower one is taken for the cluster."""
+    ocfs2 = bring_up("ocfs2")
+    image = ocfs2.image()
+    one, two = map(ocfs2.actor, ocfs2.clients)
+    two.ok("register", "db", 1, image)
+    start = time.monotonic()
+    ocfs2.clients[1].cut(ocfs2.clients[0])
+    try:
+        assert until_granted(one, "register", "web", 2, image, seconds=300)
+        table.add("ocfs2", "cut off", f"lease free after: {time.monotonic() - start:.0f} s")
+        labs.wait_until(lambda: not ocfs2.clients[1].runs, "h2 has reset itself", 120)
+    finally:
+        ocfs2.clients[1].heal(ocfs2.clients[0])
 
 
 # --- the host dies. One power cut for all storages; it comes last, because h1 is new afterwards.

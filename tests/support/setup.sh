@@ -31,7 +31,7 @@ hypervisor_packages=(libvirt-daemon-system libvirt-clients libvirt-daemon-driver
 test_packages=(libgtest-dev python3-pytest augeas-tools binutils)
 lint_packages=(clang-format clang-tidy)
 model_packages=(spin)
-lab_packages=(qemu-system-x86 e2fsprogs libc6-dev python3 bindfs)
+lab_packages=(qemu-system-x86 e2fsprogs libc6-dev python3 bindfs strace)
 
 # build DIR [MESON OPTION...]: configures once, then builds.
 build() {
