@@ -41,7 +41,7 @@ def test_locks_on_a_device_node_stay_on_their_host(disk, one, two):
 
 def test_one_disk_that_the_hosts_name_differently_has_one_lease(disk, one, two):
     one.ok("register", "db", 1, disk[0])
-    assert disk[1] in two.refused("register", "web", 2, disk[1])
+    assert f"'{disk[1]}' is in use by guest 'db'" in two.refused("register", "web", 2, disk[1])
     two.ok("register", "web", 2, disk[0])  # another disk there
     one.ok("kill", "db")
     two.ok("attach", "web", disk[1])
@@ -62,16 +62,18 @@ def test_a_guest_moves_to_a_host_that_names_its_disk_differently(disk, one, two)
 
 def test_a_multipath_device_and_its_paths_have_one_lease(hosts, disk, one, two):
     wwid = hosts[1].ok(f"cat /sys/class/block/{os.path.basename(disk[1])}/device/wwid").strip().replace("naa.", "3")
-    hosts[1].ok(f"dmsetup create mpatha --uuid mpath-{wwid} --table '0 8192 linear {disk[1]} 0'")
+    hosts[1].ok(f"dmsetup create mpatha --uuid mpath-{wwid} --table '0 8192 linear {disk[1]} 0' &&"
+                " dmsetup mknodes mpatha")
     try:
         one.ok("register", "db", 1, disk[0])
-        assert "mpatha" in two.refused("register", "web", 2, "/dev/mapper/mpatha")
+        assert "in use by guest 'db'" in two.refused("register", "web", 2, "/dev/mapper/mpatha")
         one.ok("kill", "db")
         two.ok("register", "web", 2, "/dev/mapper/mpatha")
         one.refused("register", "db", 1, disk[0])
         two.refused("register", "late", 3, disk[1])
     finally:
-        hosts[1].ok("dmsetup remove mpatha")
+        two.quit()
+        hosts[1].ok("until dmsetup remove mpatha; do sleep 0.1; done")
 
 
 def test_a_logical_volume_has_one_lease_under_each_of_its_names(hosts, storage, one, two):
@@ -80,7 +82,7 @@ def test_a_logical_volume_has_one_lease_under_each_of_its_names(hosts, storage, 
     hosts[1].ok(f"mknod /run/{os.path.basename(volume)} b {number[0]} {number[1]}")
     one.ok("register", "db", 1, volume)
     for name in (volume, f"/dev/mapper/lab-{os.path.basename(volume)}", f"/run/{os.path.basename(volume)}"):
-        two.refused("register", "web", 2, name)
+        assert "in use by guest 'db'" in two.refused("register", "web", 2, name)
 
 
 def test_the_node_of_a_leased_device_is_left_to_udev(hosts, disk, one):
