@@ -157,7 +157,7 @@ class Table:
         cls.rows.append(cells)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def table():
     return Table
 
