@@ -34,7 +34,8 @@ def pytest_configure(config):
         storages.SERVER_LEASE = 90
 
 
-FILES = ("test_locks", "test_leases", "test_file_sets", "test_devices", "test_accidents")  # what is quick and tells most comes first
+# What is quick and tells most comes first.
+FILES = ("test_locks", "test_leases", "test_file_sets", "test_devices", "test_accidents")
 
 
 @pytest.hookimpl(trylast=True)  # after pytest's own sorting by parameter

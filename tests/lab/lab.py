@@ -220,7 +220,7 @@ class Host(AnyHost):
         return "-drive", drive, "-device", device
 
     def scsi_disk(self, index, path):
-        """With an identity of its own, and another name on each host: hosts with even numbers see them in reverse order."""
+        """With an identity of its own, and other names on other hosts: those with even numbers see them in reverse."""
         place = index if self.number % 2 else len(self.lab.scsi_disks) - 1 - index
         drive, device = f"scsi{index}", f"scsi-hd,drive=scsi{index},scsi-id={place},share-rw=on"
         return ("-drive", f"file={path},format=raw,if=none,id={drive},file.locking=off,cache=none",

@@ -302,7 +302,8 @@ class Gfs2(OnDlm):
         if not self.formatted:
             host.ok(f"mkfs.gfs2 -q -O -p lock_dlm -t lab:shared -j 2 -J 8 {GFS2_DISK}", timeout=120)
             self.formatted = True
-        host.ok(f"modprobe gfs2 && mkdir -p {self.directory} && mount -t gfs2 {GFS2_DISK} {self.directory}", timeout=180)
+        host.ok(f"modprobe gfs2 && mkdir -p {self.directory} &&"
+                f" mount -t gfs2 {GFS2_DISK} {self.directory}", timeout=180)
 
 
 class Ocfs2Pcmk(OnDlm):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # SPDX-FileCopyrightText: The leasehold authors
 
-"""Block devices: hosts that share one call it by different names, and locks on its node stay on their host. So the lease
-is a file on storage that all hosts share, named after what the device says of itself. (That it behaves as a lease is in
-test_leases.py, on logical volumes.)"""
+"""Block devices: hosts that share one call it by different names, and locks on its node stay on their host. So the
+lease is a file on storage that all hosts share, named after what the device says of itself. (That it behaves as a lease
+is in test_leases.py, on logical volumes.)"""
 
 import os
 

@@ -33,7 +33,8 @@ FACTS = {
     "ocfs2": Facts("0x7461636f", byte_ranges_cross=False, one_table=False),
     "ocfs2pcmk": Facts("0x7461636f", one_table=False, remote_pid=True),
     "gfs2": Facts("0x1161970", one_table=False, remote_pid=True),
-    # Its process takes all locks of a mount as its own POSIX locks, so they neither exclude each other nor outlive a close.
+    # Its process takes all locks of a mount as its own POSIX locks: they do not exclude each other, and end with any
+    # close.
     "bindfs": Facts("0x65735546", one_table=False, per_description=False, listed_as=("nothing",)),
     "smb": Facts("0xfe534d42", ranges_visible=False, asking_is_blind_to_own=False),
     "gluster": Facts("0x65735546", listed_as=("nothing",)),
