@@ -345,7 +345,7 @@ class Actor:
         # Its own copy, so that no order waits for the other hosts' reads of the shared folder.
         host.ok(f"[ -d {GUEST_DIR} ] || cp -r /share {GUEST_DIR}")
         host.ok(f"{GUEST_DIR}/actor serve {self.socket} {GUEST_DIR}/leasehold.so {conf} {GUEST_DIR}/fake_qemu"
-                f" 2>{self.socket}.log")
+                f" 2>{self.socket}.log && until [ -s {self.socket}.pid ]; do sleep 0.02; done")
 
     def ask(self, *words, timeout=30):
         """One order, one answer. An actor that hangs on storage answers `hung` after the time-out, and does nothing
