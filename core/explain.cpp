@@ -160,8 +160,8 @@ std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, 
     std::string names = marks.empty() ? "" : listNames(Namer(stored), marks);
     switch (refusal.obstacle) {
     case Obstacle::guestPresent:
-        return subject + " is in use by " + (names.empty() ? "a reader on another host" : names) + "; guest " +
-               self + " cannot have it: shut the other guest down or detach it there, and try again";
+        return subject + " is in use by " + (names.empty() ? "a reader on another host" : names) + "; guest " + self +
+               " cannot have it: shut the other guest down or detach it there, and try again";
     case Obstacle::sameGuest:
         return "guest " + self + " already runs elsewhere with " + subject + ": " +
                (names.empty() ? "no name is known" : names) +
@@ -169,8 +169,7 @@ std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, 
                "that "
                "was started paused has to be resumed once before it can migrate)";
     case Obstacle::stateTaken:
-        return "guest " + self + " was taken over with " + subject + " by " +
-               (names.empty() ? "another QEMU" : names) +
+        return "guest " + self + " was taken over with " + subject + " by " + (names.empty() ? "another QEMU" : names) +
                "; what is left here is older than that one: destroy this guest, and use the other";
     case Obstacle::beingTaken:
         return subject + " is just being taken or given up by another guest, for longer than guest " + self +
