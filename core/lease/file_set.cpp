@@ -340,7 +340,7 @@ std::string encodeMarks(const std::vector<Placed>& marks) {
 }
 
 std::vector<Placed> decodeMarks(std::string_view text, const Incarnation& placer) {
-    const std::vector<Placed> foreign{Placed{}};
+    std::vector<Placed> foreign{Placed{}};
     if (text.size() != kTextSize || !text.starts_with(kMagic) || text.back() != '\n')
         return foreign;
     text.remove_prefix(kMagic.size());

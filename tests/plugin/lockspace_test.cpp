@@ -132,5 +132,64 @@ TEST_F(Elsewhere, GuestFromBeforeALockspaceWasConfiguredGoesOn) {
     EXPECT_TRUE(free(disk_));
 }
 
+// A QEMU that was broken into lies about leases of two or three descriptors: what libvirtd was told (hostile_qemu.c).
+class HostileElsewhere : public Elsewhere, public testing::WithParamInterface<const char*> {};
+
+TEST_P(HostileElsewhere, QemuHarmsNobodyElse) {
+    const std::string treasure = image("treasure.img"), added = image("added.img");
+    const std::string inLockspace = option("file_lockspace_dir", lockspace("space"));
+    for (const std::string& config :
+         {inLockspace, inLockspace + "storage_locks = [ \"" + path("space") + "=flock\" ]\n",
+          "storage_locks = [ \"" + path("") + "=flock\" ]\n"}) {
+        SCOPED_TRACE(config);
+        for (const auto& entry : std::filesystem::directory_iterator(path("space")))
+            std::filesystem::remove_all(entry); // no guest is left from the round before
+        std::filesystem::remove(path("control"));
+        Puppeteer qemu(path("control"));
+        Libvirtd other({.config = config}),
+            host({.config = "handoff_wait = 0\n" + config, .hostile = true, .control = path("control")});
+        const Started hostile = boot(host, guest_, {{disk_}});
+        ASSERT_TRUE(granted(hostile));
+        qemu.takeOver();
+        const Started victim = boot(other, rival_, {{treasure}});
+        const std::size_t before = host.descriptors();
+        const std::string command = GetParam();
+        ASSERT_EQ(qemu.command(command.ends_with(' ') ? command + treasure : command), "ok");
+        const Outcome outcomes[] = {host.acquire(guest_, hostile.pid(), {{disk_}}),
+                                    host.release(guest_, hostile.pid(), {{disk_}}),
+                                    host.inquire(guest_, hostile.pid(), {{disk_}}),
+                                    host.acquire(guest_, hostile.pid(), {{disk_, LOCK_RESOURCE_READONLY}}),
+                                    host.acquire(guest_, hostile.pid(), {{added}}),
+                                    host.detach(guest_, hostile.pid(), {{added}}),
+                                    host.acquire(guest_, hostile.pid(), {{treasure}}),
+                                    host.detach(guest_, hostile.pid(), {{treasure}}),
+                                    host.detach(guest_, hostile.pid(), {{disk_}})};
+        for (const Outcome& outcome : outcomes) {
+            EXPECT_LT(outcome.elapsed, std::chrono::seconds(3)) << outcome.message();
+            EXPECT_TRUE(outcome.ok || !outcome.message().empty());
+        }
+        EXPECT_FALSE(outcomes[6].ok) << "the hostile guest was given its victim's image";
+        EXPECT_EQ(host.descriptors(), before);
+        EXPECT_TRUE(std::filesystem::exists(treasure));
+        EXPECT_TRUE(kernelLocksOn(treasure).empty()) << "locked, though its lease is elsewhere";
+        EXPECT_TRUE(refused(other.start(support::makeGuest("third", 3), {{treasure}}), kBusy, {"'rival'"}));
+        const StateOutcome state = other.release(rival_, victim.pid(), {{treasure}});
+        EXPECT_TRUE(granted(state));
+        EXPECT_TRUE(granted(other.acquire(rival_, victim.pid(), {{treasure}}, {.state = state.state})));
+    }
+}
+
+// The first entry stands behind the header and the name "web": mode at 107, flags, which descriptors.
+INSTANTIATE_TEST_SUITE_P(Lie, HostileElsewhere,
+                         testing::Values("drain", "keep", "strip", "swap ", "point ", "patch 107 1 2", "patch 107 1 3",
+                                         "patch 108 1 0", "patch 108 1 255", "patch 109 1 0", "patch 109 1 1",
+                                         "patch 109 1 2", "patch 109 1 3", "patch 109 1 255"),
+                         [](const auto& value) {
+                             std::string name = value.param;
+                             for (char& c : name)
+                                 c = c == ' ' ? '_' : c;
+                             return name;
+                         });
+
 } // namespace
 } // namespace leasehold::plugin_test
