@@ -48,9 +48,8 @@ void sortForAllHosts(std::vector<StoredLease>& leases) {
 }
 
 [[noreturn]] void refuseTwice(const std::string& one, const std::string& other) {
-    unusable(one, one == other ? "the guest has it twice; mark both disks <shareable/> or <readonly/>"
-                               : "the guest has it twice, the second time as '" + other +
-                                     "'; mark both disks <shareable/> or <readonly/>");
+    unusable(one, "the guest has it twice" + (one == other ? "" : ", the second time as '" + other + "'") +
+                      "; detach one of them, or mark both disks <shareable/> or <readonly/> if they have one path");
 }
 
 // One lease for each resource, however many names lead to it.
@@ -64,6 +63,8 @@ std::vector<Place> openAll(const std::vector<Resource>& resources, const Incarna
         auto twin = file ? std::find(files.begin(), files.end(), file) : files.end();
         if (twin == files.end()) {
             places.push_back(openPlace(resource, self, settings));
+            if (auto companion = openCompanion(places.back(), self, settings))
+                places.push_back(std::move(*companion));
         } else {
             const Resource& other = resources[static_cast<std::size_t>(twin - files.begin())];
             if (resource.mode != other.mode || resource.mode == Mode::exclusive)
@@ -154,7 +155,7 @@ qemu::Use useOf(Mode mode) {
 // in a block commit the guest's own QEMU holds the base already.
 std::optional<std::string> findOutsider(const Place& place, pid_t own) {
     const StoredLease& stored = place.stored;
-    if (stored.named)
+    if (stored.named || place.companion)
         return std::nullopt;
     auto conflict =
         qemu::findImageConflict(stored.imageFd(), useOf(static_cast<Mode>(stored.mode)), place.hidesQemu, stored.path);
@@ -168,23 +169,27 @@ std::optional<std::string> findOutsider(const Place& place, pid_t own) {
     return explainOutsider(stored.path, conflict->words, holders, own);
 }
 
-std::vector<StoredLease>::iterator findByFile(std::vector<StoredLease>& leases, const FileId& file) {
-    return std::find_if(leases.begin(), leases.end(), [&](const StoredLease& stored) { return stored.file == file; });
+// The stored leases of this resource: one, or two with its companion.
+std::vector<std::size_t> findLeases(const std::vector<StoredLease>& leases, const Resource& resource,
+                                    const std::optional<FileId>& file) {
+    std::vector<std::size_t> found;
+    for (std::size_t i = 0; i < leases.size(); i++) {
+        // A named lease whose file was deleted by hand is still this guest's.
+        bool byName = !file && resource.named && leases[i].path == nameOf(resource);
+        if (byName || (file && leases[i].file == *file))
+            found.push_back(i);
+    }
+    return found;
 }
 
 // The stored leases of these resources; those that have none are passed over. Only what libvirt names is ever locked:
 // whatever else a hostile QEMU put into its vessel stays untouched.
-std::vector<std::size_t> findStored(std::vector<StoredLease>& leases, const std::vector<Resource>& resources,
+std::vector<std::size_t> findStored(const std::vector<StoredLease>& leases, const std::vector<Resource>& resources,
                                     const Settings& settings) {
     std::vector<std::size_t> found;
-    for (const Resource& resource : resources) {
-        auto file = identifyResource(resource, settings);
-        if (!file)
-            continue;
-        auto stored = findByFile(leases, *file);
-        if (stored != leases.end())
-            found.push_back(static_cast<std::size_t>(stored - leases.begin()));
-    }
+    for (const Resource& resource : resources)
+        for (std::size_t i : findLeases(leases, resource, identifyResource(resource, settings)))
+            found.push_back(i);
     std::sort(found.begin(), found.end());
     found.erase(std::unique(found.begin(), found.end()), found.end());
     return found;
@@ -287,7 +292,8 @@ Engine::Attempt Engine::admit(const Guest& guest, const Incarnation& self, std::
         // The source of a migration holds QEMU's locks rightfully until the guest runs here. If it is no migration QEMU
         // dies of them, and libvirt shows what the guest's log says since.
         if (stored.joined) {
-            warn_(explainJoin(guest, stored, shares.all()[i].medium->look()));
+            if (!place.companion)
+                warn_(explainJoin(guest, stored, shares.all()[i].medium->look()));
             continue;
         }
         if (settings_.outsiders != Settings::Outsiders::ignore) {
@@ -393,25 +399,27 @@ Engine::Attempt Engine::acquireHere(const os::Process& process, const Guest& gue
     std::vector<Resource> added;
     std::vector<std::size_t> known;
     for (const Resource& resource : resources) {
-        auto file = identifyResource(resource, settings_);
-        auto stored = file ? findByFile(vessel->leases(), *file) : vessel->leases().end();
-        if (stored == vessel->leases().end()) {
+        std::vector<std::size_t> found = findLeases(vessel->leases(), resource, identifyResource(resource, settings_));
+        if (found.empty())
             added.push_back(resource);
-            continue;
+        bool upgraded = false;
+        for (std::size_t i : found) {
+            StoredLease& stored = vessel->leases()[i];
+            Mode held = static_cast<Mode>(stored.mode);
+            if (resource.mode == Mode::exclusive && held == Mode::readOnly && stored.writable) {
+                // The next block commit into the same base.
+                if (Answer refusal = upgrade(guest, self, stored))
+                    return refusal;
+                upgraded = true;
+            } else if (resource.mode != held && !(resource.mode == Mode::readOnly && held == Mode::exclusive)) {
+                unusable(resource.path, std::string("the guest has it already, ") + describeMode(held) +
+                                            ", and cannot have it " + describeMode(resource.mode) +
+                                            " as well: detach the other disk first");
+            }
+            known.push_back(i);
         }
-        Mode held = static_cast<Mode>(stored->mode);
-        if (resource.mode == Mode::exclusive && held == Mode::readOnly && stored->writable) {
-            // The next block commit into the same base.
-            if (Answer refusal = upgrade(guest, self, *stored))
-                return refusal;
-            if (!vessel->tryReplace())
-                return std::nullopt;
-        } else if (resource.mode != held && !(resource.mode == Mode::readOnly && held == Mode::exclusive)) {
-            unusable(resource.path, std::string("the guest has it already, ") + describeMode(held) +
-                                        ", and cannot have it " + describeMode(resource.mode) +
-                                        " as well: detach the other disk first");
-        }
-        known.push_back(static_cast<std::size_t>(stored - vessel->leases().begin()));
+        if (upgraded && !vessel->tryReplace())
+            return std::nullopt;
     }
     std::vector<Place> fresh = openAll(added, self, settings_);
     for (const Place& place : fresh)
@@ -578,19 +586,22 @@ Engine::Attempt Engine::detachHere(const os::Process& process, const Guest& gues
     std::vector<StoredLease> dropped, vanished;
     for (const Resource& resource : resources) {
         auto file = identifyResource(resource, settings_);
-        auto stored = file ? findByFile(leases, *file)
-                           : std::find_if(leases.begin(), leases.end(),
-                                          [&](const StoredLease& lease) { return lease.path == nameOf(resource); });
-        if (stored == leases.end())
+        auto isIts = [&](const StoredLease& lease) {
+            return file ? lease.file == *file : lease.path == nameOf(resource);
+        };
+        auto first = std::find_if(leases.begin(), leases.end(), isIts);
+        if (first == leases.end())
             continue;
         // The guest has the image in another drive as well, or the attaching of a second one failed. A former top image
         // that became a backing file is open for reading only.
-        bool reads = stored->mode == static_cast<std::uint8_t>(Mode::readOnly);
-        if (!stored->named && os::hasOpen(process, stored->file, reads ? os::Access::any : os::Access::write))
+        bool reads = first->mode == static_cast<std::uint8_t>(Mode::readOnly);
+        if (!first->named && os::hasOpen(process, first->file, reads ? os::Access::any : os::Access::write))
             continue;
         // A file that only this guest's vessel vouches for is let go, but nothing is done to it.
-        (file ? dropped : vanished).push_back(std::move(*stored));
-        leases.erase(stored);
+        for (StoredLease& lease : leases)
+            if (isIts(lease))
+                (file ? dropped : vanished).push_back(std::move(lease));
+        std::erase_if(leases, [](const StoredLease& lease) { return !lease.lease.open(); });
     }
     if (dropped.empty() && vanished.empty())
         return kGranted;

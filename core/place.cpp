@@ -6,6 +6,8 @@
 #include "core/storage/device.hpp"
 #include "core/storage/lockspace.hpp"
 
+#include <cstdio>
+
 #include <fcntl.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -185,6 +187,10 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const St
     place.storage = found;
 }
 
+Lockspace openHostLockspace(const Settings& settings) {
+    return storage::openLockspace(settings.hostLockspaceDir, "leases of this host", {}, true);
+}
+
 // Locks on a device node stay on this host, and a flock on one stops udev (systemd's "Locking Block Device Access"):
 // the lease of a device is always elsewhere.
 void placeDevice(Place& place, const Resource& resource, OpenImage image, const Incarnation& self,
@@ -194,8 +200,8 @@ void placeDevice(Place& place, const Resource& resource, OpenImage image, const 
     storage::Device device = storage::identifyDevice(number);
     using Kind = storage::Device::Kind;
     auto in = [&](const std::string& directory, const std::string& option, const std::string& name,
-                  const std::string& about, bool create = false) {
-        putInto(place, storage::openLockspace(directory, option, settings.storageLocks, create), name, about, self);
+                  const std::string& about) {
+        putInto(place, storage::openLockspace(directory, option, settings.storageLocks, false), name, about, self);
     };
     std::string identified = device.identity;
     if (device.kind == Kind::logicalVolume && !settings.lvmLockspaceDir.empty()) {
@@ -214,7 +220,8 @@ void placeDevice(Place& place, const Resource& resource, OpenImage image, const 
     } else {
         std::string known =
             identified.empty() ? std::to_string(major(number)) + ":" + std::to_string(minor(number)) : identified;
-        in(settings.hostLockspaceDir, "leases of this host", "device-" + known, "device " + known, true);
+        putInto(place, openHostLockspace(settings), "device-" + known, "device " + known, self);
+        place.ofThisHost = true;
     }
     if (place.storage.scope == Scope::allHosts) {
         place.guardable = true;
@@ -253,12 +260,23 @@ void placeNamed(Place& place, const Resource& resource, const Incarnation& self,
                            "target itself");
     if (!S_ISREG(target.st_mode) && !S_ISDIR(target.st_mode))
         unusable(resource, "the target of a <lease> has to be a regular file or a directory");
+    if (S_ISREG(target.st_mode) && target.st_nlink > 1)
+        unusable(resource, "the target of the <lease> has several names (hard links), and its lease is beside one of "
+                           "them; remove the others");
     NamedPlace at = locateNamed(resource, target);
     Lockspace lockspace = storage::openLockspace(at.lockspace, "for the <lease> with target '" + resource.path + "'",
                                                  settings.storageLocks, at.create);
     place.stored.named = true;
     putInto(place, lockspace, at.name, at.about, self);
     place.stored.file = place.stored.leaseFile;
+    if (place.storage.scope == Scope::allHosts)
+        return;
+    place.caution = "the lease '" + place.stored.path + "' is on " + place.storage.name +
+                    ", which only this host locks: guests of other hosts are not kept from it";
+    if (settings.requireClusterLeases)
+        unusable(resource, "it is on " + place.storage.name +
+                               ", which only this host locks (require_cluster_leases); put the target on storage that "
+                               "all hosts share");
 }
 
 } // namespace
@@ -290,6 +308,27 @@ Place openPlace(const Resource& resource, const Incarnation& self, const Setting
                                "require_cluster_leases in qemu-leasehold.conf forbids; set file_lockspace_dir to a "
                                "directory that all hosts share, or correct storage_locks");
     return place;
+}
+
+std::optional<Place> openCompanion(const Place& place, const Incarnation& self, const Settings& settings) {
+    const qemu::StoredLease& main = place.stored;
+    if (place.ofThisHost || main.named || !main.image.open())
+        return std::nullopt;
+    Place companion;
+    companion.companion = true;
+    qemu::StoredLease& stored = companion.stored;
+    stored.file = main.file;
+    stored.mode = main.mode;
+    stored.path = main.path;
+    stored.image = os::Fd(fcntl(main.image.get(), F_DUPFD_CLOEXEC, 0));
+    if (!stored.image.open())
+        throw SystemError(errno, "duplicate a descriptor of", main.path);
+    char known[48];
+    std::snprintf(known, sizeof known, "%llx-%llx", static_cast<unsigned long long>(main.file.device),
+                  static_cast<unsigned long long>(main.file.inode));
+    putInto(companion, openHostLockspace(settings), std::string("file-") + known,
+            std::string("device and inode ") + known, self);
+    return companion;
 }
 
 std::optional<FileId> identifyResource(const Resource& resource, const Settings& settings) {

@@ -29,19 +29,32 @@ using os::LockType;
 // A step takes milliseconds, also between hosts. Longer than this the gate is held only by a process that is stopped.
 constexpr std::chrono::seconds kGateWait{10};
 
+constexpr std::chrono::milliseconds kForkWait{200};
+
 constexpr std::string_view kMagic = "leasehold-marks1";
 // So short that nobody ever reads half of an old text and half of a new one: one page.
 constexpr std::size_t kTextSize = 512;
 // One that is left behind by each QEMU that died since somebody came here last, and the living ones.
 constexpr std::size_t kMaxFiles = 4096;
 
+[[noreturn]] void deleted(const std::string& name) {
+    throw Error(Fault::invalid, "the lease of '" + name +
+                                    "' was deleted from its lockspace: another guest may use the image; destroy this "
+                                    "guest and start it again");
+}
+
 // Everybody else waits outside while this lives.
 class Gate {
 public:
     Gate(int directory, const std::string& name, bool create = false) {
         int flags = O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | (create ? O_CREAT : 0);
-        if (int error = os::tryOpenAt(directory, kGateName, flags, 0600, fd_))
+        int error = os::tryOpenAt(directory, kGateName, flags, 0600, fd_);
+        if (error == ENOENT)
+            deleted(name);
+        if (error != 0)
             throw SystemError(error, "open the gate of the lease of", name);
+        if (!create && !storage::isTrusted(fd_.get(), name))
+            throw Error(Fault::invalid, "the lease of '" + name + "' is damaged: what is there as its gate is none");
         auto deadline = std::chrono::steady_clock::now() + kGateWait;
         // Not the call that waits: nobody could end it.
         std::chrono::microseconds step{200};
@@ -134,9 +147,7 @@ public:
         : file_(file), name_(name), marks_(decodeMarks(readText(file, name), self)) {
         // Others would not see it, and whoever comes next would think that nobody is here.
         if (!isMarkFileListed(directory, file, self, name))
-            throw Error(Fault::invalid, "the lease of '" + name +
-                                            "' was deleted from its lockspace: another guest may use the image; "
-                                            "destroy this guest and start it again");
+            deleted(name);
         // To write them anew would drop marks that others rely on.
         if (std::find(marks_.begin(), marks_.end(), Placed{}) != marks_.end())
             throw Error(Fault::invalid, "the lease of '" + name +
@@ -172,12 +183,21 @@ os::Fd openMarkFile(int directory, const Incarnation& self, const std::string& a
     Gate gate(directory, name, true);
     storage::inscribe(gate.fd(), about, os::pathOf(gate.fd(), name));
     os::Fd file;
-    int flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
+    // O_DSYNC: a file system that writes behind would leave the text on this host when the gate is open again (FUSE
+    // with writeback_cache, NFS).
+    int flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_DSYNC;
     if (int error = os::tryOpenAt(directory, encodeMarkFileName(self), flags, 0600, file))
         throw SystemError(error, "make a file for the lease of", name);
     // One is there already when the image was detached from this QEMU a moment ago, and nobody has looked since.
-    if (os::tryFlock(file.get(), LockType::write, name) == LockOutcome::contended)
+    // A process that libvirtd has just forked keeps it for an instant.
+    auto deadline = std::chrono::steady_clock::now() + kForkWait;
+    while (os::tryFlock(file.get(), LockType::write, name) == LockOutcome::contended) {
+        if (std::chrono::steady_clock::now() < deadline) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(5));
+            continue;
+        }
         throw Error(Fault::invalid, "the guest has '" + name + "' twice, under two names; detach one of them");
+    }
     writeText(file.get(), encodeMarks({}), name);
     return file;
 }
@@ -211,8 +231,14 @@ LockOutcome FileSetMedium::tryPlace(const Mark& mark, LockType type) {
             (void)os::tryFlock(image_, LockType::read, name_);
         return LockOutcome::contended;
     }
+    // Nobody would know whose it is without the text.
+    struct GiveBack {
+        int image;
+        ~GiveBack() { image >= 0 ? (void)flock(image, LOCK_UN) : void(); }
+    } giveBack{withImage && !own.hasOwner() ? image_ : -1};
     own.put(mark, type);
     own.write();
+    giveBack.image = -1;
     return LockOutcome::granted;
 }
 

@@ -25,7 +25,7 @@ void Fd::reset(int number) {
 namespace {
 
 // 0, or the error number. Without asking a server, which may not answer: what a file is never changes.
-int identifyAt(int directory, const char* path, int flags, FileId& file) {
+int identifyAt(int directory, const char* path, int flags, FileId& file, mode_t* type = nullptr) {
     struct statx status;
     if (statx(directory, path, flags | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &status) < 0)
         return errno;
@@ -35,14 +35,16 @@ int identifyAt(int directory, const char* path, int flags, FileId& file) {
     known.st_ino = status.stx_ino;
     known.st_rdev = makedev(status.stx_rdev_major, status.stx_rdev_minor);
     file = fileIdOf(known);
+    if (type)
+        *type = known.st_mode & S_IFMT;
     return 0;
 }
 
 } // namespace
 
-FileId identify(int fd, const std::string& what) {
+FileId identify(int fd, const std::string& what, mode_t* type) {
     FileId file;
-    if (int error = identifyAt(fd, "", AT_EMPTY_PATH, file))
+    if (int error = identifyAt(fd, "", AT_EMPTY_PATH, file, type))
         throw SystemError(error, "stat", what);
     return file;
 }

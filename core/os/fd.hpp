@@ -46,7 +46,8 @@ struct FileId {
     auto operator<=>(const FileId&) const = default;
 };
 
-FileId identify(int fd, const std::string& what);
+// `type` is what stat(2) calls S_IFMT, if it is wanted.
+FileId identify(int fd, const std::string& what, mode_t* type = nullptr);
 FileId fileIdOf(const struct stat& status);
 // What is already known of it: no server is asked. 0, or the error number.
 [[nodiscard]] int tryIdentify(const std::string& path, FileId& file);

@@ -349,8 +349,12 @@ Message parseMessage(RawMessage raw) {
         visitDescriptors(lease, which, [&](os::Fd& fd) {
             // Before anything is done with it: a descriptor of another file could make us lock what is not this
             // guest's.
-            if (os::identify(raw.fds[next].get(), lease.path) != message.descriptorFiles[next])
+            mode_t type = 0;
+            if (os::identify(raw.fds[next].get(), lease.path, &type) != message.descriptorFiles[next])
                 hostile("a descriptor leads to another file");
+            // Reading from anything else might never end.
+            if (type != S_IFREG && type != S_IFDIR && (type != S_IFBLK || &fd != &lease.image))
+                hostile("a descriptor is no file");
             fd = std::move(raw.fds[next++]);
         });
         if (message.descriptorFiles[subject] != lease.file)

@@ -146,7 +146,7 @@ bool isTrusted(int fd, const std::string& path) {
     bool lease =
         S_ISDIR(status.st_mode) ||
         (S_ISREG(status.st_mode) && TEMP_FAILURE_RETRY(pread(fd, title, sizeof title, 0)) == ssize_t{sizeof title} &&
-         std::string_view(title, sizeof title) == kTitle);
+         std::string_view(title, sizeof title) == kTitle && status.st_nlink == 1);
     return lease && !changeableByOthers(status) && (ownedByUs(status) || belongsToSquashed(classify(fd, path)));
 }
 
@@ -169,7 +169,8 @@ void inscribe(int fd, const std::string& about, const std::string& name) {
     if (length < 0)
         throw SystemError(errno, "read the lease file of", name);
     found.resize(static_cast<std::size_t>(length));
-    if (found.empty()) {
+    // All NUL: the host lost its power before the text was on the disk.
+    if (found.find_first_not_of('\0') == found.npos) {
         // Two who come at once write the same.
         ssize_t written = TEMP_FAILURE_RETRY(pwrite(fd, text.data(), text.size(), 0));
         if (written != static_cast<ssize_t>(text.size()))

@@ -8,6 +8,7 @@
 #include "core/engine.hpp"
 #include "tests/support/unit_support.hpp"
 
+#include <set>
 #include <stdexcept>
 
 namespace leasehold::unit {
@@ -18,7 +19,10 @@ using Configure = std::function<Settings(const TempDir&)>;
 class EngineTest : public LeavesNoDescriptor {
 protected:
     explicit EngineTest(const Configure& configure = [](const TempDir&) { return Settings{}; })
-        : settings(configure(dir)) {}
+        : settings(configure(dir)) {
+        if (settings.hostLockspaceDir == Settings().hostLockspaceDir)
+            settings.hostLockspaceDir = dir.path("host");
+    }
 
     static Guest named(const std::string& name, unsigned char number) {
         Guest guest;
@@ -50,8 +54,13 @@ protected:
         }
     }
 
+    // How many resources the QEMU keeps leases of; a lease may have a companion.
     std::size_t storedFor(const StandIn& qemu, const Guest& guest) const {
-        return qemu::Vessel::retrieve(qemu.process(), guest.uuid)->leases().size();
+        std::set<os::FileId> files;
+        auto vessel = qemu::Vessel::retrieve(qemu.process(), guest.uuid);
+        for (const auto& lease : vessel->leases())
+            files.insert(lease.file);
+        return files.size();
     }
 
     // Whether the owner mark is kept from a stranger, wherever the lease lives.

@@ -78,6 +78,13 @@ TEST_F(InALockspace, ImageWithHardLinksIsRefusedAndLeavesNoLeaseFile) {
     EXPECT_EQ(countFiles(settings.fileLockspaceDir), 0u);
 }
 
+TEST_F(InALockspace, ImageThatIsMovedUnderItsGuestIsNotFreeOnThisHost) {
+    Qemu qemu = start(web, {{image}});
+    std::string moved = dir.path("moved.img");
+    fs::rename(image, moved);
+    EXPECT_TRUE(says(refusalOf(mail, {{moved}}), "guest 'web'"));
+}
+
 TEST_F(InALockspace, PathStaysLeasedWhenItsImageIsReplaced) {
     Qemu qemu = start(web, {{image}});
     fs::rename(second, image);
@@ -87,7 +94,11 @@ TEST_F(InALockspace, PathStaysLeasedWhenItsImageIsReplaced) {
 TEST_F(InALockspace, LeaseFileDeletedUnderAGuestIsNoticedBeforeItRunsAgain) {
     Qemu qemu = start(web, {{image}});
     fs::remove(leaseFile());
-    Qemu thief = start(mail, {{image}});
+    EXPECT_TRUE(says(refusalOf(mail, {{image}}), "guest 'web'")) << "on this host the companion still stands";
+    Settings elsewhere = settings;
+    elsewhere.hostLockspaceDir = dir.path("another host");
+    Engine another{elsewhere, [](const std::string&) {}};
+    Qemu thief(another, mail, {{image}});
     std::string error = errorOf([&] { (void)engine.acquire(web, {{image}}, ""); });
     EXPECT_TRUE(says(error, "'" + image + "'"));
     EXPECT_TRUE(says(error, "deleted from its lockspace"));
@@ -360,6 +371,20 @@ TEST_F(Device, IsOneLeaseUnderAllItsNodes) {
     EXPECT_TRUE(says(refusalOf(mail, {{node}, {loop->path()}}), "twice"));
     engine.detach(web, {{node}});
     EXPECT_EQ(refusalOf(mail, {{loop->path()}}), "granted");
+}
+
+// It has no identity, so its lease goes by the path.
+TEST_F(Device, IsOneLeaseUnderAllItsNodesInALockspaceToo) {
+    Settings shared = settings;
+    shared.fileLockspaceDir = makePrivate(dir.path("shared"));
+    Engine other{shared, [](const std::string&) {}};
+    Qemu qemu(other, web, {{loop->path()}});
+    try {
+        Qemu rival(other, mail, {{node}});
+        FAIL() << "granted";
+    } catch (const std::runtime_error& error) {
+        EXPECT_TRUE(says(error.what(), "in use by guest 'web'"));
+    }
 }
 
 TEST_F(Device, LeaseOfThisHostOnlyIsSaidToBeOne) {
