@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/os/lock_table.hpp"
+
+#include "core/os/process.hpp"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <limits>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+namespace leasehold::os {
+
+namespace {
+
+constexpr std::int64_t kLast = std::numeric_limits<std::int64_t>::max();
+
+std::int64_t lastOf(const Range& range) {
+    return range.length == 0 ? kLast : range.start + (range.length - 1);
+}
+
+std::string_view takeUntil(std::string_view& text, char separator) {
+    std::string_view part = text.substr(0, text.find(separator));
+    text.remove_prefix(std::min(text.size(), part.size() + 1));
+    return part;
+}
+
+std::string_view takeWord(std::string_view& line) {
+    line.remove_prefix(std::min(line.size(), line.find_first_not_of(" \t")));
+    std::size_t length = std::min(line.size(), line.find_first_of(" \t"));
+    std::string_view word = line.substr(0, length);
+    line.remove_prefix(length);
+    return word;
+}
+
+template <typename Number>
+bool parseNumber(std::string_view text, Number& value, int base = 10) {
+    auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), value, base);
+    return error == std::errc() && rest == text.data() + text.size();
+}
+
+bool parseClass(std::string_view word, LockClass& kind) {
+    struct Name {
+        std::string_view word;
+        LockClass kind;
+    };
+    constexpr std::array kNames{Name{"OFDLCK", LockClass::ofd}, Name{"POSIX", LockClass::posix},
+                                Name{"FLOCK", LockClass::flock}, Name{"LEASE", LockClass::lease},
+                                Name{"DELEG", LockClass::delegation}};
+    auto name = std::find_if(kNames.begin(), kNames.end(), [&](const Name& each) { return each.word == word; });
+    if (name == kNames.end())
+        return false;
+    kind = name->kind;
+    return true;
+}
+
+// 254:0 in hexadecimal and the inode in decimal: fe:00:10953723
+bool parseFile(std::string_view word, TableLock& lock) {
+    unsigned major = 0, minor = 0;
+    if (!parseNumber(takeUntil(word, ':'), major, 16) || !parseNumber(takeUntil(word, ':'), minor, 16) ||
+        !parseNumber(word, lock.inode))
+        return false;
+    lock.device = makedev(major, minor);
+    return true;
+}
+
+bool parseRange(std::string_view first, std::string_view last, Range& range) {
+    std::int64_t end = kLast;
+    if (!parseNumber(first, range.start) || range.start < 0 || (last != "EOF" && !parseNumber(last, end)) ||
+        end < range.start)
+        return false;
+    range.length = end == kLast ? 0 : end - range.start + 1;
+    return true;
+}
+
+// 1: POSIX  ADVISORY  WRITE 24191 fe:00:10953723 1 1
+// 1: -> POSIX  ADVISORY  WRITE 24233 fe:00:10953723 1 1
+bool parseLine(std::string_view line, TableLock& lock) {
+    std::string_view word = takeWord(line);
+    if (word == "lock:")
+        word = takeWord(line);
+    if (!word.ends_with(':'))
+        return false;
+    word = takeWord(line);
+    lock.waiting = word == "->";
+    if (lock.waiting)
+        word = takeWord(line);
+    if (!parseClass(word, lock.kind))
+        return false;
+    (void)takeWord(line); // ADVISORY, ACTIVE, BREAKING
+    std::string_view type = takeWord(line);
+    lock.type = type == "READ" ? LockType::read : LockType::write;
+    if ((type != "READ" && type != "WRITE" && type != "UNLCK") || !parseNumber(takeWord(line), lock.pid) ||
+        !parseFile(takeWord(line), lock))
+        return false;
+    std::string_view first = takeWord(line), last = takeWord(line);
+    return parseRange(first, last, lock.range);
+}
+
+// A descriptor of another process, without asking a server that may not answer. False when it is another file.
+bool leadsTo(const std::string& path, const FileId& file, std::optional<std::uint64_t> node) {
+    struct statx status;
+    if (statx(AT_FDCWD, path.c_str(), AT_STATX_DONT_SYNC, STATX_INO | STATX_TYPE, &status) < 0)
+        return false;
+    if (node)
+        return S_ISBLK(status.stx_mode) && makedev(status.stx_rdev_major, status.stx_rdev_minor) == *node;
+    return file == FileId{makedev(status.stx_dev_major, status.stx_dev_minor), status.stx_ino};
+}
+
+bool opensForWriting(std::string_view info) {
+    while (!info.empty()) {
+        std::string_view line = takeUntil(info, '\n');
+        unsigned flags = 0;
+        if (takeWord(line) == "flags:" && parseNumber(takeWord(line), flags, 8))
+            return (flags & O_ACCMODE) != O_RDONLY;
+    }
+    return false;
+}
+
+} // namespace
+
+std::vector<TableLock> parseLockTable(std::string_view text) {
+    std::vector<TableLock> locks;
+    while (!text.empty()) {
+        TableLock lock;
+        if (parseLine(takeUntil(text, '\n'), lock))
+            locks.push_back(lock);
+    }
+    return locks;
+}
+
+std::vector<Opener> findOpeners(const FileId& file, std::optional<std::uint64_t> node, std::size_t& hidden) {
+    std::vector<Opener> openers;
+    for (pid_t pid : listProcesses()) {
+        std::string folder = "/proc/" + std::to_string(pid);
+        Fd probe;
+        int error = tryOpen(folder + "/fd", O_RDONLY | O_DIRECTORY, probe);
+        hidden += error == EACCES || error == EPERM;
+        auto process = error == 0 ? Process::openIfExists(pid) : std::nullopt;
+        if (!process)
+            continue;
+        Opener opener{pid, false, {}};
+        bool found = false;
+        for (int number : process->descriptors()) {
+            std::string name = std::to_string(number);
+            if (!leadsTo(folder + "/fd/" + name, file, node))
+                continue;
+            auto info = readFileIfPossible(folder + "/fdinfo/" + name, 1 << 20);
+            if (!info)
+                continue;
+            found = true;
+            opener.writes = opener.writes || opensForWriting(*info);
+            // Two descriptors of one open file description show the same locks.
+            for (TableLock& lock : parseLockTable(*info))
+                if (std::find(opener.locks.begin(), opener.locks.end(), lock) == opener.locks.end())
+                    opener.locks.push_back(lock);
+        }
+        if (found)
+            openers.push_back(std::move(opener));
+    }
+    return openers;
+}
+
+bool overlap(const Range& one, const Range& other) {
+    return one.start <= lastOf(other) && other.start <= lastOf(one);
+}
+
+std::vector<FoundLock> findConflicts(int fd, const std::string& what, std::size_t limit) {
+    std::vector<FoundLock> found;
+    std::vector<Range> unseen{{0, 0}};
+    while (!unseen.empty() && found.size() < limit) {
+        Range range = unseen.back();
+        unseen.pop_back();
+        auto lock = findConflict(fd, LockType::write, range, what);
+        if (!lock || !overlap(lock->range, range))
+            continue;
+        found.push_back(*lock);
+        std::int64_t last = lastOf(range), hit = lastOf(lock->range);
+        if (hit < last)
+            unseen.push_back({hit + 1, range.length == 0 ? 0 : last - hit});
+        if (lock->range.start > range.start)
+            unseen.push_back({range.start, lock->range.start - range.start});
+    }
+    return found;
+}
+
+} // namespace leasehold::os
