@@ -7,9 +7,11 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cstdio>
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/sysmacros.h>
 
 namespace leasehold::storage {
 
@@ -77,7 +79,10 @@ std::optional<Mount> findMount(std::string_view mountinfo, int id) {
             continue;
         // An empty source leaves only two words behind the type.
         bool source = words.end() - dash > 3;
-        Mount mount{id, unescape(words[4]), std::string(dash[1]), source ? unescape(dash[2]) : "", {}};
+        Mount mount{id, unescape(words[4]), std::string(dash[1]), source ? unescape(dash[2]) : "", {}, 0};
+        unsigned major = 0, minor = 0;
+        if (std::sscanf(std::string(words[2]).c_str(), "%u:%u", &major, &minor) == 2)
+            mount.device = makedev(major, minor);
         for (std::size_t field : {std::size_t{5}, words.size() - 1})
             for (std::string_view option : split(words[field], ','))
                 mount.options.emplace_back(option);

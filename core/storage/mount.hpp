@@ -7,6 +7,7 @@
 
 #include "core/os/fd.hpp"
 
+#include <cstdint>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -21,6 +22,7 @@ struct Mount {
     std::string type;                 // "nfs4", "fuse.glusterfs"
     std::string source;               // "server:/export"
     std::vector<std::string> options; // of the mount, then of the file system; as the kernel writes them
+    std::uint64_t device = 0;         // of the file system: what /proc/locks says, and stat(2) not always (btrfs)
 
     bool has(std::string_view option) const;
     // The value of `key=value`; nothing when the option is not there.

@@ -1,0 +1,581 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/inspect.hpp"
+
+#include "core/lease/byte_range.hpp"
+#include "core/os/error.hpp"
+#include "core/os/process.hpp"
+#include "core/os/text.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <memory>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+namespace leasehold {
+
+namespace {
+
+using lease::Mark;
+using lease::MarkKind;
+using lease::Mode;
+using os::LockClass;
+using os::Range;
+using os::TableLock;
+
+constexpr std::size_t kMaxCommand = 4096;
+constexpr std::size_t kMaxLocks = 4096; // as many as a person would ever read, and an end for a server that plays
+constexpr Range kUses{qemu::kUsesBase, 5}, kDenies{qemu::kDeniesBase, 5};
+
+std::string hostName() {
+    char name[256] = "";
+    (void)gethostname(name, sizeof name - 1);
+    return lease::cleanName(name);
+}
+
+std::vector<std::string> argumentsOf(pid_t pid) {
+    std::string text =
+        os::readFileIfPossible("/proc/" + std::to_string(pid) + "/cmdline", 64 * kMaxCommand).value_or("");
+    std::vector<std::string> words;
+    for (std::size_t at = 0; at < text.size(); at = text.find('\0', at) + 1) {
+        words.push_back(os::printable(text.substr(at, text.find('\0', at) - at)));
+        if (text.find('\0', at) == std::string::npos)
+            break;
+    }
+    return words;
+}
+
+std::string commandLine(pid_t pid) {
+    std::string line;
+    for (const std::string& word : argumentsOf(pid)) {
+        if (line.size() + word.size() > kMaxCommand)
+            return line + " ...";
+        line += (line.empty() ? "" : " ") + word;
+    }
+    return line.empty() ? os::commandName(pid) : line;
+}
+
+ProcessName nameOf(pid_t pid) {
+    auto tag = qemu::inspectGuest(pid);
+    return {pid, commandLine(pid), tag ? lease::cleanName(tag->name) : ""};
+}
+
+struct Tagged {
+    qemu::GuestTag tag;
+    pid_t pid;
+};
+
+std::vector<Tagged> findTags() {
+    std::vector<Tagged> found;
+    for (pid_t pid : os::listProcesses())
+        if (auto tag = qemu::inspectGuest(pid))
+            found.push_back({std::move(*tag), pid});
+    return found;
+}
+
+// What is looked at, without having been opened for more than that.
+struct Target {
+    os::Fd path;  // O_PATH: leads to the file and does nothing to it
+    os::Fd image; // open for reading, if that was possible
+    struct stat status {};
+    std::optional<std::uint64_t> node; // the device number of a block device
+    // As /proc/locks names it.
+    std::uint64_t device = 0, inode = 0;
+    std::optional<storage::Mount> mount;
+};
+
+Target openTarget(const std::string& path) {
+    Target target;
+    int error = os::tryOpen(path, O_PATH, target.path);
+    if (error == ENOENT || error == ENOTDIR) {
+        struct stat link;
+        bool dangling = lstat(path.c_str(), &link) == 0;
+        throw Error(Fault::invalid,
+                    dangling ? "it is a symbolic link to a file that does not exist" : "there is no such file");
+    }
+    if (error != 0)
+        throw SystemError(error, "look at", path);
+    if (fstat(target.path.get(), &target.status) < 0)
+        throw SystemError(errno, "look at", path);
+    mode_t mode = target.status.st_mode;
+    if (!S_ISREG(mode) && !S_ISBLK(mode) && !S_ISDIR(mode))
+        throw Error(Fault::invalid, S_ISFIFO(mode) ? "it is a FIFO, which no guest has as a disk"
+                                                   : "it is neither a file, a block device nor a directory");
+    if (S_ISBLK(mode))
+        target.node = target.status.st_rdev;
+    target.mount = storage::mountOf(target.path.get());
+    target.device = target.mount && target.mount->device ? target.mount->device : target.status.st_dev;
+    target.inode = target.status.st_ino;
+    return target;
+}
+
+std::vector<TableLock> locksOfThisHost(const Target& target) {
+    auto locks = os::parseLockTable(os::readFileIfPossible("/proc/locks", 64 << 20).value_or(""));
+    std::erase_if(locks,
+                  [&](const TableLock& lock) { return lock.device != target.device || lock.inode != target.inode; });
+    return locks;
+}
+
+// Opens for reading what can be opened without doing anything to anybody. Says why not.
+std::string tryOpenImage(Target& target, const std::string& path, const std::vector<TableLock>& table) {
+    // Opening would break the lease (fcntl(2), F_SETLEASE), O_NONBLOCK or not.
+    if (std::any_of(table.begin(), table.end(), [](const TableLock& lock) {
+            return lock.kind == LockClass::lease && lock.type == os::LockType::write && !lock.waiting;
+        }))
+        return "a program has a write lease (fcntl(2), F_SETLEASE) on it, which opening it would break";
+    constexpr int kFlags = O_RDONLY | O_NONBLOCK | O_NOCTTY;
+    int error = os::tryOpen(path, kFlags, target.image);
+    if (error == EACCES && geteuid() == 0) { // root_squash, as in the engine
+        os::FileSystemUser owner(target.status.st_uid, target.status.st_gid);
+        error = os::tryOpen(path, kFlags, target.image);
+    }
+    if (error != 0)
+        return SystemError(error, "open", "it").what();
+    struct stat status;
+    if (fstat(target.image.get(), &status) < 0 || status.st_ino != target.status.st_ino ||
+        status.st_dev != target.status.st_dev)
+        throw Error(Fault::system, "it was replaced while it was looked at; try again");
+    return "";
+}
+
+// What a lease on it would be worth.
+storage::Storage storageOf(const Target& target, const std::string& path) {
+    if (target.node)
+        return {.name = "block device",
+                .reason = "locks on a device reach only this host, and this version has no lockspace for it"};
+    return storage::classify(target.path.get(), path);
+}
+
+// Where the lease of an image is: today always on the image itself.
+struct LeasePlace {
+    int fd;
+};
+LeasePlace leasePlaceOf(const Target& target) {
+    return {target.image.get()};
+}
+
+// From the kernel of this host, and, on storage whose locks reach further, from everybody who can be seen.
+std::vector<Mark> marksOn(const Target& target, const std::vector<TableLock>& table, const ImageView& view) {
+    std::vector<Mark> marks;
+    auto add = [&](const Mark& mark) {
+        if (std::find(marks.begin(), marks.end(), mark) == marks.end())
+            marks.push_back(mark);
+    };
+    for (const TableLock& lock : table)
+        if (!lock.waiting && (lock.kind == LockClass::ofd || lock.kind == LockClass::posix) &&
+            lock.range.start >= lease::kMarkArea)
+            for (const Mark& mark : lease::decodeRange(lock.range))
+                add(mark);
+    int fd = leasePlaceOf(target).fd;
+    if (fd >= 0 && view.storage.lock != storage::LockKind::none)
+        for (const Mark& mark : lease::ByteRangeMedium(fd, false, view.path).look())
+            add(mark);
+    return marks;
+}
+
+LeaseView viewOf(const Mark& present, const std::vector<Mark>& marks, const std::vector<Tagged>& tags,
+                 const std::optional<lease::OwnerRecord>& record) {
+    LeaseView view;
+    view.mode = *lease::presentMode(present);
+    view.state = stateOf(present, marks);
+    view.incarnation = present.id;
+    bool sameGuest = record && lease::hashDomain(record->uuid) == present.domain;
+    bool current = sameGuest && record->incarnation == present.id;
+    if (current)
+        view.since = record->since;
+    auto local = std::find_if(tags.begin(), tags.end(), [&](const Tagged& tagged) {
+        return tagged.tag.incarnation == present.id && lease::hashDomain(tagged.tag.uuid) == present.domain;
+    });
+    if (local != tags.end()) {
+        view.source = LeaseView::Source::vessel;
+        view.guest = lease::cleanName(local->tag.name);
+        view.uuid = local->tag.uuid;
+        view.host = hostName();
+        view.pid = local->pid;
+    } else if (sameGuest) {
+        view.source = current ? LeaseView::Source::record : LeaseView::Source::olderRecord;
+        view.guest = record->domain;
+        view.uuid = record->uuid;
+        view.host = record->host;
+        view.pid = record->pid;
+    }
+    return view;
+}
+
+// The bytes of a lock that QEMU may have taken; empty if it is none of QEMU's: those are read locks on single bytes,
+// which the kernel merges with their neighbours.
+std::vector<std::int64_t> qemuBytes(const TableLock& lock) {
+    std::vector<std::int64_t> bytes;
+    auto inside = [&](const Range& area) {
+        return lock.range.start >= area.start && lock.range.length > 0 &&
+               lock.range.start + lock.range.length <= area.start + area.length;
+    };
+    bool byteRange = lock.kind == LockClass::ofd || lock.kind == LockClass::posix;
+    if (byteRange && !lock.waiting && lock.type == os::LockType::read && (inside(kUses) || inside(kDenies)))
+        for (std::int64_t i = 0; i < lock.range.length; i++)
+            bytes.push_back(lock.range.start + i);
+    return bytes;
+}
+
+Purpose purposeOf(const TableLock& lock) {
+    if (lock.kind != LockClass::posix || lock.range.length != 1)
+        return Purpose::other;
+    return lock.range.start == 1   ? Purpose::labels // libvirt security/security_util.c
+           : lock.range.start == 0 ? Purpose::virtlockd
+                                   : Purpose::other;
+}
+
+bool sameLock(const TableLock& one, const TableLock& other) {
+    return one.kind == other.kind && one.type == other.type && one.range == other.range;
+}
+
+// Sorts what is there into QEMU's bytes and the rest.
+class Collector {
+public:
+    explicit Collector(ImageView& view) : view_(view) {}
+
+    void add(const TableLock& lock, pid_t pid, bool elsewhere) {
+        if (lock.range.start >= lease::kMarkArea && !lock.waiting)
+            return; // a mark
+        ProcessName name = pid > 0 ? nameOf(pid) : ProcessName{};
+        if (!lock.waiting)
+            all_.push_back(lock);
+        std::vector<std::int64_t> bytes = qemuBytes(lock);
+        if (bytes.empty()) {
+            view_.locks.push_back({lock, name, elsewhere, purposeOf(lock)});
+            return;
+        }
+        auto known = std::find_if(view_.qemu.begin(), view_.qemu.end(), [&](const QemuView& qemu) {
+            return qemu.who.pid == name.pid && qemu.elsewhere == elsewhere;
+        });
+        if (known == view_.qemu.end())
+            known = view_.qemu.insert(known, {name, elsewhere, {}});
+        for (std::int64_t byte : bytes)
+            if (std::find(known->bytes.begin(), known->bytes.end(), byte) == known->bytes.end())
+                known->bytes.push_back(byte);
+        std::sort(known->bytes.begin(), known->bytes.end());
+    }
+
+    const std::vector<TableLock>& all() const { return all_; }
+
+private:
+    ImageView& view_;
+    std::vector<TableLock> all_;
+};
+
+void collectLocks(ImageView& view, const Target& target, const std::vector<TableLock>& table) {
+    Collector collector(view);
+    std::size_t hidden = 0;
+    std::vector<TableLock> attributed;
+    os::FileId file{target.status.st_dev, target.status.st_ino};
+    for (const os::Opener& opener : os::findOpeners(file, target.node, hidden)) {
+        if (opener.pid == getpid())
+            continue;
+        for (const TableLock& lock : opener.locks) {
+            collector.add(lock, opener.pid, false);
+            attributed.push_back(lock);
+        }
+        if (opener.locks.empty())
+            view.openers.push_back(nameOf(opener.pid));
+    }
+    auto isAttributed = [&](const TableLock& lock) {
+        return std::any_of(attributed.begin(), attributed.end(),
+                           [&](const TableLock& other) { return sameLock(lock, other); });
+    };
+    for (const TableLock& lock : table)
+        if (lock.waiting || !isAttributed(lock))
+            collector.add(lock, lock.pid, false);
+    // SMB's client answers with what it was asked (tests/lab).
+    bool tellsOthers = target.image.open() && view.storage.name != "SMB";
+    if (tellsOthers) {
+        std::vector<os::FoundLock> found = os::findConflicts(target.image.get(), view.path, kMaxLocks);
+        if (found.size() == kMaxLocks)
+            view.blindSpots.push_back("there are more than " + std::to_string(kMaxLocks) + " locks; not all are shown");
+        for (const os::FoundLock& lock : found) {
+            TableLock seen{.kind = LockClass::ofd, .type = lock.type, .range = lock.range};
+            bool here = std::any_of(table.begin(), table.end(), [&](const TableLock& other) {
+                return !other.waiting && other.type == seen.type && os::overlap(other.range, seen.range);
+            });
+            // On storage of this host that is a lock that was taken since we read the table. Of network storage the
+            // pid is one of another host, or nothing (GFS2, OCFS2).
+            if (!here)
+                collector.add(seen, 0, view.storage.remote);
+        }
+    } else if (target.image.open()) {
+        view.blindSpots.push_back("locks of other hosts: on " + view.storage.name + " they cannot be seen");
+    }
+    if (view.storage.hidesReadLocks)
+        view.blindSpots.push_back("readers and QEMU's own locks on other hosts: " + view.storage.name +
+                                  " does not show read locks; run this there");
+    if (hidden > 0)
+        view.blindSpots.push_back(std::to_string(hidden) +
+                                  " processes of other users: what they have open, and their names; run this as root");
+    view.reader = answerOfQemu(collector.all(), qemu::Use::readOnly);
+    view.writer = answerOfQemu(collector.all(), qemu::Use::exclusive);
+}
+
+std::string serverOf(const std::optional<storage::Mount>& mount) {
+    std::size_t colon = mount ? mount->source.rfind(":/") : std::string::npos;
+    return colon == std::string::npos ? "" : os::printable(mount->source.substr(0, colon));
+}
+
+} // namespace
+
+LeaseState stateOf(const Mark& present, const std::vector<Mark>& marks) {
+    if (present.kind == MarkKind::presentReadOnly)
+        return LeaseState::held; // readers hand nothing over
+    bool shared = present.kind == MarkKind::presentShared;
+    bool owned = false, handoff = false, leaving = false, taken = false;
+    std::size_t peers = 0;
+    for (const Mark& mark : marks) {
+        bool same = mark.domain == present.domain;
+        owned = owned || (shared ? mark.kind == MarkKind::sharedOwner && same : mark.kind == MarkKind::owner);
+        handoff = handoff || (mark.kind == MarkKind::handoff && same);
+        taken = taken || (mark.kind == MarkKind::taken && same);
+        leaving = leaving || mark == Mark{MarkKind::leaving, present.domain, present.id};
+        peers += mark.kind == present.kind && same;
+    }
+    if (leaving)
+        return LeaseState::migrating;
+    if (peers > 1)
+        return taken ? LeaseState::held : handoff ? LeaseState::joined : LeaseState::unclear;
+    if (owned)
+        return handoff ? LeaseState::suspended : LeaseState::held;
+    return handoff ? LeaseState::migrating : LeaseState::joined;
+}
+
+std::string describe(LeaseState state) {
+    switch (state) {
+    case LeaseState::held:
+        return "held";
+    case LeaseState::suspended:
+        return "suspended";
+    case LeaseState::migrating:
+        return "migrating";
+    case LeaseState::joined:
+        return "joined";
+    case LeaseState::unclear:
+        break;
+    }
+    return "unclear";
+}
+
+std::string permissionOf(std::int64_t byte) {
+    constexpr std::array kNames{"consistent read", "write", "write unchanged", "resize", "graph mod"};
+    std::size_t number = static_cast<std::size_t>(byte % 100);
+    return number < kNames.size() ? kNames[number] : "permission " + std::to_string(number);
+}
+
+std::string answerOfQemu(const std::vector<TableLock>& locks, qemu::Use use) {
+    auto locked = [&](std::int64_t byte, bool forWriting) {
+        return std::any_of(locks.begin(), locks.end(), [&](const TableLock& lock) {
+            bool byteRange = lock.kind == LockClass::ofd || lock.kind == LockClass::posix;
+            return byteRange && (!forWriting || lock.type == os::LockType::write) && os::overlap(lock.range, {byte, 1});
+        });
+    };
+    std::vector<std::int64_t> takes{qemu::kUsesBase};
+    if (use != qemu::Use::readOnly)
+        takes.push_back(qemu::kUsesBase + 1);
+    takes.push_back(qemu::kDeniesBase + 1);
+    for (std::int64_t byte : takes)
+        if (locked(byte, true))
+            return "Failed to lock byte " + std::to_string(byte);
+    std::vector<std::int64_t> asks = qemu::conflictingBytes(use);
+    auto isDenial = [](std::int64_t byte) { return byte >= qemu::kDeniesBase; };
+    std::stable_partition(asks.begin(), asks.end(), isDenial);
+    for (std::int64_t byte : asks)
+        if (locked(byte, false))
+            return std::string("Failed to get ") + (isDenial(byte) ? "" : "shared ") + "\"" + permissionOf(byte) +
+                   "\" lock";
+    return "";
+}
+
+ImageView inspectImage(const std::string& path) {
+    Target target = openTarget(path);
+    ImageView view;
+    view.path = path;
+    std::unique_ptr<char, decltype(&free)> real(realpath(path.c_str(), nullptr), free);
+    view.target = real ? real.get() : path;
+    view.kind = target.node                      ? ImageView::Kind::block
+                : S_ISDIR(target.status.st_mode) ? ImageView::Kind::directory
+                                                 : ImageView::Kind::file;
+    std::vector<TableLock> table = locksOfThisHost(target);
+    std::string closed = tryOpenImage(target, path, table);
+    view.storage = storageOf(target, path);
+    view.server = serverOf(target.mount);
+    if (!closed.empty())
+        view.blindSpots.push_back("what other hosts hold, and the owner record: " + closed);
+
+    std::vector<Mark> marks = marksOn(target, table, view);
+    if (target.image.open())
+        view.record = lease::readRecord(leasePlaceOf(target).fd);
+    std::vector<Tagged> tags = marks.empty() ? std::vector<Tagged>() : findTags();
+    for (const Mark& mark : marks) {
+        view.foreignMark = view.foreignMark || mark.kind == MarkKind::foreign;
+        if (!lease::presentMode(mark))
+            continue;
+        view.leases.push_back(viewOf(mark, marks, tags, view.record));
+        view.recordCurrent = view.recordCurrent || (view.record && mark.id == view.record->incarnation &&
+                                                    mark.domain == lease::hashDomain(view.record->uuid));
+    }
+    collectLocks(view, target, table);
+    return view;
+}
+
+storage::Storage classifyPath(const std::string& path) {
+    return storageOf(openTarget(path), path);
+}
+
+std::vector<std::string> adviseOn(const ImageView& image) {
+    std::vector<std::string> advice;
+    bool distant = false;
+    for (const LeaseView& lease : image.leases) {
+        std::string who = lease.guest.empty() ? "the guest on another host that has it"
+                                              : "guest '" + lease.guest + "' on host '" + lease.host + "'";
+        distant = distant || lease.source != LeaseView::Source::vessel;
+        switch (lease.state) {
+        case LeaseState::held:
+            advice.push_back("shut " + who + " down, or detach the image from it");
+            break;
+        case LeaseState::suspended:
+            advice.push_back(who + " is suspended: resume it or shut it down there");
+            break;
+        case LeaseState::migrating:
+            advice.push_back(who + " is migrating: wait, or abort the migration there");
+            break;
+        case LeaseState::joined:
+        case LeaseState::unclear:
+            advice.push_back(who + " waits to take over from another QEMU of the same guest: see the migration, or "
+                                   "destroy the one that is not needed");
+            break;
+        }
+    }
+    if (distant && image.storage.hidesReadLocks)
+        // Living clients get their locks back in the grace period, because sm-notify tells them; the dead one asks for
+        // none. unlock_ip and unlock_filesystem in /proc/fs/nfsd would take the locks of the living as well.
+        advice.push_back(
+            "if that host is dead: its locks stay until it boots again (its statd tells the server). If it "
+            "never will, make sure that it is off, and on the NFS server" +
+            (image.server.empty() ? "" : " '" + image.server + "'") +
+            " run: systemctl restart nfs-server && sm-notify -f; living hosts get their locks back");
+    else if (distant && image.storage.remote)
+        advice.push_back("if that host is dead: the storage gives its locks up by itself, on NFSv4 when somebody asks "
+                         "after the lease time (90 s), on a cluster file system after it was fenced");
+    for (const QemuView& qemu : image.qemu)
+        if (qemu.who.guest.empty())
+            advice.push_back(qemu.elsewhere ? "a QEMU or qemu-img on another host uses it: run leasehold inspect there"
+                             : qemu.who.pid ? "wait for process " + std::to_string(qemu.who.pid) + " to end, or end it"
+                                            : "run this as root, outside containers, to see which process uses it");
+    for (const LockView& lock : image.locks)
+        if (lock.purpose == Purpose::other && !lock.lock.waiting && lock.holder.pid)
+            advice.push_back("process " + std::to_string(lock.holder.pid) +
+                             " has a lock that is not QEMU's: wait for "
+                             "it to end, or end it");
+    if (image.foreignMark)
+        advice.push_back("a program that is not leasehold locks the bytes from 2^62 on: no guest can have the image "
+                         "until it is ended (/proc/locks on the host where it runs)");
+    if (image.storage.lock == storage::LockKind::none)
+        advice.push_back("leasehold cannot lease it: " + image.storage.reason);
+    std::sort(advice.begin(), advice.end());
+    advice.erase(std::unique(advice.begin(), advice.end()), advice.end());
+    return advice;
+}
+
+namespace {
+
+// `-name guest=web,debug-threads=on`: what libvirt gives QEMU. Commas in names are doubled.
+std::string guestNameIn(const std::vector<std::string>& arguments) {
+    for (std::size_t i = 0; i + 1 < arguments.size(); i++) {
+        if (arguments[i] != "-name")
+            continue;
+        std::string text = arguments[i + 1], name;
+        if (text.starts_with("guest="))
+            text.erase(0, 6);
+        for (std::size_t at = 0; at < text.size(); at++) {
+            if (text[at] == ',' && (at + 1 == text.size() || text[++at] != ','))
+                break;
+            name += text[at];
+        }
+        return lease::cleanName(name);
+    }
+    return "";
+}
+
+lease::Uuid uuidIn(const std::vector<std::string>& arguments) {
+    for (std::size_t i = 0; i + 1 < arguments.size(); i++)
+        if (arguments[i] == "-uuid")
+            return lease::parseUuid(arguments[i + 1]).value_or(lease::Uuid{});
+    return {};
+}
+
+// Its program if that may be read, its name otherwise (which set_process_name in libvirt's qemu.conf changes).
+bool isQemu(pid_t pid) {
+    char target[4096];
+    ssize_t length = readlink(("/proc/" + std::to_string(pid) + "/exe").c_str(), target, sizeof target);
+    std::string name = length > 0 ? std::string(target, static_cast<std::size_t>(length)) : os::commandName(pid);
+    name.erase(0, name.rfind('/') + 1);
+    return name.starts_with("qemu-system-") || name.starts_with("qemu-kvm");
+}
+
+// All that is known of how leases are stored is here, in leasePlaceOf() and in marksOn().
+StoredView viewOf(qemu::StoredLease&& stored) {
+    StoredView view{.path = os::printable(stored.path),
+                    .mode = static_cast<Mode>(stored.mode),
+                    .state = LeaseState::held,
+                    .owned = true,
+                    .file = stored.file,
+                    .remote = stored.remote,
+                    .medium = "byte-range",
+                    .fd = std::move(stored.fd)};
+    if (view.mode == Mode::readOnly)
+        return view; // readers hand nothing over
+    lease::Note note = lease::ByteRangeMedium(view.fd.get(), stored.writable, view.path).note();
+    view.owned = note.owner;
+    view.state = note.leaving      ? LeaseState::migrating
+                 : !note.owner     ? (note.token != 0 ? LeaseState::migrating : LeaseState::joined)
+                 : note.token != 0 ? LeaseState::suspended
+                                   : LeaseState::held;
+    return view;
+}
+
+} // namespace
+
+std::vector<GuestView> findGuests() {
+    std::vector<GuestView> guests;
+    for (pid_t pid : os::listProcesses()) {
+        if (auto tag = qemu::inspectGuest(pid)) {
+            guests.push_back({std::move(*tag), pid, {}});
+        } else if (isQemu(pid)) {
+            std::vector<std::string> arguments = argumentsOf(pid);
+            if (!arguments.empty()) // a zombie has none
+                guests.push_back({{uuidIn(arguments), 0, guestNameIn(arguments)}, pid, {}});
+        }
+    }
+    return guests;
+}
+
+Protection readLeases(GuestView& guest) {
+    auto process = os::Process::openIfExists(guest.pid);
+    if (!process)
+        return Protection::gone;
+    if (!process->mayTakeDescriptors())
+        return process->diedWithin(std::chrono::milliseconds(0)) ? Protection::gone : Protection::hidden;
+    auto vessel = qemu::Vessel::retrieve(*process, guest.tag.uuid);
+    if (!vessel)
+        return process->diedWithin(std::chrono::milliseconds(0)) ? Protection::gone : Protection::none;
+    guest.tag = vessel->tag();
+    for (qemu::StoredLease& stored : vessel->leases())
+        guest.leases.push_back(viewOf(std::move(stored)));
+    return Protection::leased;
+}
+
+std::int64_t heldSince(const StoredView& lease, const qemu::GuestTag& tag) {
+    auto record = lease::readRecord(lease.fd.get());
+    return record && record->uuid == tag.uuid && record->incarnation == tag.incarnation ? record->since : 0;
+}
+
+} // namespace leasehold

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#pragma once
+
+// Who uses an image, and which leases the guests of this host have: facts for the leasehold command, which prints them.
+// Looks and changes nothing: no image is opened for writing, no lock is taken. What it cannot see it says. Calls on
+// storage that does not answer hang, and hostile vessels throw: the caller has a helper process and a wall.
+
+#include "core/lease/record.hpp"
+#include "core/os/lock_table.hpp"
+#include "core/qemu/image_locks.hpp"
+#include "core/qemu/vessel.hpp"
+#include "core/storage/classify.hpp"
+
+#include <string>
+#include <vector>
+
+namespace leasehold {
+
+// A process as a person knows it. pid 0: not of this host, or one that may not be looked at.
+struct ProcessName {
+    pid_t pid = 0;
+    std::string command; // printable
+    std::string guest;   // its name, if it keeps a guest's leases
+
+    bool operator==(const ProcessName&) const = default;
+};
+
+//   joined ───▶ held ◀──▶ suspended       unclear: several QEMUs of one guest are there, and the marks do not say
+//                │                        which of them has it
+//                └──────▶ migrating
+enum class LeaseState { held, suspended, migrating, joined, unclear };
+
+// Pure: what the marks that are up say about the one that placed this `present`.
+LeaseState stateOf(const lease::Mark& present, const std::vector<lease::Mark>& marks);
+
+// A guest that has the image, on this host or another.
+struct LeaseView {
+    lease::Mode mode = lease::Mode::exclusive;
+    LeaseState state = LeaseState::held;
+    std::uint32_t incarnation = 0;
+    // Who knows the name: the guest's own QEMU, the owner record (about just this incarnation, or about another one of
+    // the same guest), or nobody.
+    enum class Source { vessel, record, olderRecord, nobody };
+    Source source = Source::nobody;
+    std::string guest, host;
+    lease::Uuid uuid{};
+    pid_t pid = 0;          // on that host
+    std::int64_t since = 0; // seconds since the epoch; 0: not known
+};
+
+// One who has QEMU's own lock bytes.
+struct QemuView {
+    ProcessName who;
+    bool elsewhere = false;          // on another host
+    std::vector<std::int64_t> bytes; // 100..104, 200..204
+};
+
+enum class Purpose { labels, virtlockd, other }; // labels: libvirt, while it relabels the image
+
+// Any lock that is neither a mark nor one of QEMU's bytes; and whoever waits.
+struct LockView {
+    os::TableLock lock;
+    ProcessName holder;
+    bool elsewhere = false;
+    Purpose purpose = Purpose::other;
+};
+
+struct ImageView {
+    std::string path, target; // as given; where it leads to
+    enum class Kind { file, block, directory };
+    Kind kind = Kind::file;
+    storage::Storage storage;
+    std::string server; // of network storage, if the mount names one
+    std::vector<LeaseView> leases;
+    bool foreignMark = false; // a lock in leasehold's area that is not leasehold's
+    std::optional<lease::OwnerRecord> record;
+    bool recordCurrent = false; // a mark that is up is that incarnation's
+    std::vector<QemuView> qemu;
+    std::vector<LockView> locks;
+    std::vector<ProcessName> openers; // have it open, without any lock
+    std::vector<std::string> blindSpots;
+    // What QEMU would say now, "" if nothing.
+    std::string reader, writer;
+};
+
+// Throws where there is no such image, or where it is nothing that a guest could have.
+ImageView inspectImage(const std::string& path);
+
+// What a lease on it would be worth. Throws like inspectImage.
+storage::Storage classifyPath(const std::string& path);
+
+// Pure. What QEMU says to somebody who opens the image like this: the bytes that it locks, then those that it asks for
+// (QEMU block/file-posix.c, raw_apply_lock_bytes, raw_check_lock_bytes).
+std::string answerOfQemu(const std::vector<os::TableLock>& locks, qemu::Use use);
+
+// "consistent read", "write": the words of QEMU's messages (block.c, bdrv_perm_names).
+std::string permissionOf(std::int64_t byte);
+
+// What the user can do next, a sentence each.
+std::vector<std::string> adviseOn(const ImageView& image);
+
+struct StoredView {
+    std::string path;
+    lease::Mode mode = lease::Mode::exclusive;
+    LeaseState state = LeaseState::held;
+    bool owned = false; // it, and not a successor, may run
+    os::FileId file;
+    bool remote = false;
+    std::string medium; // "byte-range"
+    os::Fd fd;          // its descriptor, for the questions that may hang
+};
+
+// A process that keeps leases, a guest or a command of `leasehold run`; or a QEMU. Of one that keeps none, name and
+// UUID are what its command line says.
+struct GuestView {
+    qemu::GuestTag tag;
+    pid_t pid = 0;
+    std::vector<StoredView> leases;
+};
+
+// Without their leases yet. Nothing here hangs.
+std::vector<GuestView> findGuests();
+
+// Fills in the leases. Throws when the vessel is damaged.
+enum class Protection { leased, none, hidden, gone };
+Protection readLeases(GuestView& guest);
+
+// What only the storage can tell about a lease; may hang.
+std::int64_t heldSince(const StoredView& lease, const qemu::GuestTag& tag);
+
+std::string describe(LeaseState state);
+
+} // namespace leasehold

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+
+// leasehold check: everything that has to be right on a host before leases protect anybody, one line each.
+
+#include "core/inspect.hpp"
+#include "core/os/process.hpp"
+#include "core/os/text.hpp"
+#include "core/settings.hpp"
+#include "tools/libvirt.hpp"
+#include "tools/options.hpp"
+#include "tools/storage.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <iostream>
+#include <sstream>
+
+#include <signal.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+namespace leasehold::tools {
+
+namespace {
+
+enum class Level { ok, warning, problem };
+
+struct Finding {
+    const char* about;
+    Level level;
+    std::string text, remedy;
+};
+
+Finding checkKernel() {
+    utsname name{};
+    unsigned major = 0, minor = 0;
+    (void)uname(&name);
+    std::string text = std::string("Linux ") + name.release;
+    if (std::sscanf(name.release, "%u.%u", &major, &minor) != 2 || std::pair(major, minor) < std::pair(5u, 6u))
+        return {"kernel", Level::problem, text + " has no pidfd_getfd", "leasehold needs Linux 5.6 or later"};
+    return {"kernel", Level::ok, text, ""};
+}
+
+// Whether a child of ours lets us take its descriptors. libvirtd does the same to QEMU, as root and under its own
+// security profile, which is why the profiles are looked at as well.
+bool mayTakeFromChild() {
+    pid_t child = fork();
+    if (child < 0)
+        throw SystemError(errno, "fork", "a process to test with");
+    if (child == 0) {
+        pause();
+        _exit(0);
+    }
+    bool may = os::Process(child).mayTakeDescriptors();
+    kill(child, SIGKILL);
+    (void)waitpid(child, nullptr, 0);
+    return may;
+}
+
+std::vector<Finding> checkPermissions() {
+    std::vector<Finding> found;
+    constexpr const char* kAbout = "pidfd_getfd";
+    std::string yama = os::readFileIfPossible("/proc/sys/kernel/yama/ptrace_scope", 1).value_or("0");
+    if (yama == "3")
+        found.push_back({kAbout, Level::problem, "kernel.yama.ptrace_scope is 3: nobody may take descriptors",
+                         "set it to 0, 1 or 2 and reboot: 3 cannot be taken back"});
+    else if (!mayTakeFromChild())
+        found.push_back({kAbout, Level::problem, "the descriptors of another process cannot be taken",
+                         geteuid() == 0 ? "see the audit log for what forbids ptrace to root"
+                                        : "run this as root, as libvirtd runs"});
+    else
+        found.push_back({kAbout, Level::ok, "the descriptors of other processes can be taken", ""});
+    if (os::readFileIfPossible("/sys/fs/selinux/enforce", 1) == "1")
+        found.push_back({"SELinux", Level::warning,
+                         "SELinux is enforcing, and its stock policy does not let virtqemud "
+                         "take descriptors of guests",
+                         "allow virtqemud_t svirt_t:process ptrace, or see that leasehold's policy module is loaded "
+                         "(semodule -l)"});
+    auto profile = os::readFileIfPossible("/etc/apparmor.d/usr.sbin.libvirtd", 1 << 20);
+    if (os::readFileIfPossible("/sys/module/apparmor/parameters/enabled", 1) == "Y" && profile) {
+        bool allows = profile->find("ptrace (read,trace)") != std::string::npos;
+        found.push_back({"AppArmor", allows ? Level::ok : Level::warning,
+                         allows ? "libvirtd's profile has the ptrace rule" : "libvirtd's profile has no ptrace rule",
+                         allows ? ""
+                                : "add `ptrace (read,trace) peer=libvirt-*,` to "
+                                  "/etc/apparmor.d/local/usr.sbin.libvirtd"});
+    }
+    return found;
+}
+
+// The last `lock_manager = "NAME"`, in libvirt's own syntax.
+std::string lockManagerIn(const std::string& text) {
+    std::istringstream lines(text);
+    std::string line, name;
+    while (std::getline(lines, line)) {
+        char value[64];
+        if (std::sscanf(line.c_str(), " lock_manager = \"%63[^\"]\"", value) == 1)
+            name = value;
+    }
+    return name;
+}
+
+Finding checkLockManager(const std::string& file) {
+    std::string remedy = "set lock_manager = \"leasehold\" in " + file + " and restart libvirtd (or virtqemud)";
+    auto text = os::readFileIfPossible(file, 1 << 20);
+    if (!text)
+        return {"lock_manager", Level::problem, file + " cannot be read", remedy};
+    std::string name = lockManagerIn(*text);
+    if (name != "leasehold")
+        return {"lock_manager", Level::problem,
+                name.empty() ? "no lock manager is set in " + file : "the lock manager is \"" + name + "\"", remedy};
+    return {"lock_manager", Level::ok, "libvirt is told to use leasehold", ""};
+}
+
+Finding checkPlugin(const std::string& file) {
+    auto content = os::readFileIfPossible(file, 64 << 20);
+    if (!content)
+        return {"plugin", Level::problem, file + " cannot be read",
+                "install leasehold, or find out where libvirtd looks for its lock drivers"};
+    constexpr std::string_view kMark = "leasehold-plugin-version=";
+    std::size_t at = content->find(kMark);
+    std::string version =
+        at == std::string::npos
+            ? "unknown"
+            : content->substr(at + kMark.size(), std::min(content->find(';', at) - at - kMark.size(), std::size_t{32}));
+    if (version != LEASEHOLD_VERSION)
+        return {"plugin", Level::problem, file + " is of version " + version + ", this command is " LEASEHOLD_VERSION,
+                "install both from one version, and restart libvirtd"};
+    return {"plugin", Level::ok, file + ", version " + version, ""};
+}
+
+Finding checkSettings(const std::string& file) {
+    auto mistake = attempt([&] { (void)loadSettings(file); });
+    if (mistake)
+        return {"configuration", Level::problem, *mistake, "libvirtd's driver will not start with it: correct it"};
+    return {"configuration", Level::ok, file + (access(file.c_str(), F_OK) == 0 ? "" : " does not exist: the defaults"),
+            ""};
+}
+
+Finding checkDisk(const std::string& guest, const Json& disk, int timeout) {
+    std::string path = disk["path"], where = "guest '" + guest + "', " + path + ": ";
+    if (path.empty())
+        return {"disk", Level::warning,
+                "guest '" + guest + "' has a disk of type " + disk["type"].get<std::string>() +
+                    ", which libvirt does not mention to lock managers",
+                "protect it on its server"};
+    Json storage;
+    if (auto problem =
+            attempt([&] { storage = askWithin(timeout, {}, [&] { return storageToJson(classifyPath(path)); }); }))
+        return {"disk", Level::warning, where + *problem, "restore the file, or correct the guest's configuration"};
+    if (storage["lease"] == "none")
+        return {"disk", Level::problem, where + describeStorage(storage), "the guest will be refused: move the image"};
+    return {"disk", Level::ok, where + describeStorage(storage), ""};
+}
+
+std::vector<Finding> checkLibvirt(int timeout) {
+    Json libvirt;
+    if (auto problem = attempt([&] { libvirt = askWithin(timeout, {}, describeLibvirt); }))
+        return {{"libvirt", Level::warning, *problem + "; the disks of its guests were not checked",
+                 "start libvirtd (or virtqemud) and run this again"}};
+    unsigned long version = libvirt["version"];
+    std::string text = "libvirt " + std::to_string(version / 1000000) + "." + std::to_string(version / 1000 % 1000) +
+                       "." + std::to_string(version % 1000);
+    std::vector<Finding> found{version < 1000000
+                                   ? Finding{"libvirt", Level::problem, text, "leasehold needs libvirt 1.0 or later"}
+                                   : Finding{"libvirt", Level::ok, text, ""}};
+    for (const Json& guest : libvirt["guests"])
+        for (const Json& disk : guest["disks"])
+            found.push_back(checkDisk(guest["name"], disk, timeout));
+    return found;
+}
+
+std::vector<Finding> checkGuests() {
+    std::vector<Finding> found;
+    for (GuestView& guest : findGuests()) {
+        Protection protection = Protection::leased;
+        auto damage = attempt([&] { protection = readLeases(guest); });
+        std::string who = "guest '" + guest.tag.name + "' (pid " + std::to_string(guest.pid) + ") ";
+        if (damage)
+            found.push_back({"guest", Level::problem, who + "has damaged leases: " + *damage, "restart the guest"});
+        else if (protection == Protection::none)
+            found.push_back({"guest", Level::warning, who + "runs without leases: it was started without leasehold",
+                             "shut it down and start it again"});
+        guest.leases.clear();
+    }
+    return found;
+}
+
+constexpr std::array kLevels{"ok", "warning", "problem"};
+
+void print(const Finding& finding) {
+    constexpr std::array kColours{Colour::green, Colour::yellow, Colour::red};
+    std::size_t level = static_cast<std::size_t>(finding.level);
+    std::cout << paint(kColours[level], kLevels[level]) << std::string(9 - std::string_view(kLevels[level]).size(), ' ')
+              << paint(Colour::bold, finding.about) << ": " << os::printable(finding.text) << '\n';
+    if (!finding.remedy.empty())
+        std::cout << "         -> " << os::printable(finding.remedy) << '\n';
+}
+
+} // namespace
+
+int check(const Words& arguments) {
+    bool json = false;
+    int timeout = kStorageTimeout;
+    std::string config = LEASEHOLD_CONF, qemuConfig = LIBVIRT_QEMU_CONF, plugin = LOCK_DRIVER;
+    Options options(
+        "check", "",
+        "Looks whether this host is set up so that leases protect its guests. The exit status tells the worst:\n"
+        "0 for ok, 3 for a warning, 4 for a problem.");
+    options.add("json", json, "Print JSON");
+    options.add("timeout", timeout, "How long storage and libvirt may take to answer (10)");
+    options.add("config", config, "Another configuration (" LEASEHOLD_CONF ")", "FILE");
+    options.add("qemu-conf", qemuConfig, "Another configuration of libvirt (" LIBVIRT_QEMU_CONF ")", "FILE");
+    options.add("plugin", plugin, "Another lock driver (" LOCK_DRIVER ")", "FILE");
+    if (!options.parse(arguments).empty())
+        throw UsageError("check takes no operands; see leasehold check --help");
+
+    std::vector<Finding> findings{checkKernel()};
+    auto append = [&](std::vector<Finding> more) { std::move(more.begin(), more.end(), std::back_inserter(findings)); };
+    append(checkPermissions());
+    append({checkLockManager(qemuConfig), checkPlugin(plugin), checkSettings(config)});
+    append(checkLibvirt(timeout));
+    append(checkGuests());
+    Level worst = Level::ok;
+    Json list = Json::array();
+    for (const Finding& finding : findings) {
+        worst = std::max(worst, finding.level);
+        if (!json)
+            print(finding);
+        list.push_back({{"about", finding.about},
+                        {"level", kLevels[static_cast<std::size_t>(finding.level)]},
+                        {"text", os::printable(finding.text)},
+                        {"remedy", os::printable(finding.remedy)}});
+    }
+    constexpr const char* kReminder = "libvirt does not compare lock managers in a migration: every host that guests "
+                                      "migrate to has to pass this check as well";
+    if (json)
+        printJson({{"findings", list}, {"worst", kLevels[static_cast<std::size_t>(worst)]}, {"reminder", kReminder}});
+    else
+        std::cout << "remember " << kReminder << '\n';
+    return worst == Level::ok ? kDone : worst == Level::warning ? kWarnings : kProblems;
+}
+
+} // namespace leasehold::tools

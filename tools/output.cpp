@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "tools/output.hpp"
+
+#include "core/os/deadline.hpp"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <iostream>
+#include <memory>
+
+#include <glib.h>
+#include <unistd.h>
+
+namespace leasehold::tools {
+
+namespace {
+
+bool onTerminal() {
+    static const bool terminal = isatty(STDOUT_FILENO);
+    return terminal;
+}
+
+std::string formatWith(std::int64_t seconds, const char* format) {
+    std::unique_ptr<GDateTime, decltype(&g_date_time_unref)> time(
+        seconds > 0 ? g_date_time_new_from_unix_utc(seconds) : nullptr, g_date_time_unref);
+    if (!time)
+        return "";
+    std::unique_ptr<char, decltype(&g_free)> text(g_date_time_format(time.get(), format), g_free);
+    return text ? text.get() : "";
+}
+
+} // namespace
+
+std::string paint(Colour colour, const std::string& text) {
+    static const bool colours = onTerminal() && !getenv("NO_COLOR") && getenv("TERM") && strcmp(getenv("TERM"), "dumb");
+    if (!colours || colour == Colour::none || text.empty())
+        return text;
+    const char* code = colour == Colour::bold     ? "1"
+                       : colour == Colour::green  ? "32"
+                       : colour == Colour::yellow ? "33"
+                                                  : "31";
+    return std::string("\033[") + code + "m" + text + "\033[0m";
+}
+
+void printTable(const std::vector<std::vector<std::string>>& rows, std::size_t coloured,
+                const std::function<Colour(const std::string&)>& colourOf) {
+    auto widthOf = [](const std::string& cell) { return static_cast<std::size_t>(g_utf8_strlen(cell.c_str(), -1)); };
+    std::vector<std::size_t> widths;
+    for (const auto& row : rows)
+        for (std::size_t i = 0; i < row.size(); i++) {
+            widths.resize(std::max(widths.size(), i + 1));
+            widths[i] = std::max(widths[i], widthOf(row[i]));
+        }
+    bool heading = true;
+    for (const auto& row : rows) {
+        for (std::size_t i = 0; i < row.size(); i++) {
+            std::cout << paint(heading ? Colour::bold : i == coloured ? colourOf(row[i]) : Colour::none, row[i]);
+            if (i + 1 < row.size())
+                std::cout << (onTerminal() ? std::string(widths[i] - widthOf(row[i]) + 2, ' ') : "\t");
+        }
+        std::cout << '\n';
+        heading = false;
+    }
+}
+
+void printJson(const Json& json) {
+    std::cout << json.dump(2, ' ', false, Json::error_handler_t::replace) << '\n';
+}
+
+std::string formatTime(std::int64_t seconds) {
+    std::string text = formatWith(seconds, "%Y-%m-%d %H:%M:%S UTC");
+    return text.empty() ? "an unknown time" : text;
+}
+
+Json timeToJson(std::int64_t seconds) {
+    std::string text = formatWith(seconds, "%Y-%m-%dT%H:%M:%SZ");
+    return text.empty() ? Json() : Json(text);
+}
+
+std::string hexadecimal(std::uint32_t number) {
+    char text[9];
+    std::snprintf(text, sizeof text, "%08x", number);
+    return text;
+}
+
+Json askWithin(int seconds, const std::vector<int>& keep, const std::function<Json()>& work) {
+    auto answer = os::runWithDeadline(std::chrono::seconds(seconds), keep,
+                                      [&] { return work().dump(-1, ' ', false, Json::error_handler_t::replace); });
+    if (!answer)
+        throw Error(Fault::system, "the storage did not answer within " + std::to_string(seconds) +
+                                       " s (--timeout): see whether its server or cluster is up");
+    return Json::parse(*answer);
+}
+
+} // namespace leasehold::tools

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#pragma once
+
+// What the verbs have in common when they print, and when they ask storage that may not answer.
+
+#include "core/os/error.hpp"
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+namespace leasehold::tools {
+
+using Json = nlohmann::ordered_json;
+
+// Colours on a terminal that has them and is not told otherwise (NO_COLOR).
+enum class Colour { none, bold, green, yellow, red };
+std::string paint(Colour colour, const std::string& text);
+
+// Columns: aligned on a terminal, separated by one tab elsewhere. The first row is the heading. One column has colours.
+void printTable(const std::vector<std::vector<std::string>>& rows, std::size_t coloured,
+                const std::function<Colour(const std::string&)>& colourOf);
+
+void printJson(const Json& json);
+
+// "2026-11-22 01:23:44 UTC"; RFC 3339 for JSON, null if it is not known.
+std::string formatTime(std::int64_t seconds);
+Json timeToJson(std::int64_t seconds);
+
+std::string hexadecimal(std::uint32_t number);
+
+// Asks in a process of its own, which ends with the limit: storage may never answer. Throws then, and where the work
+// throws.
+constexpr int kStorageTimeout = 10;
+Json askWithin(int seconds, const std::vector<int>& keep, const std::function<Json()>& work);
+
+} // namespace leasehold::tools

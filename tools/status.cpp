@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+
+// leasehold status [GUEST]
+
+#include "core/inspect.hpp"
+#include "core/os/text.hpp"
+#include "tools/libvirt.hpp"
+#include "tools/options.hpp"
+#include "tools/storage.hpp"
+
+#include <algorithm>
+#include <iostream>
+#include <map>
+#include <set>
+
+#include <sys/resource.h>
+
+namespace leasehold::tools {
+
+namespace {
+
+// A guest may have more images than a process may have files open.
+void allowManyDescriptors() {
+    rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+// What only the storage can tell. Asked once for each guest and file system; storage that did not answer is not asked
+// again.
+class StorageFacts {
+public:
+    explicit StorageFacts(int timeout) : timeout_(timeout) {}
+
+    // Adds them to the leases, which are in the order of the guest's.
+    void add(Json& leases, const GuestView& guest) {
+        std::map<std::uint64_t, std::vector<std::size_t>> byDevice;
+        for (std::size_t i = 0; i < guest.leases.size(); i++)
+            byDevice[guest.leases[i].file.device].push_back(i);
+        for (const auto& [device, indices] : byDevice) {
+            Json facts = ask(device, guest, indices);
+            for (std::size_t i = 0; i < indices.size(); i++) {
+                leases[indices[i]]["storage"] = facts.is_null() ? Json() : facts["storage"];
+                leases[indices[i]]["since"] = facts.is_null() ? Json() : timeToJson(facts["since"][i]);
+            }
+        }
+    }
+
+private:
+    Json ask(std::uint64_t device, const GuestView& guest, const std::vector<std::size_t>& indices) {
+        if (silent_.contains(device))
+            return {};
+        bool remote = false;
+        std::vector<int> keep;
+        for (std::size_t i : indices) {
+            remote = remote || guest.leases[i].remote;
+            keep.push_back(guest.leases[i].fd.get());
+        }
+        auto work = [&]() -> Json {
+            Json facts;
+            const StoredView& first = guest.leases[indices.front()];
+            auto known = storages_.find(device);
+            facts["storage"] =
+                known != storages_.end() ? known->second : storageToJson(storage::classify(first.fd.get(), first.path));
+            for (std::size_t i : indices)
+                facts["since"].push_back(heldSince(guest.leases[i], guest.tag));
+            return facts;
+        };
+        Json facts;
+        if (attempt([&] { facts = remote ? askWithin(timeout_, keep, work) : work(); })) {
+            silent_.insert(device);
+            return {};
+        }
+        storages_[device] = facts["storage"];
+        return facts;
+    }
+
+    int timeout_;
+    std::map<std::uint64_t, Json> storages_;
+    std::set<std::uint64_t> silent_;
+};
+
+Json leasesToJson(const GuestView& guest) {
+    Json leases = Json::array();
+    for (const StoredView& lease : guest.leases)
+        leases.push_back({{"image", lease.path},
+                          {"mode", modeName(lease.mode)},
+                          {"state", describe(lease.state)},
+                          {"owned", lease.owned},
+                          {"medium", lease.medium}});
+    return leases;
+}
+
+const char* nameOf(Protection protection) {
+    switch (protection) {
+    case Protection::leased:
+        return "leased";
+    case Protection::none:
+        return "none";
+    case Protection::hidden:
+        return "hidden";
+    case Protection::gone:
+        break;
+    }
+    return "gone";
+}
+
+Json guestToJson(GuestView& guest, StorageFacts& facts) {
+    Protection protection = Protection::leased;
+    auto damage = attempt([&] { protection = readLeases(guest); });
+    Json leases = leasesToJson(guest);
+    facts.add(leases, guest);
+    Json json{{"guest", lease::cleanName(guest.tag.name)},
+              {"uuid", lease::formatUuid(guest.tag.uuid)},
+              {"pid", guest.pid},
+              {"incarnation", hexadecimal(guest.tag.incarnation)},
+              {"protection", damage ? "damaged" : nameOf(protection)},
+              {"runs_without_lease", false},
+              {"problem", damage ? Json(*damage) : Json()},
+              {"leases", std::move(leases)}};
+    guest.leases.clear(); // the next guest needs the descriptors
+    return json;
+}
+
+bool lacksLease(const Json& guest) {
+    return std::any_of(guest["leases"].begin(), guest["leases"].end(),
+                       [](const Json& lease) { return lease["mode"] != "read-only" && !lease["owned"].get<bool>(); });
+}
+
+// Somebody said `cont` to a QEMU whose lease is with its successor, behind libvirt's back. Only libvirt knows who runs.
+void findRunningWithoutLease(Json& guests) {
+    if (std::none_of(guests.begin(), guests.end(), lacksLease))
+        return;
+    Json running = Json::array();
+    if (attempt([&] { running = askWithin(kStorageTimeout, {}, listRunningGuests); }))
+        return;
+    for (Json& guest : guests)
+        guest["runs_without_lease"] =
+            lacksLease(guest) && std::find(running.begin(), running.end(), guest["uuid"]) != running.end();
+}
+
+std::string explain(const Json& guest) {
+    std::string who =
+        "guest '" + guest["guest"].get<std::string>() + "' (pid " + std::to_string(guest["pid"].get<int>()) + ") ";
+    if (guest["protection"] == "none")
+        return who + "has no leases: its QEMU was started without leasehold, and nothing protects its images; shut it "
+                     "down and start it again";
+    if (guest["protection"] == "hidden")
+        return who + "may not be looked at: run this as root";
+    if (guest["protection"] == "damaged")
+        return who + "cannot be read: " + guest["problem"].get<std::string>();
+    if (guest["runs_without_lease"].get<bool>())
+        return who + "runs although its lease was handed over: it was resumed behind libvirt's back (cont in the QEMU "
+                     "monitor); destroy it, or whoever took over";
+    return "";
+}
+
+std::string scopeOf(const Json& lease) {
+    const Json& storage = lease["storage"];
+    return storage.is_null() ? "no answer" : storage["scope"].is_null() ? "none" : storage["scope"].get<std::string>();
+}
+
+Colour colourOf(const std::string& state) {
+    return state == "held" ? Colour::green : Colour::yellow;
+}
+
+void printForPeople(const Json& guests) {
+    std::vector<std::vector<std::string>> rows{{"GUEST", "PID", "IMAGE", "MODE", "STATE", "MEDIUM", "SCOPE", "SINCE"}};
+    std::vector<std::string> notes;
+    for (const Json& guest : guests) {
+        if (std::string note = explain(guest); !note.empty())
+            notes.push_back(note);
+        std::string name = guest["guest"], pid = std::to_string(guest["pid"].get<int>());
+        if (guest["protection"] == "leased" && guest["leases"].empty())
+            rows.push_back({name, pid, "(no images)"});
+        for (const Json& lease : guest["leases"])
+            rows.push_back({name, pid, lease["image"], lease["mode"], lease["state"], lease["medium"], scopeOf(lease),
+                            lease["since"].is_null() ? "unknown" : lease["since"].get<std::string>()});
+    }
+    if (rows.size() > 1)
+        printTable(rows, 4, [](const std::string& cell) { return colourOf(cell); });
+    else if (notes.empty())
+        std::cout << "no guests\n";
+    for (const std::string& note : notes)
+        std::cout << paint(Colour::red, os::printable(note)) << '\n';
+}
+
+// https://prometheus.io/docs/instrumenting/exposition_formats/: \, " and newline are escaped in label values.
+std::string label(const char* name, const Json& value) {
+    std::string text = value.get<std::string>(), escaped;
+    for (char c : text)
+        escaped += c == '\\' ? "\\\\" : c == '"' ? "\\\"" : c == '\n' ? "\\n" : std::string(1, c);
+    return std::string(name) + "=\"" + escaped + "\"";
+}
+
+std::string labels(const Json& guest) {
+    return label("guest", guest["guest"]) + "," + label("uuid", guest["uuid"]);
+}
+
+void head(const char* name, const char* help) {
+    std::cout << "# HELP " << name << ' ' << help << "\n# TYPE " << name << " gauge\n";
+}
+
+void printForPrometheus(const Json& guests) {
+    head("leasehold_guest", "Guests of this host, by how they are protected.");
+    for (const Json& guest : guests)
+        std::cout << "leasehold_guest{" << labels(guest) << ",pid=\"" << guest["pid"] << "\","
+                  << label("protection", guest["protection"]) << "} 1\n";
+    head("leasehold_guest_runs_without_lease", "1 if the guest runs although its lease was handed over.");
+    for (const Json& guest : guests)
+        std::cout << "leasehold_guest_runs_without_lease{" << labels(guest) << "} "
+                  << guest["runs_without_lease"].get<bool>() << '\n';
+    head("leasehold_lease", "Leases of the guests of this host.");
+    for (const Json& guest : guests)
+        for (const Json& lease : guest["leases"])
+            std::cout << "leasehold_lease{" << labels(guest) << ',' << label("image", lease["image"]) << ','
+                      << label("mode", lease["mode"]) << ',' << label("state", lease["state"]) << ','
+                      << label("medium", lease["medium"]) << ',' << label("scope", scopeOf(lease)) << "} 1\n";
+}
+
+} // namespace
+
+int status(const Words& arguments) {
+    bool json = false, prometheus = false;
+    int timeout = kStorageTimeout;
+    Options options(
+        "status", "[GUEST]",
+        "Lists the guests of this host with their leases, read from where they are kept: in QEMU. GUEST is\n"
+        "a name or a UUID. QEMUs that keep no leases are named.");
+    options.add("json", json, "Print JSON");
+    options.add("prometheus", prometheus, "Print Prometheus' text format");
+    options.add("timeout", timeout, "How long storage may take to answer (10)");
+    Words operands = options.parse(arguments);
+    if (operands.size() > 1)
+        throw UsageError("one guest at a time; see leasehold status --help");
+    if (json && prometheus)
+        throw UsageError("--json or --prometheus, not both");
+
+    allowManyDescriptors();
+    StorageFacts facts(timeout);
+    Json guests = Json::array();
+    for (GuestView& guest : findGuests()) {
+        if (!operands.empty() && guest.tag.name != operands[0] && lease::formatUuid(guest.tag.uuid) != operands[0])
+            continue;
+        Json found = guestToJson(guest, facts);
+        if (found["protection"] != "gone")
+            guests.push_back(std::move(found));
+    }
+    if (!operands.empty() && guests.empty())
+        throw Error(Fault::invalid, "no guest '" + operands[0] + "' runs on this host; leasehold status lists them");
+    findRunningWithoutLease(guests);
+
+    if (json)
+        printJson({{"guests", guests}});
+    else if (prometheus)
+        printForPrometheus(guests);
+    else
+        printForPeople(guests);
+    bool fine = std::all_of(guests.begin(), guests.end(), [](const Json& guest) { return explain(guest).empty(); });
+    return fine ? kDone : kWarnings;
+}
+
+} // namespace leasehold::tools

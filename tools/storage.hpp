@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#pragma once
+
+// How modes and storage are called in what the verbs print.
+
+#include "core/lease/mark.hpp"
+#include "core/storage/classify.hpp"
+#include "tools/output.hpp"
+
+namespace leasehold::tools {
+
+const char* modeName(lease::Mode mode);
+Json storageToJson(const storage::Storage& storage);
+std::string describeStorage(const Json& storage);
+
+} // namespace leasehold::tools
