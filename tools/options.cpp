@@ -42,7 +42,7 @@ Words Options::parse(const Words& arguments) {
     bool parsed = g_option_context_parse_strv(context_.get(), &vector, &error);
     Words operands;
     for (char** word = vector + (*vector ? 1 : 0); *word; word++)
-        if (operands.size() + 1 > 0 && !(operands.empty() && std::string(*word) == "--"))
+        if (!(operands.empty() && std::string(*word) == "--"))
             operands.emplace_back(*word);
     g_strfreev(vector);
     for (Flag& flag : flags_)

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+"""The leasehold command against real programs that use real images."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+LEASEHOLD = str(pathlib.Path(os.environ.get("LEASEHOLD_PLUGIN_DIR", "build/plugin")).parent / "tools" / "leasehold")
+REFUSED, CANNOT_EXECUTE, NO_COMMAND = 75, 126, 127
+
+
+def call(*words, **options):
+    return subprocess.run([LEASEHOLD, *map(str, words)], capture_output=True, text=True, timeout=60, **options)
+
+
+def inspect(image):
+    result = call("inspect", "--json", image)
+    assert result.returncode == 0, result
+    return json.loads(result.stdout)["images"][0]
+
+
+def wait_until(condition, limit=20):
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError("it did not happen")
+
+
+@contextlib.contextmanager
+def running(*words, **options):
+    process = subprocess.Popen([str(word) for word in words], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, **options)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 20))
+    return path
+
+
+@contextlib.contextmanager
+def leased(image, *options):
+    """A command that has a lease and waits for the end of its input."""
+    with running(LEASEHOLD, "run", *options, image, "--", "cat") as process:
+        wait_until(lambda: inspect(image)["leases"])
+        yield process
+
+
+@pytest.fixture
+def on_shutdown(tmp_path):
+    yield
+    assert not list(tmp_path.glob(".leasehold-probe"))
+
+
+def test_an_image_that_nobody_uses_is_free_for_all(image):
+    seen = inspect(image)
+    assert seen["leases"] == seen["qemu"] == seen["locks"] == seen["open_without_lock"] == []
+    assert seen["qemu_reader"] == seen["qemu_writer"] == ""
+
+
+def guest_of(image, use):
+    """A QEMU that has the image as the disk of a guest that never runs."""
+    return ["qemu-system-x86_64", "-S", "-display", "none", "-nodefaults", "-accel", "tcg", "-monitor", "stdio",
+            "-drive", f"file={image},if=virtio,format=raw,readonly={'on' if use == 'reader' else 'off'}"]
+
+
+def test_qemus_permissions_are_told_in_words_with_the_process(image):
+    with running(*guest_of(image, "writer")) as qemu:
+        user = wait_until(lambda: inspect(image)["qemu"] and inspect(image)["qemu"][0]["does_not_share"] and
+                          inspect(image)["qemu"][0])
+        assert (user["pid"], user["elsewhere"]) == (qemu.pid, False)
+        assert user["uses"] == ["consistent read", "write"] and user["does_not_share"] == ["write"]
+        assert "qemu-system" in user["command"]
+        assert f"process {qemu.pid}" in call("inspect", image).stdout
+
+
+@pytest.mark.parametrize("held", ["writer", "reader"])
+@pytest.mark.parametrize("asks", ["writer", "reader"])
+def test_what_qemu_would_say_is_what_qemu_says(image, held, asks):
+    with running(*guest_of(image, held)):
+        wait_until(lambda: any(user["does_not_share"] for user in inspect(image)["qemu"]))
+        foretold = inspect(image)["qemu_" + asks]
+        said = subprocess.run(guest_of(image, asks), input="quit\n", capture_output=True, text=True, timeout=30)
+        assert foretold in said.stderr
+        assert bool(foretold) == ("Failed to" in said.stderr)
+
+
+def test_flock_and_its_waiter_are_named(image):
+    with running("flock", image, "cat") as holder:
+        wait_until(lambda: inspect(image)["locks"])
+        with running("flock", image, "true") as waiter:
+            locks = wait_until(lambda: [s := inspect(image)["locks"]] and any(x["waiting"] for x in s) and s)
+            assert {(lock["type"], lock["waiting"], lock["pid"]) for lock in locks} >= {
+                ("flock", False, holder.pid), ("flock", True, waiter.pid)}
+
+
+def test_posix_locks_on_the_bytes_of_libvirt_and_virtlockd_are_known(image):
+    with open(image, "r+b") as file:
+        for byte in (0, 1, 7):
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, byte)
+            lock = next(lock for lock in inspect(image)["locks"] if lock["length"] == 1)
+            assert lock["type"] == "posix" and lock["pid"] == os.getpid()
+            assert lock["purpose"] == {0: "virtlockd", 1: "libvirt-labels", 7: "other"}[byte]
+            fcntl.lockf(file, fcntl.LOCK_UN, 1, byte)
+
+
+def test_a_write_lease_is_shown_and_not_broken(image):
+    broken = []
+    before = signal.signal(signal.SIGIO, lambda *_: broken.append(True))
+    descriptor = os.open(image, os.O_RDWR)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        assert [lock["type"] for lock in inspect(image)["locks"]] == ["lease"]
+        assert not broken and fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_WRLCK
+    finally:
+        os.close(descriptor)
+        signal.signal(signal.SIGIO, before)
+
+
+def test_who_has_it_open_without_a_lock_is_named(image):
+    with open(image, "rb"):
+        assert [opener["pid"] for opener in inspect(image)["open_without_lock"]] == [os.getpid()]
+
+
+def test_a_symbolic_link_leads_to_the_image(image, tmp_path):
+    (tmp_path / "link").symlink_to(image)
+    with leased(image):
+        seen = inspect(tmp_path / "link")
+        assert seen["target"] == str(image) and len(seen["leases"]) == 1
+
+
+@pytest.mark.parametrize("what, words", [("nothing", "no such file"), ("fifo", "FIFO"), ("dangling", "symbolic link")])
+def test_what_is_no_image_is_refused_in_clear_words_at_once(tmp_path, what, words):
+    path = tmp_path / "x"
+    if what == "fifo":
+        os.mkfifo(path)
+    elif what == "dangling":
+        path.symlink_to("nowhere")
+    result = call("inspect", path)
+    assert result.returncode == 1 and words in result.stdout
+
+
+def test_a_hostile_owner_record_is_printed_harmlessly(image):
+    os.setxattr(image, "user.leasehold", b"domain=\x1b[2Jevil\xff\nuuid=00000000-0000-0000-0000-000000000001\n"
+                b"incarnation=1\nhost=\x07bell\npid=99999999999999\nsince=-5\n")
+    shown = call("inspect", image).stdout
+    assert "stale" in shown and "evil" in shown and not any(c in shown for c in "\x1b\x07")
+    assert inspect(image)["record"]["current"] is False
+    os.setxattr(image, "user.leasehold", b"domain=" + b"x" * 3000)
+    assert inspect(image)["record"] is None
+
+
+def test_a_user_is_told_what_cannot_be_seen(tmp_path):
+    open_to_all = pathlib.Path("/tmp") / f"leasehold-tools-{os.getpid()}.img"
+    open_to_all.write_bytes(b"")
+    try:
+        command = f"/tmp/leasehold-tools-{os.getpid()}"
+        shutil.copy(LEASEHOLD, command)
+        result = subprocess.run(["setpriv", "--reuid=65534", "--clear-groups", command, "inspect", open_to_all],
+                                capture_output=True, text=True)
+        assert result.returncode == 0 and "run this as root" in result.stdout
+    finally:
+        open_to_all.unlink()
+        os.unlink(command)
+
+
+def test_run_keeps_others_out_and_is_named_to_them(image):
+    with leased(image) as first:
+        lease = inspect(image)["leases"][0]
+        assert (lease["guest"], lease["pid"], lease["mode"], lease["state"], lease["named_by"]) == (
+            "leasehold run cat", first.pid, "exclusive", "held", "vessel")
+        second = call("run", image, "--", "true")
+        assert second.returncode == REFUSED and f"pid {first.pid}" in second.stderr
+        assert call("run", "--read-only", image, "--", "true").returncode == REFUSED
+    assert call("run", image, "--", "true").returncode == 0
+
+
+def test_readers_run_side_by_side(image):
+    with leased(image, "--read-only"):
+        assert call("run", "--read-only", image, "--", "true").returncode == 0
+        assert call("run", image, "--", "true").returncode == REFUSED
+
+
+def test_the_lease_of_run_ends_with_a_command_that_is_killed(image):
+    with leased(image) as first:
+        first.kill()
+        first.wait()
+        assert call("run", image, "--", "true").returncode == 0
+
+
+def test_run_waits_for_an_image(image):
+    with leased(image) as first, running(LEASEHOLD, "run", "--wait", "30", image, "--", "echo", "got it") as second:
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(0.7)
+        first.kill()
+        assert second.wait(20) == 0 and "got it" in second.stdout.read()
+
+
+def test_run_gives_the_status_of_the_command_and_tells_its_own(image):
+    assert call("run", image, "--", "sh", "-c", "exit 7").returncode == 7
+    assert call("run", image, "--", "/no/such/command").returncode == NO_COMMAND
+    assert call("run", image, "--", "/").returncode == CANNOT_EXECUTE
+    assert call("run", image.parent / "none", "--", "true").returncode == 125
+    assert call("run", image).returncode == 2
+
+
+def test_qemu_img_works_under_a_lease(image):
+    result = call("run", image, "--", "qemu-img", "resize", "-f", "raw", image, "2M")
+    assert result.returncode == 0 and image.stat().st_size == 2 << 20, result
+
+
+def test_run_refuses_an_image_that_qemu_uses(image):
+    with running("qemu-io", "-f", "raw", image):
+        wait_until(lambda: inspect(image)["qemu"])
+        result = call("run", image, "--", "true")
+        assert result.returncode == REFUSED and "qemu-io" in result.stderr
+
+
+def test_status_lists_leases_by_name_in_every_format(image):
+    with leased(image) as first:
+        name = "leasehold run cat"
+        guest = next(g for g in json.loads(call("status", "--json").stdout)["guests"] if g["pid"] == first.pid)
+        lease = guest["leases"][0]
+        assert (lease["image"], lease["state"], lease["storage"]["lease"]) == (str(image), "held", "byte-range")
+        assert lease["since"] is not None
+        table = call("status", guest["uuid"]).stdout
+        assert f"{name}\t{first.pid}\t{image}\texclusive\theld" in table and "\x1b" not in table
+        assert f'image="{image}"' in call("status", "--prometheus").stdout
+    assert call("status", guest["uuid"]).returncode == 1
+
+
+def test_status_names_a_qemu_without_leases(tmp_path):
+    name = f"bare-{os.getpid()}"
+    with running("qemu-system-x86_64", "-S", "-display", "none", "-nodefaults", "-machine", "none", "-name",
+                 f"guest={name},debug-threads=on") as qemu:
+        guests = wait_until(lambda: [g for g in json.loads(call("status", "--json").stdout)["guests"]
+                                     if g["pid"] == qemu.pid])
+        assert guests[0]["protection"] == "none"
+        result = call("status", name)
+        assert result.returncode == 3 and "nothing protects its images" in result.stdout
+
+
+def test_classify_tells_what_cannot_be_leased(image):
+    assert call("classify", image).returncode == 0
+    assert call("classify", "/proc/self/status").returncode == 4
+    assert call("classify", image, "/no/such").returncode == 1
+
+
+def test_check_reports_the_worst(tmp_path):
+    def finding(about, **options):
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        result = call("check", "--json", *words)
+        findings = json.loads(result.stdout)
+        assert result.returncode == {"ok": 0, "warning": 3, "problem": 4}[findings["worst"]]
+        return next(f["level"] for f in findings["findings"] if f["about"] == about)
+
+    conf = tmp_path / "qemu.conf"
+    conf.write_text('#lock_manager = "leasehold"\nlock_manager = "lockd"\n')
+    assert finding("lock_manager", qemu_conf=conf) == "problem"
+    conf.write_text('lock_manager = "leasehold"\n')
+    assert finding("lock_manager", qemu_conf=conf) == "ok"
+    settings = tmp_path / "leasehold.conf"
+    settings.write_text("nonsense = 1\n")
+    assert finding("configuration", config=settings) == "problem"
+    plugin = pathlib.Path(os.environ.get("LEASEHOLD_PLUGIN_DIR", "build/plugin")) / "leasehold.so"
+    assert finding("plugin", plugin=plugin) == "ok"
+    other = tmp_path / "leasehold.so"
+    other.write_bytes(plugin.read_bytes().replace(b"plugin-version=0", b"plugin-version=9"))
+    assert finding("plugin", plugin=other) == "problem"
+
+
+def probe_both(first_directory, second_directory):
+    with running(LEASEHOLD, "probe", "--json", "--wait", "30", first_directory) as first:
+        wait_until(lambda: (pathlib.Path(first_directory) / ".leasehold-probe").exists())
+        second = call("probe", "--json", second_directory)
+        first.wait(30)
+        one, two = json.loads(first.stdout.read()), json.loads(second.stdout)
+        assert one["ofd_crosses"] == two["ofd_crosses"] and first.returncode == second.returncode
+        return second.returncode, two
+
+
+def test_probe_sees_locks_cross_and_a_dead_holder_forgotten(tmp_path, on_shutdown):
+    status, result = probe_both(tmp_path, tmp_path)
+    assert status == 0 and result["same_host"] is True
+    assert all(result[key] for key in ("flock_crosses", "ofd_crosses", "ofd_high_crosses", "locks_seen",
+                                       "read_locks_seen", "dead_holder_forgotten"))
+
+
+def test_probe_sees_that_locks_do_not_cross_a_mount(tmp_path):
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("no FUSE here")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "mount").mkdir()
+    subprocess.run(["bindfs", tmp_path / "real", tmp_path / "mount"], check=True)
+    try:
+        status, result = probe_both(tmp_path / "real", tmp_path / "mount")
+        assert status == 4 and not result["ofd_crosses"] and not result["flock_crosses"]
+        assert result["dead_holder_forgotten"] is None
+    finally:
+        subprocess.run(["umount", tmp_path / "mount"], check=True)
+
+
+def test_probe_alone_says_so(tmp_path, on_shutdown):
+    result = call("probe", "--wait", "1", tmp_path)
+    assert result.returncode == 5 and "nobody came" in result.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["inspect"], ["status", "--nonsense"], ["status", "a", "b"],
+                                   ["probe"], ["run", "--", "true"], ["status", "--json", "--prometheus"]])
+def test_wrong_usage_has_a_status_of_its_own_and_one_line(words):
+    result = call(*words)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "--help" in result.stderr + "--help"
