@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+
+// What inspect concludes from marks and locks: tables. tests/tools has the same on real images, against what QEMU says.
+
+#include "core/inspect.hpp"
+#include "tests/support/unit_support.hpp"
+
+namespace leasehold {
+namespace {
+
+using lease::Mark;
+using lease::MarkKind;
+using os::LockClass;
+using os::LockType;
+using os::TableLock;
+
+constexpr Mark kOwner{MarkKind::owner, 0, 0};
+constexpr Mark kHandoff{MarkKind::handoff, 7, 99};
+constexpr Mark kTaken{MarkKind::taken, 7, 99};
+constexpr Mark kSelf{MarkKind::presentExclusive, 7, 1};
+constexpr Mark kPeer{MarkKind::presentExclusive, 7, 2};
+constexpr Mark kLeaving{MarkKind::leaving, 7, 1};
+
+TEST(StateOfALease, FollowsFromTheMarks) {
+    struct Row {
+        Mark self;
+        std::vector<Mark> marks;
+        LeaseState state;
+    };
+    const Mark reader{MarkKind::presentReadOnly, 7, 1}, shared{MarkKind::presentShared, 7, 1};
+    const Row rows[] = {
+        {kSelf, {kSelf, kOwner}, LeaseState::held},
+        {kSelf, {kSelf, kOwner, kHandoff}, LeaseState::suspended},
+        {kSelf, {kSelf, kOwner, kHandoff, kLeaving}, LeaseState::migrating},
+        {kSelf, {kSelf}, LeaseState::joined},
+        {kSelf, {kSelf, kOwner, Mark{MarkKind::handoff, 8, 99}}, LeaseState::held},
+        {kPeer, {kSelf, kPeer, kOwner, kHandoff, kLeaving}, LeaseState::joined},
+        {kPeer, {kSelf, kPeer, kOwner, kHandoff, kLeaving, kTaken}, LeaseState::held},
+        {kPeer, {kSelf, kPeer, kOwner}, LeaseState::unclear},
+        {reader, {reader, kHandoff}, LeaseState::held},
+        {shared, {shared, kOwner}, LeaseState::joined},
+        {shared, {shared, Mark{MarkKind::sharedOwner, 7, 0}}, LeaseState::held},
+        {shared, {shared, Mark{MarkKind::sharedOwner, 8, 0}}, LeaseState::joined},
+    };
+    for (const Row& row : rows)
+        EXPECT_EQ(describe(stateOf(row.self, row.marks)), describe(row.state)) << &row - rows;
+}
+
+TEST(AnswerOfQemu, IsThatOfItsSource) {
+    struct Row {
+        TableLock lock;
+        std::string reader, writer;
+    };
+    auto range = [](LockType type, std::int64_t start, std::int64_t length) {
+        return TableLock{.kind = LockClass::ofd, .type = type, .range = {start, length}};
+    };
+    const Row rows[] = {
+        {range(LockType::read, 100, 1), "", ""},
+        {range(LockType::read, 101, 1), "Failed to get shared \"write\" lock", "Failed to get shared \"write\" lock"},
+        {range(LockType::read, 201, 1), "", "Failed to get \"write\" lock"},
+        {range(LockType::read, 200, 1), "Failed to get \"consistent read\" lock",
+         "Failed to get \"consistent read\" lock"},
+        {range(LockType::read, 203, 1), "", "Failed to get \"resize\" lock"},
+        {range(LockType::write, 0, 0), "Failed to lock byte 100", "Failed to lock byte 100"},
+        {range(LockType::write, 201, 1), "Failed to lock byte 201", "Failed to lock byte 201"},
+        {range(LockType::write, INT64_C(1) << 62, 1), "", ""},
+        {TableLock{.kind = LockClass::flock, .type = LockType::write, .range = {0, 0}}, "", ""},
+    };
+    for (const Row& row : rows) {
+        EXPECT_EQ(answerOfQemu({row.lock}, qemu::Use::readOnly), row.reader) << row.lock.range.start;
+        EXPECT_EQ(answerOfQemu({row.lock}, qemu::Use::exclusive), row.writer) << row.lock.range.start;
+    }
+}
+
+TEST(Advice, NamesTheServersRemedyForADeadHostOnNfs3AndBreaksNothing) {
+    ImageView image;
+    image.storage = {
+        .name = "NFSv3", .lock = storage::LockKind::byteRange, .remote = true, .hidesReadLocks = true, .reason = ""};
+    image.server = "filer";
+    image.leases.push_back({.source = LeaseView::Source::record, .guest = "db", .host = "alpha"});
+    std::string all;
+    for (const std::string& sentence : adviseOn(image))
+        all += sentence + "\n";
+    EXPECT_NE(all.find("on the NFS server 'filer' run: systemctl restart nfs-server && sm-notify -f"),
+              std::string::npos)
+        << all;
+    image.leases[0].source = LeaseView::Source::vessel; // it runs here
+    for (const std::string& sentence : adviseOn(image))
+        EXPECT_EQ(sentence.find("nfs-server"), std::string::npos) << sentence;
+}
+
+} // namespace
+} // namespace leasehold
