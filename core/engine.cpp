@@ -155,7 +155,7 @@ qemu::Use useOf(Mode mode) {
 // in a block commit the guest's own QEMU holds the base already.
 std::optional<std::string> findOutsider(const Place& place, pid_t own) {
     const StoredLease& stored = place.stored;
-    if (stored.named || place.companion)
+    if (stored.named || stored.companion)
         return std::nullopt;
     auto conflict =
         qemu::findImageConflict(stored.imageFd(), useOf(static_cast<Mode>(stored.mode)), place.hidesQemu, stored.path);
@@ -292,7 +292,7 @@ Engine::Attempt Engine::admit(const Guest& guest, const Incarnation& self, std::
         // The source of a migration holds QEMU's locks rightfully until the guest runs here. If it is no migration QEMU
         // dies of them, and libvirt shows what the guest's log says since.
         if (stored.joined) {
-            if (!place.companion)
+            if (!stored.companion)
                 warn_(explainJoin(guest, stored, shares.all()[i].medium->look()));
             continue;
         }

@@ -143,23 +143,21 @@ std::string tryOpenImage(Target& target, const std::string& path, const std::vec
 }
 
 // What a lease on it would be worth.
-storage::Storage storageOf(const Target& target, const std::string& path) {
+storage::Storage storageOf(const Target& target, const std::string& path,
+                           std::span<const storage::Override> overrides = {}) {
     if (target.node)
         return {.name = "block device",
-                .reason = "locks on a device reach only this host, and this version has no lockspace for it"};
-    return storage::classify(target.path.get(), path);
+                .reason = "locks on a device reach only this host; its lease is in a lockspace"};
+    return storage::classify(target.path.get(), path, overrides);
 }
 
-// Where the lease of an image is: today always on the image itself.
-struct LeasePlace {
-    int fd;
-};
-LeasePlace leasePlaceOf(const Target& target) {
-    return {target.image.get()};
+bool isElsewhere(const Place* place) {
+    return place && place->stored.leaseFile != place->stored.file;
 }
 
 // From the kernel of this host, and, on storage whose locks reach further, from everybody who can be seen.
-std::vector<Mark> marksOn(const Target& target, const std::vector<TableLock>& table, const ImageView& view) {
+std::vector<Mark> marksOn(const Target& target, const std::vector<TableLock>& table, const ImageView& view,
+                          const Place* place) {
     std::vector<Mark> marks;
     auto add = [&](const Mark& mark) {
         if (std::find(marks.begin(), marks.end(), mark) == marks.end())
@@ -170,11 +168,21 @@ std::vector<Mark> marksOn(const Target& target, const std::vector<TableLock>& ta
             lock.range.start >= lease::kMarkArea)
             for (const Mark& mark : lease::decodeRange(lock.range))
                 add(mark);
-    int fd = leasePlaceOf(target).fd;
-    if (fd >= 0 && view.storage.lock != storage::LockKind::none)
-        for (const Mark& mark : lease::ByteRangeMedium(fd, false, view.path).look())
+    if (isElsewhere(place)) {
+        if (place->stored.lease.open() || place->stored.directory.open())
+            for (const Mark& mark : AnyMedium(place->stored, {})->look())
+                add(mark);
+    } else if (target.image.open() && view.storage.lock == storage::LockKind::byteRange) {
+        for (const Mark& mark : lease::ByteRangeMedium(target.image.get(), false, view.path).look())
             add(mark);
+    }
     return marks;
+}
+
+std::optional<lease::OwnerRecord> recordOn(const Target& target, const Place* place) {
+    if (isElsewhere(place))
+        return place->stored.lease.open() || place->stored.directory.open() ? readOwner(place->stored) : std::nullopt;
+    return target.image.open() ? lease::readRecord(target.image.get()) : std::nullopt;
 }
 
 LeaseView viewOf(const Mark& present, const std::vector<Mark>& marks, const std::vector<Tagged>& tags,
@@ -394,7 +402,7 @@ std::string answerOfQemu(const std::vector<TableLock>& locks, qemu::Use use) {
     return "";
 }
 
-ImageView inspectImage(const std::string& path) {
+ImageView inspectImage(const std::string& path, const Place* place) {
     Target target = openTarget(path);
     ImageView view;
     view.path = path;
@@ -410,9 +418,12 @@ ImageView inspectImage(const std::string& path) {
     if (!closed.empty())
         view.blindSpots.push_back("what other hosts hold, and the owner record: " + closed);
 
-    std::vector<Mark> marks = marksOn(target, table, view);
-    if (target.image.open())
-        view.record = lease::readRecord(leasePlaceOf(target).fd);
+    std::vector<Mark> marks = marksOn(target, table, view, place);
+    if (isElsewhere(place)) {
+        const os::Fd& opened = place->stored.directory.open() ? place->stored.directory : place->stored.lease;
+        view.leaseFile = opened.open() ? os::pathOf(opened.get(), "") : "not made yet";
+    }
+    view.record = recordOn(target, place);
     std::vector<Tagged> tags = marks.empty() ? std::vector<Tagged>() : findTags();
     for (const Mark& mark : marks) {
         view.foreignMark = view.foreignMark || mark.kind == MarkKind::foreign;
@@ -426,8 +437,14 @@ ImageView inspectImage(const std::string& path) {
     return view;
 }
 
-storage::Storage classifyPath(const std::string& path) {
-    return storageOf(openTarget(path), path);
+storage::Storage classifyPath(const std::string& path, std::span<const storage::Override> overrides) {
+    return storageOf(openTarget(path), path, overrides);
+}
+
+std::string mediumName(const qemu::StoredLease& stored) {
+    return stored.directory.open()                           ? "file-set"
+           : stored.leaseFile != stored.file || stored.named ? "lease-file"
+                                                             : "byte-range";
 }
 
 std::vector<std::string> adviseOn(const ImageView& image) {
@@ -521,19 +538,13 @@ bool isQemu(pid_t pid) {
     return name.starts_with("qemu-system-") || name.starts_with("qemu-kvm");
 }
 
-// All that is known of how leases are stored is here, in leasePlaceOf() and in marksOn().
-StoredView viewOf(qemu::StoredLease&& stored) {
-    StoredView view{.path = os::printable(stored.path),
-                    .mode = static_cast<Mode>(stored.mode),
-                    .state = LeaseState::held,
-                    .owned = true,
-                    .file = stored.file,
-                    .remote = stored.remote,
-                    .medium = "byte-range",
-                    .fd = std::move(stored.fd)};
+StoredView viewOf(qemu::StoredLease&& stored, const qemu::GuestTag& tag) {
+    StoredView view{.path = os::printable(stored.path), .mode = static_cast<Mode>(stored.mode), .owned = true};
+    view.medium = mediumName(stored);
+    view.stored = std::move(stored);
     if (view.mode == Mode::readOnly)
         return view; // readers hand nothing over
-    lease::Note note = lease::ByteRangeMedium(view.fd.get(), stored.writable, view.path).note();
+    lease::Note note = AnyMedium(view.stored, {lease::hashDomain(tag.uuid), tag.incarnation})->note();
     view.owned = note.owner;
     view.state = note.leaving      ? LeaseState::migrating
                  : !note.owner     ? (note.token != 0 ? LeaseState::migrating : LeaseState::joined)
@@ -569,12 +580,13 @@ Protection readLeases(GuestView& guest) {
         return process->diedWithin(std::chrono::milliseconds(0)) ? Protection::gone : Protection::none;
     guest.tag = vessel->tag();
     for (qemu::StoredLease& stored : vessel->leases())
-        guest.leases.push_back(viewOf(std::move(stored)));
+        if (!stored.companion)
+            guest.leases.push_back(viewOf(std::move(stored), guest.tag));
     return Protection::leased;
 }
 
 std::int64_t heldSince(const StoredView& lease, const qemu::GuestTag& tag) {
-    auto record = lease::readRecord(lease.fd.get());
+    auto record = readOwner(lease.stored);
     return record && record->uuid == tag.uuid && record->incarnation == tag.incarnation ? record->since : 0;
 }
 

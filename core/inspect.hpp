@@ -8,9 +8,8 @@
 
 #include "core/lease/record.hpp"
 #include "core/os/lock_table.hpp"
+#include "core/place.hpp"
 #include "core/qemu/image_locks.hpp"
-#include "core/qemu/vessel.hpp"
-#include "core/storage/classify.hpp"
 
 #include <string>
 #include <vector>
@@ -71,7 +70,8 @@ struct ImageView {
     enum class Kind { file, block, directory };
     Kind kind = Kind::file;
     storage::Storage storage;
-    std::string server; // of network storage, if the mount names one
+    std::string leaseFile; // where the lease is, if not on the image
+    std::string server;    // of network storage, if the mount names one
     std::vector<LeaseView> leases;
     bool foreignMark = false; // a lock in leasehold's area that is not leasehold's
     std::optional<lease::OwnerRecord> record;
@@ -84,11 +84,15 @@ struct ImageView {
     std::string reader, writer;
 };
 
-// Throws where there is no such image, or where it is nothing that a guest could have.
-ImageView inspectImage(const std::string& path);
+// Throws where there is no such image, or where it is nothing that a guest could have. `place` is where its lease is
+// (findPlace); null if that cannot be told: then it is looked for on the image.
+ImageView inspectImage(const std::string& path, const Place* place);
 
-// What a lease on it would be worth. Throws like inspectImage.
-storage::Storage classifyPath(const std::string& path);
+// What it is on. Throws like inspectImage.
+storage::Storage classifyPath(const std::string& path, std::span<const storage::Override> overrides);
+
+// "byte-range" (on the image), "lease-file", "file-set".
+std::string mediumName(const qemu::StoredLease& stored);
 
 // Pure. What QEMU says to somebody who opens the image like this: the bytes that it locks, then those that it asks for
 // (QEMU block/file-posix.c, raw_apply_lock_bytes, raw_check_lock_bytes).
@@ -104,11 +108,9 @@ struct StoredView {
     std::string path;
     lease::Mode mode = lease::Mode::exclusive;
     LeaseState state = LeaseState::held;
-    bool owned = false; // it, and not a successor, may run
-    os::FileId file;
-    bool remote = false;
-    std::string medium; // "byte-range"
-    os::Fd fd;          // its descriptor, for the questions that may hang
+    bool owned = false;       // it, and not a successor, may run
+    std::string medium;       // "byte-range", "lease-file", "file-set"
+    qemu::StoredLease stored; // for the questions that may hang
 };
 
 // A process that keeps leases, a guest or a command of `leasehold run`; or a QEMU. Of one that keeps none, name and

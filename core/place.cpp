@@ -21,6 +21,7 @@ using lease::Mode;
 using os::FileId;
 using storage::LockKind;
 using storage::Lockspace;
+using storage::Missing;
 using storage::Scope;
 using storage::Storage;
 
@@ -110,21 +111,30 @@ std::string directoryOf(const std::string& path) {
     return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
 }
 
+// Who has no incarnation only looks.
+Missing ifMissing(const Incarnation* self) {
+    return self ? Missing::made : Missing::left;
+}
+
 // Puts the lease into a lockspace, where its kind of lock is that of the lockspace's storage.
 void putInto(Place& place, const Lockspace& lockspace, const std::string& name, const std::string& about,
-             const Incarnation& self) {
+             const Incarnation* self) {
     qemu::StoredLease& stored = place.stored;
-    if (lockspace.storage.lock == LockKind::flock) {
-        stored.directory = storage::openLeaseDirectory(lockspace, name);
-        stored.lease = lease::openMarkFile(stored.directory.get(), self, about, stored.path);
-        stored.leaseFile = os::identify(stored.directory.get(), stored.path);
-    } else {
-        stored.lease = storage::openLeaseFile(lockspace, name, about);
-        stored.leaseFile = os::identify(stored.lease.get(), stored.path);
-    }
+    bool files = lockspace.storage.lock == LockKind::flock;
+    os::Fd& opened = files ? stored.directory : stored.lease;
+    place.storage = lockspace.storage;
+    if (!lockspace.directory.open())
+        return;
+    if (!self)
+        opened = storage::openLeaseIfExists(lockspace, name);
+    else
+        opened = files ? storage::openLeaseDirectory(lockspace, name) : storage::openLeaseFile(lockspace, name, about);
+    if (opened.open())
+        stored.leaseFile = os::identify(opened.get(), stored.path);
+    if (self && files)
+        stored.lease = lease::openMarkFile(stored.directory.get(), *self, about, stored.path);
     stored.writable = true;
     stored.remote = stored.remote || lockspace.storage.remote;
-    place.storage = lockspace.storage;
 }
 
 // A lease by the image's path, or beside it, does not protect one that can be reached in another way.
@@ -151,7 +161,7 @@ void refuseLocalLockspace(const Resource& resource, const Storage& image, const 
                                "image on " + image.name + "; put the lockspace on storage that all hosts share");
 }
 
-void placeFile(Place& place, const Resource& resource, OpenImage image, const Storage& found, const Incarnation& self,
+void placeFile(Place& place, const Resource& resource, OpenImage image, const Storage& found, const Incarnation* self,
                const Settings& settings) {
     qemu::StoredLease& stored = place.stored;
     stored.remote = found.remote;
@@ -159,8 +169,8 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const St
     place.guardable = found.hidesReadLocks || found.qemuLocksStayLocal || found.lock == LockKind::none;
     if (!settings.fileLockspaceDir.empty()) {
         refuseOtherNames(resource, image);
-        Lockspace lockspace =
-            storage::openLockspace(settings.fileLockspaceDir, "file_lockspace_dir", settings.storageLocks, false);
+        Lockspace lockspace = storage::openLockspace(settings.fileLockspaceDir, "file_lockspace_dir",
+                                                     settings.storageLocks, Missing::refused);
         refuseLocalLockspace(resource, found, lockspace);
         std::string path = os::pathOf(image.fd.get(), resource.path);
         stored.image = std::move(image.fd);
@@ -173,8 +183,8 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const St
     if (found.lock == LockKind::flock) {
         refuseOtherNames(resource, image);
         std::string directory = directoryOf(os::pathOf(image.fd.get(), resource.path)) + "/" + kBesideName;
-        Lockspace lockspace =
-            storage::openLockspace(directory, "beside image '" + resource.path + "'", settings.storageLocks, true);
+        Lockspace lockspace = storage::openLockspace(directory, "beside image '" + resource.path + "'",
+                                                     settings.storageLocks, ifMissing(self));
         refuseLocalLockspace(resource, found, lockspace);
         std::string number = std::to_string(image.status.st_ino);
         stored.image = std::move(image.fd);
@@ -187,13 +197,13 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const St
     place.storage = found;
 }
 
-Lockspace openHostLockspace(const Settings& settings) {
-    return storage::openLockspace(settings.hostLockspaceDir, "leases of this host", {}, true);
+Lockspace openHostLockspace(const Settings& settings, const Incarnation* self) {
+    return storage::openLockspace(settings.hostLockspaceDir, "leases of this host", {}, ifMissing(self));
 }
 
 // Locks on a device node stay on this host, and a flock on one stops udev (systemd's "Locking Block Device Access"):
 // the lease of a device is always elsewhere.
-void placeDevice(Place& place, const Resource& resource, OpenImage image, const Incarnation& self,
+void placeDevice(Place& place, const Resource& resource, OpenImage image, const Incarnation* self,
                  const Settings& settings) {
     place.stored.image = std::move(image.fd);
     dev_t number = image.status.st_rdev;
@@ -201,7 +211,8 @@ void placeDevice(Place& place, const Resource& resource, OpenImage image, const 
     using Kind = storage::Device::Kind;
     auto in = [&](const std::string& directory, const std::string& option, const std::string& name,
                   const std::string& about) {
-        putInto(place, storage::openLockspace(directory, option, settings.storageLocks, false), name, about, self);
+        putInto(place, storage::openLockspace(directory, option, settings.storageLocks, Missing::refused), name, about,
+                self);
     };
     std::string identified = device.identity;
     if (device.kind == Kind::logicalVolume && !settings.lvmLockspaceDir.empty()) {
@@ -220,7 +231,7 @@ void placeDevice(Place& place, const Resource& resource, OpenImage image, const 
     } else {
         std::string known =
             identified.empty() ? std::to_string(major(number)) + ":" + std::to_string(minor(number)) : identified;
-        putInto(place, openHostLockspace(settings), "device-" + known, "device " + known, self);
+        putInto(place, openHostLockspace(settings, self), "device-" + known, "device " + known, self);
         place.ofThisHost = true;
     }
     if (place.storage.scope == Scope::allHosts) {
@@ -253,7 +264,7 @@ NamedPlace locateNamed(const Resource& resource, const struct stat& target) {
     return {directoryOf(resource.path) + "/" + kBesideName, "lease-" + storage::hashName(about), about, true};
 }
 
-void placeNamed(Place& place, const Resource& resource, const Incarnation& self, const Settings& settings) {
+void placeNamed(Place& place, const Resource& resource, const Incarnation* self, const Settings& settings) {
     struct stat target = statResource(resource, settings), link;
     if (lstat(resource.path.c_str(), &link) == 0 && S_ISLNK(link.st_mode))
         unusable(resource, "the target of the <lease> is a symbolic link, and its lease is beside the link; name the "
@@ -265,7 +276,7 @@ void placeNamed(Place& place, const Resource& resource, const Incarnation& self,
                            "them; remove the others");
     NamedPlace at = locateNamed(resource, target);
     Lockspace lockspace = storage::openLockspace(at.lockspace, "for the <lease> with target '" + resource.path + "'",
-                                                 settings.storageLocks, at.create);
+                                                 settings.storageLocks, at.create ? ifMissing(self) : Missing::refused);
     place.stored.named = true;
     putInto(place, lockspace, at.name, at.about, self);
     place.stored.file = place.stored.leaseFile;
@@ -285,7 +296,10 @@ std::string nameOf(const Resource& resource) {
     return resource.named ? resource.named->key + " in " + resource.path : resource.path;
 }
 
-Place openPlace(const Resource& resource, const Incarnation& self, const Settings& settings) {
+namespace {
+
+// Without an incarnation nothing is made.
+Place placeResource(const Resource& resource, const Incarnation* self, const Settings& settings) {
     Place place;
     place.stored.mode = static_cast<std::uint8_t>(resource.mode);
     place.stored.writable = resource.mode != Mode::readOnly;
@@ -310,13 +324,23 @@ Place openPlace(const Resource& resource, const Incarnation& self, const Setting
     return place;
 }
 
+} // namespace
+
+Place openPlace(const Resource& resource, const Incarnation& self, const Settings& settings) {
+    return placeResource(resource, &self, settings);
+}
+
+Place findPlace(const Resource& resource, const Settings& settings) {
+    return placeResource(resource, nullptr, settings);
+}
+
 std::optional<Place> openCompanion(const Place& place, const Incarnation& self, const Settings& settings) {
     const qemu::StoredLease& main = place.stored;
     if (place.ofThisHost || main.named || !main.image.open())
         return std::nullopt;
     Place companion;
-    companion.companion = true;
     qemu::StoredLease& stored = companion.stored;
+    stored.companion = true;
     stored.file = main.file;
     stored.mode = main.mode;
     stored.path = main.path;
@@ -326,8 +350,8 @@ std::optional<Place> openCompanion(const Place& place, const Incarnation& self, 
     char known[48];
     std::snprintf(known, sizeof known, "%llx-%llx", static_cast<unsigned long long>(main.file.device),
                   static_cast<unsigned long long>(main.file.inode));
-    putInto(companion, openHostLockspace(settings), std::string("file-") + known,
-            std::string("device and inode ") + known, self);
+    putInto(companion, openHostLockspace(settings, &self), std::string("file-") + known,
+            std::string("device and inode ") + known, &self);
     return companion;
 }
 

@@ -42,7 +42,6 @@ struct Place {
     bool hidesQemu = false;   // QEMU's locks of other hosts do not show in F_OFD_GETLK: bytes have to be tried
     bool guardable = false;   // QEMU's locks keep nobody out on another host: who joins puts up the guard
     bool ofThisHost = false;  // the lease itself is among those of this host
-    bool companion = false;   // see openCompanion
     std::string caution;      // what an administrator should know though the lease is given; or empty
 };
 
@@ -51,6 +50,9 @@ std::string nameOf(const Resource& resource);
 
 // Throws Error, naming the resource, what is wrong with it, and what to do.
 Place openPlace(const Resource& resource, const lease::Incarnation& self, const Settings& settings);
+
+// The same for looking: nothing is made, `stored.lease` and `stored.directory` are open only where others have made them.
+Place findPlace(const Resource& resource, const Settings& settings);
 
 // A lease that goes by a path or by a name does not know an image again that is reached in another way: through a
 // second mount, after it was moved, or as another node of one device. So beside it goes a second lease of this host, by

@@ -140,7 +140,7 @@ Finding checkSettings(const std::string& file) {
             ""};
 }
 
-Finding checkDisk(const std::string& guest, const Json& disk, int timeout) {
+Finding checkDisk(const std::string& guest, const Json& disk, const Settings& settings, int timeout) {
     std::string path = disk["path"], where = "guest '" + guest + "', " + path + ": ";
     if (path.empty())
         return {"disk", Level::warning,
@@ -148,15 +148,14 @@ Finding checkDisk(const std::string& guest, const Json& disk, int timeout) {
                     ", which libvirt does not mention to lock managers",
                 "protect it on its server"};
     Json storage;
-    if (auto problem =
-            attempt([&] { storage = askWithin(timeout, {}, [&] { return storageToJson(classifyPath(path)); }); }))
+    if (auto problem = attempt([&] { storage = askWithin(timeout, {}, [&] { return leaseToJson(path, settings); }); }))
         return {"disk", Level::warning, where + *problem, "restore the file, or correct the guest's configuration"};
     if (storage["lease"] == "none")
         return {"disk", Level::problem, where + describeStorage(storage), "the guest will be refused: move the image"};
     return {"disk", Level::ok, where + describeStorage(storage), ""};
 }
 
-std::vector<Finding> checkLibvirt(int timeout) {
+std::vector<Finding> checkLibvirt(const Settings& settings, int timeout) {
     Json libvirt;
     if (auto problem = attempt([&] { libvirt = askWithin(timeout, {}, describeLibvirt); }))
         return {{"libvirt", Level::warning, *problem + "; the disks of its guests were not checked",
@@ -169,7 +168,7 @@ std::vector<Finding> checkLibvirt(int timeout) {
                                    : Finding{"libvirt", Level::ok, text, ""}};
     for (const Json& guest : libvirt["guests"])
         for (const Json& disk : guest["disks"])
-            found.push_back(checkDisk(guest["name"], disk, timeout));
+            found.push_back(checkDisk(guest["name"], disk, settings, timeout));
     return found;
 }
 
@@ -222,7 +221,9 @@ int check(const Words& arguments) {
     auto append = [&](std::vector<Finding> more) { std::move(more.begin(), more.end(), std::back_inserter(findings)); };
     append(checkPermissions());
     append({checkLockManager(qemuConfig), checkPlugin(plugin), checkSettings(config)});
-    append(checkLibvirt(timeout));
+    Settings settings;
+    (void)attempt([&] { settings = loadSettings(config); }); // a mistake in it was found above
+    append(checkLibvirt(settings, timeout));
     append(checkGuests());
     Level worst = Level::ok;
     Json list = Json::array();

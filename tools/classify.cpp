@@ -5,10 +5,13 @@
 
 #include "core/inspect.hpp"
 #include "core/os/text.hpp"
+#include "core/settings.hpp"
 #include "tools/options.hpp"
 #include "tools/storage.hpp"
 
 #include <iostream>
+
+#include <sys/stat.h>
 
 namespace leasehold::tools {
 
@@ -19,7 +22,9 @@ const char* modeName(lease::Mode mode) {
 Json storageToJson(const storage::Storage& storage) {
     bool none = storage.lock == storage::LockKind::none;
     return {{"name", storage.name},
-            {"lease", none ? "none" : "byte-range"},
+            {"lease", none                                       ? "none"
+                      : storage.lock == storage::LockKind::flock ? "file-set"
+                                                                 : "byte-range"},
             {"scope", none                                        ? Json()
                       : storage.scope == storage::Scope::allHosts ? Json("all-hosts")
                                                                   : Json("this-host")},
@@ -31,27 +36,60 @@ std::string describeStorage(const Json& storage) {
                 note = os::printable(storage["note"].get<std::string>());
     if (storage["lease"] == "none")
         return name + ": no lease can be taken; " + note;
+    std::string where = storage.contains("where") && storage["where"].is_string()
+                            ? " in " + os::printable(storage["where"].get<std::string>())
+                            : "";
     return name + ": leases hold for " + (storage["scope"] == "all-hosts" ? "all hosts" : "this host") + " (" +
-           storage["lease"].get<std::string>() + " locks)" + (note.empty() ? "" : "; " + note);
+           storage["lease"].get<std::string>() + where + ")" + (note.empty() ? "" : "; " + note);
+}
+
+Json leaseToJson(const std::string& path, const Settings& settings) {
+    storage::Storage storage = classifyPath(path, settings.storageLocks);
+    Json found = storageToJson(storage);
+    struct stat status;
+    if (stat(path.c_str(), &status) < 0 || S_ISDIR(status.st_mode))
+        return found; // of what is in it
+    Place place;
+    // A refusal says more than the storage alone.
+    if (auto refusal = attempt([&] { place = findPlace({.path = path, .mode = lease::Mode::readOnly}, settings); })) {
+        found["lease"] = "none";
+        found["scope"] = nullptr;
+        found["note"] = *refusal;
+        return found;
+    }
+    if (place.storage.name.empty())
+        return found; // its lockspace is made with the first lease
+    const os::Fd& opened = place.stored.directory.open() ? place.stored.directory : place.stored.lease;
+    bool elsewhere = place.stored.leaseFile != place.stored.file;
+    found["lease"] = !elsewhere                                       ? "byte-range"
+                     : place.storage.lock == storage::LockKind::flock ? "file-set"
+                                                                      : "lease-file";
+    found["scope"] = place.storage.scope == storage::Scope::allHosts ? "all-hosts" : "this-host";
+    found["where"] = elsewhere && opened.open() ? Json(os::pathOf(opened.get(), "")) : Json();
+    if (!place.caution.empty())
+        found["note"] = place.caution;
+    return found;
 }
 
 int classify(const Words& arguments) {
     bool json = false;
     int timeout = kStorageTimeout;
+    std::string config = LEASEHOLD_CONF;
     Options options("classify", "PATH...",
                     "Says what storage each path is on, which lock a lease there is made of, whom it keeps out, and\n"
                     "what it cannot promise.");
     options.add("json", json, "Print JSON");
     options.add("timeout", timeout, "How long storage may take to answer (10)");
+    options.add("config", config, "Another configuration (" LEASEHOLD_CONF ")", "FILE");
     Words paths = options.parse(arguments);
     if (paths.empty())
         throw UsageError("which path? See leasehold classify --help");
+    Settings settings = loadSettings(config);
     int result = kDone;
     Json all = Json::array();
     for (const std::string& path : paths) {
         Json found;
-        auto problem =
-            attempt([&] { found = askWithin(timeout, {}, [&] { return storageToJson(classifyPath(path)); }); });
+        auto problem = attempt([&] { found = askWithin(timeout, {}, [&] { return leaseToJson(path, settings); }); });
         if (problem) {
             found = {{"error", *problem}};
             result = kFailed;

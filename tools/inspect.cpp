@@ -96,6 +96,7 @@ Json toJson(const ImageView& image) {
             {"target", image.target},
             {"kind", kKinds[static_cast<std::size_t>(image.kind)]},
             {"storage", storageToJson(image.storage)},
+            {"lease_file", image.leaseFile.empty() ? Json() : Json(image.leaseFile)},
             {"leases", listToJson(image.leases)},
             {"record", image.record ? toJson(*image.record, image.recordCurrent) : Json()},
             {"foreign_mark", image.foreignMark},
@@ -208,24 +209,36 @@ void print(const Json& image) {
         line("next", text(advice));
 }
 
+Json look(const std::string& image, const Settings& settings) {
+    std::optional<Place> place;
+    auto problem = attempt([&] { place = findPlace({.path = image, .mode = lease::Mode::readOnly}, settings); });
+    ImageView view = inspectImage(image, place ? &*place : nullptr);
+    if (problem && view.storage.lock != storage::LockKind::none)
+        view.blindSpots.push_back("where its lease is: " + *problem);
+    return toJson(view);
+}
+
 } // namespace
 
 int inspect(const Words& arguments) {
     bool json = false;
     int timeout = kStorageTimeout;
+    std::string config = LEASEHOLD_CONF;
     Options options("inspect", "IMAGE...",
                     "Says who uses each image: leases with names, QEMU's own locks in words, all other locks with\n"
                     "their processes, what QEMU would say to a reader and to a writer, and what to do next.");
     options.add("json", json, "Print JSON");
     options.add("timeout", timeout, "How long storage may take to answer (10)");
+    options.add("config", config, "Another configuration (" LEASEHOLD_CONF ")", "FILE");
     Words images = options.parse(arguments);
     if (images.empty())
         throw UsageError("which image? See leasehold inspect --help");
+    Settings settings = loadSettings(config);
     bool failed = false;
     Json all = Json::array();
     for (const std::string& image : images) {
         Json seen;
-        auto problem = attempt([&] { seen = askWithin(timeout, {}, [&] { return toJson(inspectImage(image)); }); });
+        auto problem = attempt([&] { seen = askWithin(timeout, {}, [&] { return look(image, settings); }); });
         if (problem)
             seen = {{"path", image}, {"target", image}, {"error", *problem}};
         failed = failed || problem;

@@ -339,7 +339,7 @@ int probe(const Words& arguments) {
     // Lock calls may hang as everything else.
     constexpr int kRest = 45;
     Json result = askWithin(wait + kRest, {}, [&] {
-        Json storage = storageToJson(classifyPath(operands[0]));
+        Json storage = storageToJson(classifyPath(operands[0], {}));
         Json met = meet(operands[0], wait);
         met["storage"] = storage;
         return met;

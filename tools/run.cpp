@@ -56,9 +56,9 @@ int run(const Words& arguments) {
     if (paths.empty() || command.empty())
         throw UsageError("leasehold run IMAGE... -- COMMAND: images and command are needed; see leasehold run --help");
 
-    std::vector<Image> images;
+    std::vector<Resource> images;
     for (const std::string& path : paths)
-        images.push_back({absolute(path), readOnly ? lease::Mode::readOnly : lease::Mode::exclusive});
+        images.push_back({.path = absolute(path), .mode = readOnly ? lease::Mode::readOnly : lease::Mode::exclusive});
     Engine engine(loadSettings(config),
                   [](const std::string& warning) { std::cerr << "leasehold: " << os::printable(warning) << '\n'; });
     Guest guest = makeGuest(command[0]);

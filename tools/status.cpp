@@ -39,7 +39,7 @@ public:
     void add(Json& leases, const GuestView& guest) {
         std::map<std::uint64_t, std::vector<std::size_t>> byDevice;
         for (std::size_t i = 0; i < guest.leases.size(); i++)
-            byDevice[guest.leases[i].file.device].push_back(i);
+            byDevice[guest.leases[i].stored.leaseFile.device].push_back(i);
         for (const auto& [device, indices] : byDevice) {
             Json facts = ask(device, guest, indices);
             for (std::size_t i = 0; i < indices.size(); i++) {
@@ -56,15 +56,19 @@ private:
         bool remote = false;
         std::vector<int> keep;
         for (std::size_t i : indices) {
-            remote = remote || guest.leases[i].remote;
-            keep.push_back(guest.leases[i].fd.get());
+            const qemu::StoredLease& stored = guest.leases[i].stored;
+            remote = remote || stored.remote;
+            for (const os::Fd* fd : {&stored.lease, &stored.image, &stored.directory})
+                if (fd->open())
+                    keep.push_back(fd->get());
         }
         auto work = [&]() -> Json {
             Json facts;
             const StoredView& first = guest.leases[indices.front()];
             auto known = storages_.find(device);
-            facts["storage"] =
-                known != storages_.end() ? known->second : storageToJson(storage::classify(first.fd.get(), first.path));
+            facts["storage"] = known != storages_.end()
+                                   ? known->second
+                                   : storageToJson(storage::classify(first.stored.lease.get(), first.path));
             for (std::size_t i : indices)
                 facts["since"].push_back(heldSince(guest.leases[i], guest.tag));
             return facts;

@@ -5,6 +5,7 @@
 // How modes and storage are called in what the verbs print.
 
 #include "core/lease/mark.hpp"
+#include "core/settings.hpp"
 #include "core/storage/classify.hpp"
 #include "tools/output.hpp"
 
@@ -12,6 +13,8 @@ namespace leasehold::tools {
 
 const char* modeName(lease::Mode mode);
 Json storageToJson(const storage::Storage& storage);
+// What a lease of this image, device or directory is made of, and where it is.
+Json leaseToJson(const std::string& path, const Settings& settings);
 std::string describeStorage(const Json& storage);
 
 } // namespace leasehold::tools

@@ -76,6 +76,7 @@ constexpr std::uint8_t kRemote = 1 << 2;
 constexpr std::uint8_t kGuarded = 1 << 3;
 constexpr std::uint8_t kFlocksImage = 1 << 4;
 constexpr std::uint8_t kNamed = 1 << 5;
+constexpr std::uint8_t kCompanion = 1 << 6;
 
 constexpr std::uint8_t kHasImage = 1 << 0;
 constexpr std::uint8_t kHasDirectory = 1 << 1;
@@ -126,7 +127,8 @@ std::string encodeMessage(Header header, const GuestTag& tag, std::span<const St
     for (const StoredLease& lease : leases) {
         std::uint8_t flags = (lease.writable ? kWritable : 0) | (lease.joined ? kJoined : 0) |
                              (lease.remote ? kRemote : 0) | (lease.guarded ? kGuarded : 0) |
-                             (lease.flocksImage ? kFlocksImage : 0) | (lease.named ? kNamed : 0);
+                             (lease.flocksImage ? kFlocksImage : 0) | (lease.named ? kNamed : 0) |
+                             (lease.companion ? kCompanion : 0);
         std::uint8_t which = descriptorsOf(lease);
         Entry entry{lease.file, lease.mode, flags,
                     which,      0,          static_cast<std::uint32_t>(std::min(lease.path.size(), kMaxPath))};
@@ -170,6 +172,7 @@ public:
             lease.guarded = entry.flags & kGuarded;
             lease.flocksImage = entry.flags & kFlocksImage;
             lease.named = entry.flags & kNamed;
+            lease.companion = entry.flags & kCompanion;
             lease.path = take(entry.pathLength, kMaxPath);
             message.descriptors.push_back(entry.descriptors);
             visitDescriptors(lease, entry.descriptors, [&](const os::Fd&) {

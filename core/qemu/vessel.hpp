@@ -47,6 +47,7 @@ struct StoredLease {
     bool guarded = false;     // the image's description also holds the guard (image_locks.hpp)
     bool flocksImage = false; // and a flock while the lease is owned
     bool named = false;       // a <lease> element: there is no image
+    bool companion = false;   // beside the lease of the same image that goes by a name
     std::string path;         // as libvirt named it; for people
     os::Fd lease;             // carries the marks
     os::Fd image;             // open where `lease` is not the image itself

@@ -67,13 +67,15 @@ int openInside(const Lockspace& lockspace, Open open) {
 } // namespace
 
 Lockspace openLockspace(const std::string& path, const std::string& origin, std::span<const Override> overrides,
-                        bool create) {
+                        Missing missing) {
     Lockspace lockspace{path, origin, {}, {}};
-    if (create && mkdir(path.c_str(), 0700) < 0 && errno != EEXIST) {
+    if (missing == Missing::made && mkdir(path.c_str(), 0700) < 0 && errno != EEXIST) {
         int error = errno;
         refuse(path, origin, SystemError(error, "make", path).what());
     }
     int error = os::tryOpen(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, lockspace.directory);
+    if (error == ENOENT && missing == Missing::left)
+        return lockspace;
     if (error == ENOENT)
         refuse(path, origin, "it does not exist; make it on storage that all hosts share");
     if (error == ENOTDIR || error == ELOOP) {
@@ -137,6 +139,16 @@ os::Fd openLeaseDirectory(const Lockspace& lockspace, const std::string& name) {
         cannotMake(lockspace, error, name);
     if (changeableByOthers(statOf(fd.get(), lockspace.path + "/" + name)))
         refuse(lockspace.path, lockspace.origin, "others than its owner may write to '" + name + "' in it; remove it");
+    return fd;
+}
+
+os::Fd openLeaseIfExists(const Lockspace& lockspace, const std::string& name) {
+    os::Fd fd;
+    int error = openInside(lockspace, [&] {
+        return os::tryOpenAt(lockspace.directory.get(), name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0, fd);
+    });
+    if (error != 0 && error != ENOENT)
+        throw SystemError(error, "open the lease", lockspace.path + "/" + name);
     return fd;
 }
 

@@ -22,14 +22,21 @@ struct Lockspace {
     os::Fd directory;
 };
 
-// Throws Error naming the directory and its origin when it is missing, is a symbolic link, may be changed by others
-// than its owner, or is on storage without a lock to trust. `create`: makes the directory itself, not its parents.
+// What about a directory that is not there: it is an error, it is made (but not its parents), or it is left so (for who
+// only looks: then `directory` is not open, and nothing is known of its storage).
+enum class Missing { refused, made, left };
+
+// Throws Error naming the directory and its origin when it is a symbolic link, may be changed by others than its owner,
+// or is on storage without a lock to trust.
 Lockspace openLockspace(const std::string& path, const std::string& origin, std::span<const Override> overrides,
-                        bool create);
+                        Missing missing);
 
 // The file, or the directory (for a file set), of one lease: made when it is missing. `about` says what it belongs to.
 os::Fd openLeaseFile(const Lockspace& lockspace, const std::string& name, const std::string& about);
 os::Fd openLeaseDirectory(const Lockspace& lockspace, const std::string& name);
+
+// The same, of either kind, for looking; not open where there is none.
+os::Fd openLeaseIfExists(const Lockspace& lockspace, const std::string& name);
 
 // Whether nobody but root and ourselves can have made this lease file or directory, or may change it. For descriptors
 // that come out of a QEMU and may be anything that it could open.

@@ -376,6 +376,18 @@ class Host:
             self.libvirtd = None
             self.socket.unlink(missing_ok=True)
 
+    def revive(self):
+        """Starts libvirtd again if it was killed, or has crashed in its own code: that of libvirt 9.0 can, when the
+        source's QEMU dies at the switch-over of a migration on a busy machine (qemuMigrationSrcPerform, a null job).
+        Any other end is a failure."""
+        if self.libvirtd and self.libvirtd.poll() is not None:
+            crashes = [line for line in ok("dmesg").splitlines() if "libvirtd" in line and "segfault" in line]
+            assert crashes and " in libvirt_driver_qemu.so" in crashes[-1], f"libvirtd ended: {self.log()[-2000:]}"
+            self.libvirtd = None
+            self.socket.unlink(missing_ok=True)
+        if not self.libvirtd:
+            self.start_libvirtd()
+
     def libvirtd_pid(self):
         """As this process knows it, not as the host does."""
         return only_child(self.libvirtd.pid)

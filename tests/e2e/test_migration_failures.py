@@ -109,10 +109,10 @@ def test_whoever_dies_at_whatever_step_exactly_one_host_may_run_the_guest(alpha,
 
 def came_to_a_good_end(alpha, beta, mover, outcome, disk):
     for host in (alpha, beta):
-        if not host.libvirtd:
-            host.start_libvirtd()
+        host.revive()
     only_one_may_run(alpha, beta, mover, outcome)
     for host in (alpha, beta):
+        host.revive()
         assert not left_behind(host, disk)
     assert [len(host.qemus()) for host in (alpha, beta)] == {STAYS: [1, 0], MOVES: [0, 1], GONE: [0, 0]}[outcome]
     if outcome == GONE:

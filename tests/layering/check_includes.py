@@ -21,9 +21,10 @@ MAY_INCLUDE = {
     'core/explain': ['core/os', 'core/storage', 'core/lease', 'core/qemu', 'core/place', 'core/engine'],
     # The names in engine.hpp's signatures are part of it: modes and UUIDs. And what it throws.
     'plugin': ['core/engine', 'core/settings', 'core/os/error', 'core/os/text', 'core/lease/mark'],
-    'core/inspect': ['core/os', 'core/storage', 'core/lease', 'core/qemu'],
+    'core/inspect': ['core/os', 'core/storage', 'core/lease', 'core/qemu', 'core/place', 'core/settings'],
     # The command asks the engine for a lease (run) and core/inspect for facts; probe takes bare locks of its own.
-    'tools': ['core/engine', 'core/inspect', 'core/settings', 'core/os', 'core/storage/classify', 'core/lease/mark'],
+    'tools': ['core/engine', 'core/inspect', 'core/settings', 'core/place', 'core/os',
+              'core/storage/classify', 'core/lease/mark'],
 }
 
 # Words of the layers above, which no file of core may know.

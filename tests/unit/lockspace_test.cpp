@@ -47,7 +47,7 @@ protected:
     }
 
     static Lockspace open(const std::string& path, bool create = false) {
-        return openLockspace(path, "file_lockspace_dir", {}, create);
+        return openLockspace(path, "file_lockspace_dir", {}, create ? Missing::made : Missing::refused);
     }
 
     // The error names the directory and who told us of it.
@@ -109,8 +109,8 @@ TEST_F(LockspaceTest, OnStorageWithoutATrustworthyLockIsRefused) {
     expectRefused("/proc/sys", "it is on proc");
     std::string path = folder("told");
     std::vector<Override> refuse{{path, LockKind::none, Scope::thisHost}};
-    EXPECT_TRUE(
-        says(errorOf([&] { openLockspace(path, "file_lockspace_dir", refuse, false); }), "the administrator refuses"));
+    EXPECT_TRUE(says(errorOf([&] { openLockspace(path, "file_lockspace_dir", refuse, Missing::refused); }),
+                     "the administrator refuses"));
 }
 
 TEST_F(LockspaceTest, ThatMayNotBeWrittenToIsRefusedWithWhatToDo) {
