@@ -4,6 +4,7 @@
 """Servers that restart, hosts that are cut off, freeze or die; root without rights. First what the bare locks do, then
 what the lease does: the first half must hold for the second to be possible."""
 
+import itertools
 import threading
 import time
 
@@ -38,7 +39,10 @@ def until_granted(actor, *order, seconds):
 # --- root_squash
 
 
-@pytest.fixture(params=[kind for kind in ("nfs42", "nfs3") if kind in conftest.KINDS], scope="module")
+NFS = [kind for kind in ("nfs42", "nfs3") if kind in conftest.KINDS]
+
+
+@pytest.fixture(params=NFS, scope="module")
 def nfs(request, bring_up):
     return bring_up(request.param)
 
@@ -65,8 +69,7 @@ def test_root_may_not_open_a_private_image_but_lock_it_once_it_is_open(private_i
     two.ok("ofd", "f", "w", MARK, 1)
 
 
-def test_a_private_image_is_leased(request, nfs, private_image, one, two):
-    conftest.expect_refusal(request, nfs.name)
+def test_a_private_image_is_leased(private_image, one, two):
     one.ok("register", "db", 1, private_image)
     assert private_image in two.refused("register", "web", 2, private_image)
     one.ok("acquire", "db")
@@ -78,32 +81,34 @@ def test_a_private_image_is_leased(request, nfs, private_image, one, two):
 
 
 @pytest.fixture(scope="module")
-def after_the_restart(lab, nfs):
-    """h1 held a lock and a lease when the server went; h2 asked for them when it came back."""
-    lock, lease = nfs.path("lock"), nfs.path("lease")
-    holder = lab.hosts[0].actor(lab.unique("restart"))
-    asker, lease_asker = (lab.hosts[1].actor(lab.unique("restart")) for _ in range(2))
-    hold(holder, nfs.name, lock)
-    asker.ok("open", "f", lock, "rw")
-    holder.ask("register", "db", 1, lease)
-    nfs.restart()
-    answers = labs.together(lambda work: work[0].ask(*work[1], timeout=90),
-                            [(asker, lock_of(nfs.name)), (lease_asker, ("register", "web", 2, lease))])
-    yield holder, *answers
-    for actor in (holder, asker, lease_asker):
+def after_the_restart(bring_up):
+    """{kind: what became of it}: h1 held a lock and a lease when the server, which is one for all, went; h2 asked for
+    them when it came back."""
+    kinds = {name: bring_up(name) for name in NFS}
+    actors, orders = {}, []
+    for name, kind in kinds.items():
+        lock, lease = kind.path("lock"), kind.image("lease")
+        holder, asker, lease_asker = actors[name] = [kind.actor(kind.clients[number]) for number in (0, 1, 1)]
+        hold(holder, name, lock)
+        asker.ok("open", "f", lock, "rw")
+        holder.ask("register", "db", 1, lease)
+        orders += [(asker, lock_of(name)), (lease_asker, ("register", "web", 2, lease))]
+    next(iter(kinds.values())).restart()
+    answers = iter(labs.together(lambda order: order[0].ask(*order[1], timeout=90), orders))
+    yield {name: (actors[name][0], next(answers), next(answers)) for name in kinds}
+    for actor in itertools.chain(*actors.values()):
         actor.quit()
 
 
 def test_locks_survive_a_restart_of_the_nfs_server(nfs, after_the_restart, table):
-    holder, answer, _ = after_the_restart
+    holder, answer, _ = after_the_restart[nfs.name]
     table.add(nfs.name, "server restarted", f"a lock call blocks for {answer.seconds:.0f} s, then {answer.status}")
     assert answer.status == "EAGAIN", str(answer)
     holder.ok("read", "f", 0)
 
 
-def test_a_lease_survives_a_restart_of_the_nfs_server(request, nfs, after_the_restart):
-    conftest.expect_refusal(request, nfs.name)
-    holder, _, answer = after_the_restart
+def test_a_lease_survives_a_restart_of_the_nfs_server(nfs, after_the_restart):
+    holder, _, answer = after_the_restart[nfs.name]
     assert answer.status == "refused", str(answer)
     holder.ok("acquire", "db")
     holder.ok("kill", "db")
@@ -157,8 +162,7 @@ def test_a_descriptor_without_a_lock_is_not_told_so_its_late_writes_land(after_t
 
 
 @needs_nfs42
-def test_the_lease_of_a_host_that_was_cut_off_for_too_long_can_be_taken_and_is_gone(request, after_the_cut):
-    conftest.expect_refusal(request, "nfs42")
+def test_the_lease_of_a_host_that_was_cut_off_for_too_long_can_be_taken_and_is_gone(after_the_cut):
     holders, two, is_stolen = after_the_cut
     assert is_stolen, "the lease of a host that was cut off cannot be taken"
     assert holders["leased"].ask("acquire", "db", timeout=90).status == "refused"
