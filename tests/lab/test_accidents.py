@@ -4,6 +4,7 @@
 """Servers that restart, hosts that are cut off, freeze or die; root without rights. First what the bare locks do, then
 what the lease does: the first half must hold for the second to be possible."""
 
+import contextlib
 import itertools
 import threading
 import time
@@ -75,6 +76,52 @@ def test_a_private_image_is_leased(private_image, one, two):
     one.ok("acquire", "db")
     one.ok("kill", "db")
     two.ok("register", "web", 2, private_image)
+
+
+# --- storage that does not answer
+
+
+@contextlib.contextmanager
+def silent(kind):
+    """Calls of h1 hang inside, also those that never wait."""
+    host = kind.clients[0]
+    if kind.has_server:
+        host.cut(kind.server)
+    else:
+        host.ok("pkill -STOP dlm_controld")
+    try:
+        yield
+    finally:
+        if kind.has_server:
+            host.heal(kind.server)
+        else:
+            host.ok("pkill -CONT dlm_controld")
+
+
+@pytest.mark.parametrize("name", [name for name in ("nfs42", "gfs2") if name in conftest.KINDS])
+def test_a_call_to_storage_that_does_not_answer_ends_and_leaves_nothing_behind(bring_up, actor, name):
+    kind = bring_up(name)
+    leased, wanted, local = kind.image(), kind.image(), "/run/local.img"
+    one, two = actor(kind.clients[0], "storage_timeout = 2\nhandoff_wait = 0"), actor(kind.clients[1])
+    one.host.ok(f"truncate -s 1M {local}")
+    # The first lock after NFS was mounted takes longer than that.
+    labs.wait_until(lambda: one.ask("register", "db", 1, leased), "the guest has started", 60)
+    one.ok("register", "other", 2, local)
+    processes = one.host.ok(f"pgrep --session {one.pid}")
+
+    def helpers_are_gone():
+        return one.host.ok(f"pgrep --session {one.pid}") == processes
+    with silent(kind):
+        for order in (("acquire", "db"), ("register", "web", 3, wanted)):
+            answer = one.ask(*order)
+            assert answer.status == "refused" and "not answer" in answer.text and answer.seconds < 10, str(answer)
+        assert one.ask("acquire", "other").seconds < 1, "who is elsewhere is not affected"
+        if name != "gfs2":  # a process that waits for dlm_controld cannot be killed (Linux fs/dlm/plock.c)
+            labs.wait_until(helpers_are_gone, "the helpers are gone")
+    labs.wait_until(lambda: one.ask("acquire", "db"), "the guest can resume", 60)
+    labs.wait_until(helpers_are_gone, "the helpers are gone")
+    two.ok("register", "late", 4, wanted)
+    two.refused("register", "thief", 5, leased)
 
 
 # --- the server restarts
