@@ -398,17 +398,17 @@ def after_the_power_cut(bring_up):
         waiting[name, "lease"] = (lease_taker, ("register", "web", 2, lease)) if is_leased else None
         if name in conftest.FILE_SETS:
             waiting[name, "gate"] = kind.actor(kind.clients[1]), ("register", "web", 2, dies_in_the_gate(kind))
-    results = {}
+    results = {key: "refused" for key, work in waiting.items() if work is None}
 
     def wait(key):
-        results[key] = "refused"
-        if work := waiting[key]:
-            results[key] = until_granted(work[0], *work[1], seconds=SECONDS)
+        taker, order = waiting[key]
+        results[key] = until_granted(taker, *order, seconds=SECONDS)
 
     for host in {kind.clients[0] for kind in kinds.values()}:
         host.kill()
     start = time.monotonic()
-    threads = [threading.Thread(target=wait, args=(key,)) for key in waiting if key[0] not in STAY]
+    threads = [threading.Thread(target=wait, args=(key,)) for key, work in waiting.items()
+               if work is not None and key[0] not in STAY]
     for thread in threads:
         thread.start()
     for thread in threads:
