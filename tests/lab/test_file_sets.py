@@ -79,6 +79,7 @@ def test_a_process_that_is_stopped_in_the_middle_keeps_others_out_for_no_longer_
     assert answer.status == "hung", str(answer)
     assert "stopped" in two.refused("register", "web", 2, image)
     stopped.resume()
+    stopped.ok("statfs", storage.directory)  # answered when the start is over
     assert "guest 'db'" in two.refused("register", "web", 2, image)
     stopped.ok("kill", "db")
     two.ok("register", "web", 2, image)
