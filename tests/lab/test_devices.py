@@ -115,6 +115,8 @@ def test_a_device_without_an_identity_goes_by_its_path(hosts, storage, actor):
     one.ok("register", "db", 1, "/dev/vdd")
     assert "on this host only" in one.said()
     two.ok("register", "web", 2, "/dev/vdd")
+    one.ok("kill", "db")
+    two.ok("kill", "web")
     conf = f'file_lockspace_dir = "{storage.lockspace}"'
     one, two = (actor(host, conf) for host in hosts)
     one.ok("register", "db", 1, "/dev/vdd")
