@@ -3,6 +3,7 @@
 
 """Fixtures: one lab for the whole run, each storage from its first use on, actors and images for one test."""
 
+import contextlib
 import os
 import pathlib
 
@@ -48,39 +49,36 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session")
-def lab():
-    with made_or_skipped(labs.Lab) as lab:
-        for host in lab.hosts:
-            host.power_on()
-        lab.push_actor()  # compiles while they boot
-        lab.boot()
-        yield lab
+def lab_of():
+    """lab_of(labs.Lab): that lab, started when it is first asked for."""
+    made = {}
+
+    def start(kind):
+        if kind not in made:
+            try:
+                made[kind] = stack.enter_context(kind())
+            except labs.Missing as missing:
+                pytest.skip(str(missing))
+            made[kind].start()
+        return made[kind]
+    with contextlib.ExitStack() as stack:
+        yield start
 
 
 @pytest.fixture(scope="session")
-def namespace_lab():
-    with made_or_skipped(labs.NamespaceLab) as lab:
-        lab.push_actor()
-        lab.boot()
-        yield lab
-
-
-def made_or_skipped(kind):
-    try:
-        return kind()
-    except labs.Missing as missing:
-        pytest.skip(str(missing))
+def lab(lab_of):
+    return lab_of(labs.Lab)
 
 
 @pytest.fixture(scope="session")
-def bring_up(request):
+def bring_up(lab_of):
     """bring_up("nfs42"): that storage, ready to use."""
     kinds = {}
 
     def ready(name):
         if name not in kinds:
             kind = storages.KINDS[name]
-            kinds[name] = kind(request.getfixturevalue("lab" if kind.own_kernels else "namespace_lab"))
+            kinds[name] = kind(lab_of(labs.Lab if kind.own_kernels else labs.NamespaceLab))
         return kinds[name].ready()
     return ready
 
@@ -178,7 +176,8 @@ def pytest_runtest_makereport(item, call):
     """A failure shows what each host's kernel has said last."""
     outcome = yield
     report = outcome.get_result()
-    if report.failed and hasattr(item, "funcargs"):
-        for lab in {value for value in item.funcargs.values() if isinstance(value, labs.Lab)}:
-            for host in lab.hosts:
-                report.sections.append((f"console of {host}", host.log()[-1500:]))
+    arguments = getattr(item, "funcargs", {}).values()
+    lab = next((lab for value in arguments if isinstance(lab := getattr(value, "lab", value), labs.Lab)), None)
+    if report.failed and lab:
+        for host in lab.hosts:
+            report.sections.append((f"console of {host}", host.log()[-1500:]))

@@ -448,6 +448,10 @@ class AnyLab:
         self.compiled("actor", "c++", "-std=c++20", "-rdynamic", f"-I{ROOT}", HERE / "actor.cpp",
                       support / "plugin_host.cpp", "-ldl")
 
+    def start(self):
+        self.push_actor()
+        self.boot()
+
     def boot(self, *hosts):
         """Boots those of them that do not run, all at once."""
         hosts = hosts or self.hosts
@@ -488,6 +492,11 @@ class Lab(AnyLab):
         with open(path, "wb") as file:
             file.truncate(size)
         return path
+
+    def start(self):
+        for host in self.hosts:
+            host.power_on()
+        super().start()  # compiles while they boot
 
     def others(self, host):
         return [other for other in self.hosts if other is not host]

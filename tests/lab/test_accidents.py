@@ -386,8 +386,10 @@ def dies_in_the_gate(kind):
 def after_the_power_cut(bring_up):
     """{(kind, "lock"): free after so many seconds, (kind, "lease"): ...}; None: not while the host was dead; "refused":
     the plugin did not lease there."""
-    kinds = {name: bring_up(name) for name in conftest.KINDS}
-    waiting = {}
+    kinds, waiting = {}, {}
+    for name in conftest.KINDS:
+        with contextlib.suppress(pytest.skip.Exception):  # what is missing for one shall not skip the others
+            kinds[name] = bring_up(name)
     for name, kind in kinds.items():
         lock, lease = kind.path("lock"), kind.image("lease")
         holder, taker, lease_taker = (kind.actor(kind.clients[number]) for number in (0, 1, 1))
@@ -422,9 +424,15 @@ def after_the_power_cut(bring_up):
     yield results
 
 
+def freed_after(results, name, what):
+    if (name, what) not in results:
+        pytest.skip(f"{name} cannot be set up here")
+    return results[name, what]
+
+
 @pytest.mark.last
 def test_the_lock_of_a_dead_host_is_free_after_some_time_or_known_to_stay(storage_name, after_the_power_cut, table):
-    lock, lease = (after_the_power_cut[storage_name, what] for what in ("lock", "lease"))
+    lock, lease = (freed_after(after_the_power_cut, storage_name, what) for what in ("lock", "lease"))
     said = [f"{value:.0f} s" if isinstance(value, float) else value or "stays" for value in (lock, lease)]
     table.add(storage_name, "host killed", f"lock free after: {said[0]}", f"lease free after: {said[1]}")
     assert (lock is None) == (storage_name in STAY)
@@ -433,7 +441,7 @@ def test_the_lock_of_a_dead_host_is_free_after_some_time_or_known_to_stay(storag
 @pytest.mark.last
 def test_the_lease_of_a_dead_host_is_free_when_the_lock_is(request, storage_name, after_the_power_cut):
     conftest.expect_refusal(request, storage_name)
-    lease = after_the_power_cut[storage_name, "lease"]
+    lease = freed_after(after_the_power_cut, storage_name, "lease")
     assert lease != "refused"
     assert (lease is None) == (storage_name in STAY)
 
@@ -441,7 +449,7 @@ def test_the_lease_of_a_dead_host_is_free_when_the_lock_is(request, storage_name
 @pytest.mark.last
 @pytest.mark.parametrize("name", conftest.FILE_SETS)
 def test_a_host_that_dies_in_the_middle_of_a_start_keeps_nobody_out(name, after_the_power_cut):
-    assert after_the_power_cut[name, "gate"] is not None
+    assert freed_after(after_the_power_cut, name, "gate") is not None
 
 
 @pytest.mark.last
