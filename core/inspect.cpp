@@ -319,6 +319,9 @@ void collectLocks(ImageView& view, const Target& target, const std::vector<Table
     if (view.storage.hidesReadLocks)
         view.blindSpots.push_back("readers and QEMU's own locks on other hosts: " + view.storage.name +
                                   " does not show read locks; run this there");
+    if (view.storage.qemuLocksStayLocal)
+        view.blindSpots.push_back("QEMU's own locks on other hosts: on " + view.storage.name +
+                                  " they stay there; run this there");
     if (hidden > 0)
         view.blindSpots.push_back(std::to_string(hidden) +
                                   " processes of other users: what they have open, and their names; run this as root");

@@ -166,7 +166,8 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const St
     qemu::StoredLease& stored = place.stored;
     stored.remote = found.remote;
     place.hidesQemu = found.hidesReadLocks;
-    place.guardable = found.hidesReadLocks || found.qemuLocksStayLocal || found.lock == LockKind::none;
+    // Not on FUSE, also where its flock is vouched for: there a byte-range lock may outlive its holder (tests/lab).
+    place.guardable = found.hidesReadLocks || found.flockImage;
     if (!settings.fileLockspaceDir.empty()) {
         refuseOtherNames(resource, image);
         Lockspace lockspace = storage::openLockspace(settings.fileLockspaceDir, "file_lockspace_dir",

@@ -120,11 +120,8 @@ def qemu_image(leased, image):
     return image
 
 
-def test_qemu_s_own_locks_and_the_lease_do_not_meet(request, leased, qemu_image, one, two):
+def test_qemu_s_own_locks_and_the_lease_do_not_meet(leased, qemu_image, one, two):
     """In the order in which they come: the lease before QEMU opens the image, QEMU's bytes while it is in use."""
-    if leased.name == "bindfs":
-        request.applymarker(pytest.mark.xfail(strict=True, reason="the guard of a killed destination stays: libfuse "
-                                              "hears of the end of a lock only when a process closes its descriptor"))
     one.ok("register", "db", 1, qemu_image)
     one.ok("qemu-locks", qemu_image)
     one.ok("acquire", "db")
