@@ -34,19 +34,22 @@ std::string hostName() {
 }
 
 // Not gmtime(3): it takes a lock of the C library, which another thread of libvirtd may have held when this process was
-// forked from it.
+// forked from it. Not the calendar of <chrono> either: GCC 10's library has none.
 std::string formatTime(std::int64_t seconds) {
-    using namespace std::chrono;
     if (seconds < 0 || seconds > 253402300799) // 9999-12-31
         return "an unknown time";
-    sys_seconds time{std::chrono::seconds(seconds)};
-    year_month_day date(floor<days>(time));
-    hh_mm_ss clock(time - floor<days>(time));
+    const auto isLeap = [](int year) { return (year % 4 == 0 && year % 100 != 0) || year % 400 == 0; };
+    int year = 1970, month = 1;
+    std::int64_t day = seconds / 86400;
+    for (int length; day >= (length = isLeap(year) ? 366 : 365); year++)
+        day -= length;
+    constexpr int kDays[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+    for (int length; day >= (length = kDays[month - 1] + (month == 2 && isLeap(year) ? 1 : 0)); month++)
+        day -= length;
+    const int second = static_cast<int>(seconds % 86400);
     char text[80];
-    std::snprintf(text, sizeof text, "%04d-%02u-%02u %02d:%02d:%02d UTC", static_cast<int>(date.year()),
-                  static_cast<unsigned>(date.month()), static_cast<unsigned>(date.day()),
-                  static_cast<int>(clock.hours().count()), static_cast<int>(clock.minutes().count()),
-                  static_cast<int>(clock.seconds().count()));
+    std::snprintf(text, sizeof text, "%04d-%02d-%02d %02d:%02d:%02d UTC", year, month, static_cast<int>(day) + 1,
+                  second / 3600, second / 60 % 60, second % 60);
     return text;
 }
 
