@@ -63,10 +63,10 @@ void closeOthers(std::vector<int> keep) {
     unsigned first = STDERR_FILENO + 1;
     for (int number : keep) {
         if (static_cast<unsigned>(number) > first)
-            syscall(SYS_close_range, first, number - 1, 0); // Linux 5.9; before it they merely stay open
+            syscall(__NR_close_range, first, number - 1, 0); // Linux 5.9; before it they merely stay open
         first = std::max(first, static_cast<unsigned>(number) + 1);
     }
-    syscall(SYS_close_range, first, ~0u, 0);
+    syscall(__NR_close_range, first, ~0u, 0);
 }
 
 void writeAll(int fd, const std::string& text) {

@@ -25,10 +25,10 @@ namespace {
 
 // Debian 12's glibc has wrappers for both, RHEL 9's has not.
 int pidfdOpen(pid_t pid) {
-    return static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+    return static_cast<int>(syscall(__NR_pidfd_open, pid, 0));
 }
 int pidfdGetfd(int pidfd, int number) {
-    return static_cast<int>(syscall(SYS_pidfd_getfd, pidfd, number, 0));
+    return static_cast<int>(syscall(__NR_pidfd_getfd, pidfd, number, 0));
 }
 
 // The entries of a /proc directory whose names are numbers. That of a process that is gone or forbidden has none; but
