@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+#
+# Sourced by build-deb.sh and build-rpm.sh, which begin alike: the source as a tarball, the same whenever it is made.
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+out=$(mkdir -p "${1:-$root/build-packages}" && cd "${1:-$root/build-packages}" && pwd)
+version=$(sed -n "s/^  version: '\(.*\)',$/\1/p" "$root/meson.build")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# A checkout is packed as it is, with changes but without what git does not know; an unpacked tarball of "meson dist" as
+# a whole. Its last change is the time of everything in the packages (https://reproducible-builds.org/specs/source-date-epoch/).
+if git -C "$root" rev-parse --git-dir >"$work/log" 2>&1; then
+    files() { git -C "$root" ls-files -z; }
+    changed=$(git -C "$root" log -1 --format=%ct)
+else
+    files() { (cd "$root" && find . -path './build*' -prune -o '(' -type f -o -type l ')' -printf '%P\0'); }
+    changed=$(stat -c %Y "$root/meson.build")
+fi
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$changed}
+
+pack_source() {
+    files | LC_ALL=C sort -z | tar -C "$root" --null --no-recursion -T - --transform "flags=r;s,^,leasehold-$version/," \
+        --mtime "@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode=go=rX,u+rw -c | gzip -n >"$1"
+}
+
+# quietly COMMAND...: its output only if it fails.
+quietly() {
+    "$@" >"$work/log" 2>&1 || { cat "$work/log" >&2; return 1; }
+}
