@@ -32,6 +32,7 @@ test_packages=(libgtest-dev python3-pytest augeas-tools binutils)
 tools_packages=(bindfs util-linux)
 lint_packages=(clang-format clang-tidy)
 model_packages=(spin)
+package_packages=(debhelper lintian rpm rpmlint cpio checkpolicy semodule-utils apparmor mandoc debootstrap)
 lab_packages=(qemu-system-x86 e2fsprogs libc6-dev python3 bindfs strace)
 
 # build DIR [MESON OPTION...]: configures once, then builds.

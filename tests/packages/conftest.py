@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+
+"""Fixtures: the packages, built twice, and machines that are thrown away (tests/support/chroot)."""
+
+import concurrent.futures
+import contextlib
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "e2e"))
+
+import hosts  # noqa: E402
+
+CHROOT = ROOT / "tests" / "support" / "chroot"
+# What a node has before and beside leasehold. Fetched once; each run installs them as a newcomer would.
+NODE = ["libvirt-daemon-system", "libvirt-clients", "qemu-system-x86"]
+
+
+def build(kind, out, **environment):
+    """Runs packaging/build-KIND.sh: {file name: path}."""
+    script = ROOT / "packaging" / f"build-{kind}.sh"
+    printed = hosts.ok("nice", script, out, timeout=600, env={**os.environ, **environment})
+    return {pathlib.Path(line).name: pathlib.Path(line) for line in printed.splitlines()}
+
+
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory):
+    """{kind: (files of one build, files of another one)}, which differ in what must not matter."""
+    for program in ("dpkg-buildpackage", "dh", "rpmbuild", "checkmodule"):
+        if subprocess.run(["sh", "-c", f"command -v {program}"], capture_output=True).returncode != 0:
+            pytest.skip(f"{program} is not installed")
+    elsewhere = tmp_path_factory.mktemp("another-and-longer-folder-to-build-in")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        running = {kind: (pool.submit(build, kind, tmp_path_factory.mktemp(kind)),
+                          pool.submit(build, kind, tmp_path_factory.mktemp(f"{kind}-again"), TMPDIR=str(elsewhere),
+                                      TZ="Pacific/Auckland", LC_ALL="C", USER="somebody-else"))
+                   for kind in ("deb", "rpm")}
+        return {kind: tuple(each.result() for each in pair) for kind, pair in running.items()}
+
+
+def only(files, beginning, end):
+    found = [path for name, path in files.items() if name.startswith(beginning) and name.endswith(end)]
+    assert len(found) == 1, f"{beginning}...{end}: {sorted(files)}"
+    return found[0]
+
+
+@pytest.fixture(scope="session")
+def deb(builds):
+    return only(builds["deb"][0], "leasehold_", ".deb")
+
+
+@pytest.fixture(scope="session")
+def rpm(builds):
+    return only(builds["rpm"][0], "leasehold-0", ".x86_64.rpm")
+
+
+class Machine:
+    """A minimal Debian of this machine's release, with a folder that both sides see at the same place."""
+
+    def __init__(self, shared):
+        self.shared = shared
+        release = platform.freedesktop_os_release()["VERSION_CODENAME"]
+        tree = hosts.ok(CHROOT, "prepare", release, "rpm", " ".join(NODE), timeout=600).strip()
+        # It lives until its standard input ends, and everything on it with it.
+        self.process = subprocess.Popen([CHROOT, "run", tree, f"{shared}:{shared}", "--", "sh", "-c",
+                                         "echo ready; read -r _"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True)
+        assert self.process.stdout.readline() == "ready\n", "the machine did not come up"
+        self.init = str(hosts.only_child(self.process.pid))
+
+    def stop(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+        self.process.stdout.close()
+
+    def run(self, *command, timeout=120):
+        return hosts.run("nsenter", "-t", self.init, "-m", "-u", "-p", "-n", "env", "-i", "HOME=/root",
+                         "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive",
+                         *command, timeout=timeout)
+
+    def ok(self, *command, **options):
+        result = self.run(*command, **options)
+        assert result, str(result)
+        return result.out
+
+    def path(self, name):
+        """How this process reaches a file of the machine."""
+        return pathlib.Path(f"/proc/{self.init}/root{name}")
+
+    def apt(self, *words):
+        """apt-get without a network: what is fetched is all there is. Changed configuration is kept without a question,
+        as by everybody who upgrades many nodes."""
+        return self.run("apt-get", "-y", "-q", "--no-install-recommends", "-o", "Dpkg::Options::=--force-confdef",
+                        "-o", "Dpkg::Options::=--force-confold", *words)
+
+    def services_asked_for(self):
+        log = self.path("/var/log/services-asked-for")
+        return log.read_text() if log.exists() else ""
+
+
+@contextlib.contextmanager
+def machine_with(folder):
+    try:
+        hosts.requirements()
+    except hosts.Missing as missing:
+        pytest.skip(str(missing))
+    machine = Machine(folder)
+    try:
+        yield machine
+    finally:
+        machine.stop()
