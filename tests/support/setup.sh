@@ -28,11 +28,11 @@ need() {
 build_packages=(g++ gcc meson ninja-build pkg-config libglib2.0-dev libvirt-dev nlohmann-json3-dev)
 hypervisor_packages=(libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils
     iproute2 attr python3)
-test_packages=(libgtest-dev python3-pytest augeas-tools binutils)
+test_packages=(libgtest-dev python3-pytest augeas-tools binutils mandoc apparmor checkpolicy semodule-utils)
 tools_packages=(bindfs util-linux)
 lint_packages=(clang-format clang-tidy)
 model_packages=(spin)
-package_packages=(debhelper lintian rpm rpmlint cpio checkpolicy semodule-utils apparmor mandoc debootstrap)
+package_packages=(debhelper lintian rpm rpmlint cpio debootstrap)
 lab_packages=(qemu-system-x86 e2fsprogs libc6-dev python3 bindfs strace)
 
 # build DIR [MESON OPTION...]: configures once, then builds.
