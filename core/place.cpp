@@ -78,7 +78,7 @@ struct OpenImage {
 
 // The image as this mode needs it. A device only for looking: closing one that was open for writing makes udev examine
 // it anew (udev(7), "watch").
-OpenImage openImage(const Resource& resource, const Settings& settings) {
+OpenImage openImage(const Resource& resource, const Settings& settings, bool look) {
     struct stat status = statResource(resource, settings);
     bool device = S_ISBLK(status.st_mode), directory = S_ISDIR(status.st_mode);
     if (directory && resource.mode != Mode::readOnly)
@@ -88,7 +88,8 @@ OpenImage openImage(const Resource& resource, const Settings& settings) {
     // Never waits for the other end of a FIFO, or for a lease (fcntl(2), F_SETLEASE) to be broken.
     OpenImage image{{}, status};
     bool writable = resource.mode != Mode::readOnly && !device;
-    int flags = (writable ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_NOCTTY;
+    // Who only looks breaks no lease and needs no permission.
+    int flags = look ? O_PATH : (writable ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_NOCTTY;
     int error = os::tryOpen(resource.path, flags, image.fd);
     // Where root is squashed only the image's owner may open it. The descriptor can be locked and read by root
     // afterwards: permissions are checked at open.
@@ -309,7 +310,7 @@ Place placeResource(const Resource& resource, const Incarnation* self, const Set
         placeNamed(place, resource, self, settings);
         return place;
     }
-    OpenImage image = openImage(resource, settings);
+    OpenImage image = openImage(resource, settings, self == nullptr);
     place.stored.file = os::fileIdOf(image.status);
     if (S_ISBLK(image.status.st_mode)) {
         placeDevice(place, resource, std::move(image), self, settings);

@@ -51,7 +51,8 @@ std::string nameOf(const Resource& resource);
 // Throws Error, naming the resource, what is wrong with it, and what to do.
 Place openPlace(const Resource& resource, const lease::Incarnation& self, const Settings& settings);
 
-// The same for looking: nothing is made, `stored.lease` and `stored.directory` are open only where others have made them.
+// The same for looking: nothing is made, and `stored.lease` and `stored.directory` are open only where others have made
+// them. The image is opened with O_PATH (open(2)).
 Place findPlace(const Resource& resource, const Settings& settings);
 
 // A lease that goes by a path or by a name does not know an image again that is reached in another way: through a

@@ -35,6 +35,7 @@ std::vector<Domain> listDomains(const Connection& connection, unsigned flags) {
     if (count < 0)
         unreachable();
     std::vector<Domain> domains;
+    domains.reserve(static_cast<std::size_t>(count));
     for (int i = 0; i < count; i++)
         domains.emplace_back(list[i], virDomainFree);
     free(list);

@@ -6,9 +6,9 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <iostream>
 #include <memory>
+#include <string_view>
 
 #include <glib.h>
 #include <unistd.h>
@@ -34,7 +34,10 @@ std::string formatWith(std::int64_t seconds, const char* format) {
 } // namespace
 
 std::string paint(Colour colour, const std::string& text) {
-    static const bool colours = onTerminal() && !getenv("NO_COLOR") && getenv("TERM") && strcmp(getenv("TERM"), "dumb");
+    static const bool colours = [] {
+        const char* terminal = getenv("TERM");
+        return onTerminal() && !getenv("NO_COLOR") && terminal && std::string_view(terminal) != "dumb";
+    }();
     if (!colours || colour == Colour::none || text.empty())
         return text;
     const char* code = colour == Colour::bold     ? "1"

@@ -146,10 +146,11 @@ std::vector<Opener> findOpeners(const FileId& file, std::optional<std::uint64_t>
         Opener opener{pid, false, {}};
         bool found = false;
         for (int number : process->descriptors()) {
-            std::string name = std::to_string(number);
-            if (!leadsTo(folder + "/fd/" + name, file, node))
+            std::string name = "/" + std::to_string(number);
+            std::string link = folder + "/fd", facts = folder + "/fdinfo";
+            if (!leadsTo(link += name, file, node))
                 continue;
-            auto info = readFileIfPossible(folder + "/fdinfo/" + name, 1 << 20);
+            auto info = readFileIfPossible(facts += name, 1 << 20);
             if (!info)
                 continue;
             found = true;

@@ -36,7 +36,7 @@ def pytest_configure(config):
 
 
 # What is quick and tells most comes first.
-FILES = ("test_locks", "test_leases", "test_file_sets", "test_devices", "test_accidents")
+FILES = ("test_locks", "test_leases", "test_file_sets", "test_devices", "test_inspect", "test_accidents")
 
 
 @pytest.hookimpl(trylast=True)  # after pytest's own sorting by parameter

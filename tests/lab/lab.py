@@ -56,6 +56,11 @@ def require(*programs):
             raise Missing(f"{program} is not installed")
 
 
+def command():
+    """The leasehold command, as it was built beside the plugin."""
+    return plugin_dir().parent / "tools" / "leasehold"
+
+
 def plugin_dir():
     return pathlib.Path(os.environ.get("LEASEHOLD_PLUGIN_DIR", ROOT / "build" / "plugin")).resolve()
 
@@ -439,11 +444,13 @@ class AnyLab:
             shutil.copy(file, self.share)
 
     def push_actor(self):
-        """What Host.actor() needs: the actor, the built plugin and the program that plays QEMU."""
+        """What Host.actor() needs: the actor, the built plugin and the program that plays QEMU. And the command."""
         support = ROOT / "tests" / "support"
         plugin = plugin_dir() / "leasehold.so"
         assert plugin.exists(), f"{plugin} is missing: build it, or set LEASEHOLD_PLUGIN_DIR"
         self.push(plugin)
+        if command().exists():
+            self.push(command())
         self.compiled("fake_qemu", "cc", support / "fake_qemu.c")
         self.compiled("actor", "c++", "-std=c++20", "-rdynamic", f"-I{ROOT}", HERE / "actor.cpp",
                       support / "plugin_host.cpp", "-ldl")

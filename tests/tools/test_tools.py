@@ -91,6 +91,13 @@ def test_qemus_permissions_are_told_in_words_with_the_process(image):
         assert f"process {qemu.pid}" in call("inspect", image).stdout
 
 
+def test_an_image_that_is_exported_by_qemu_nbd_is_known(image, tmp_path):
+    with running("qemu-nbd", "-t", "-f", "raw", "-k", tmp_path / "socket", image) as export:
+        user = wait_until(lambda: inspect(image)["qemu"] and inspect(image)["qemu"][0]["does_not_share"] and
+                          inspect(image)["qemu"][0])
+        assert user["pid"] == export.pid and "write" in user["uses"] and "qemu-nbd" in user["command"]
+
+
 @pytest.mark.parametrize("held", ["writer", "reader"])
 @pytest.mark.parametrize("asks", ["writer", "reader"])
 def test_what_qemu_would_say_is_what_qemu_says(image, held, asks):
@@ -261,6 +268,27 @@ def test_classify_tells_what_cannot_be_leased(image):
     assert call("classify", image).returncode == 0
     assert call("classify", "/proc/self/status").returncode == 4
     assert call("classify", image, "/no/such").returncode == 1
+
+
+@pytest.mark.parametrize("text, lease", [("file_lockspace_dir = '{dir}'", "lease-file"),
+                                         ("storage_locks = [ '{dir}=flock' ]", "file-set")])
+def test_leases_that_are_not_on_the_image_are_found_where_the_configuration_says(image, tmp_path, text, lease):
+    tmp_path.chmod(0o700)
+    conf = tmp_path / "leasehold.conf"
+    conf.write_text(text.replace("{dir}", str(tmp_path)) + "\n")
+    def look():
+        return json.loads(call("inspect", "--json", "--config", conf, image).stdout)["images"][0]
+    assert look()["leases"] == []
+    with running(LEASEHOLD, "run", "--config", conf, image, "--", "cat") as holder:
+        wait_until(lambda: look()["leases"])
+        [found] = look()["leases"]
+        assert (found["guest"], found["pid"], found["state"]) == ("leasehold run cat", holder.pid, "held")
+        assert str(tmp_path) in look()["lease_file"]
+        guest = next(g for g in json.loads(call("status", "--json").stdout)["guests"] if g["pid"] == holder.pid)
+        assert [lease_["medium"] for lease_ in guest["leases"]] == [lease]
+        assert lease in call("classify", "--config", conf, image).stdout
+        assert call("run", "--config", conf, image, "--", "true").returncode == REFUSED
+    assert look()["leases"] == []
 
 
 def test_check_reports_the_worst(tmp_path):

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+
+"""The leasehold command on hosts that run guests."""
+
+import json
+import os
+import pathlib
+
+import hosts
+import pytest
+
+COMMAND = hosts.plugin_dir().parent / "tools" / "leasehold"
+
+pytestmark = [pytest.mark.skipif(not COMMAND.exists(), reason=f"{COMMAND} was not built"),
+              pytest.mark.skipif(hosts.lock_manager() != "leasehold", reason="about leasehold's leases")]
+
+
+def ask(host, *words):
+    """What the command says on this host, as JSON. It finds the host's own configuration and libvirtd."""
+    result = host.inside(COMMAND, words[0], "--json", "--config", "/etc/libvirt/qemu-leasehold.conf", *words[1:])
+    return result, json.loads(result.out) if result.out else None
+
+
+def status_of(host, guest):
+    result = host.inside(COMMAND, "status", "--json", guest.name)
+    assert result, str(result)
+    [found] = json.loads(result.out)["guests"]
+    return found
+
+
+def inspect(host, image):
+    result, answer = ask(host, "inspect", image)
+    assert result, str(result)
+    return answer["images"][0]
+
+
+@pytest.fixture(scope="module", params=["on the image", "lease files", "flock"])
+def anywhere(request, lab):
+    lockspace = lab.dir / "status-lockspace"
+    lockspace.mkdir(mode=0o700, exist_ok=True)
+    text = {"on the image": "", "lease files": f'file_lockspace_dir = "{lockspace}"\n',
+            "flock": f'storage_locks = [ "{lab.dir}=flock" ]\n'}[request.param]
+    with lab.host("alpha").configured(plugin_conf=text), lab.host("beta").configured(plugin_conf=text):
+        yield request.param
+
+
+def test_status_follows_a_guest_through_its_life(anywhere, alpha, beta, lab, image, guest):
+    disk = image()
+    mover = guest(disk, emulator=lab.emulator_without_locks)
+    alpha.boot(mover)
+    found = status_of(alpha, mover)
+    [lease] = found["leases"]
+    assert lease["image"] == str(disk) and lease["state"] == "held" and lease["mode"] == "exclusive", found
+    alpha.ok("suspend", mover.name)
+    assert status_of(alpha, mover)["leases"][0]["state"] == "suspended"
+    alpha.ok("resume", mover.name)
+    assert (result := alpha.migrate_to(beta, mover, "--live")), result
+    assert status_of(beta, mover)["leases"][0]["state"] == "held"
+    assert not alpha.inside(COMMAND, "status", mover.name)
+
+
+def test_inspect_names_the_guest_of_another_host(anywhere, alpha, beta, lab, image, guest):
+    disk = image()
+    holder = guest(disk, emulator=lab.emulator_without_locks)
+    assert inspect(beta, disk)["leases"] == []
+    alpha.boot(holder)
+    for host in (alpha, beta):
+        [lease] = inspect(host, disk)["leases"]
+        assert (lease["guest"], lease["uuid"], lease["host"]) == (holder.name, holder.uuid, "alpha"), lease
+        assert lease["pid"] == alpha.pid_here(holder), lease
+    alpha.kill_qemu(holder)
+    assert inspect(beta, disk)["leases"] == []
+
+
+def test_run_is_kept_from_a_guest_s_image_and_keeps_guests_from_its_own(anywhere, alpha, lab, image, guest):
+    disk, other = image(), image("other.img")
+    holder = guest(disk, emulator=lab.emulator_without_locks)
+    alpha.boot(holder)
+    conf = ("--config", "/etc/libvirt/qemu-leasehold.conf")
+    refused = alpha.inside(COMMAND, "run", *conf, disk, "--", "true")
+    assert refused.rc == 75 and holder.name in refused.err, str(refused)
+    assert alpha.inside(COMMAND, "run", *conf, other, "--", "true")
+    blocker = alpha.spawn(COMMAND, "run", *conf, other, "--", "sleep", "60", log="run.log")
+    try:
+        hosts.wait_until(lambda: inspect(alpha, other)["leases"], "the command has its lease")
+        wanted = guest(other)
+        alpha.define(wanted)
+        assert "leasehold run sleep" in alpha.refused("start", wanted.name)
+    finally:
+        os.kill(hosts.only_child(blocker.pid), 9)
+        blocker.wait()
+    alpha.ok("start", wanted.name)
+
+
+def test_check_looks_at_the_guests_of_a_real_libvirtd(alpha, image, guest):
+    alpha.start_guest(guest(image()))
+    result = alpha.inside(COMMAND, "check", "--json", "--config", "/etc/libvirt/qemu-leasehold.conf", "--qemu-conf",
+                          "/etc/libvirt/qemu.conf", "--plugin", pathlib.Path(alpha.plugin_dir) / "leasehold.so")
+    findings = json.loads(result.out)["findings"]
+    worst = [finding for finding in findings if finding["level"] == "problem"]
+    assert not worst and result.rc in (0, 3), str(result)
