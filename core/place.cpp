@@ -155,6 +155,8 @@ const char* const kOtherwise = " (or set file_lockspace_dir, or storage_locks if
                                "qemu-leasehold.conf)";
 
 void refuseLocalLockspace(const Resource& resource, const Storage& image, const Lockspace& lockspace) {
+    if (!lockspace.directory.open())
+        return; // not made yet, and who only looks does not make it
     bool othersReachIt = image.scope == Scope::allHosts || (image.remote && image.lock == LockKind::none);
     if (othersReachIt && lockspace.storage.scope == Scope::thisHost)
         unusable(resource, "its lockspace '" + lockspace.path + "' (" + lockspace.origin + ") is on " +
@@ -318,7 +320,8 @@ Place placeResource(const Resource& resource, const Incarnation* self, const Set
     }
     Storage found = storage::classify(image.fd.get(), resource.path, settings.storageLocks);
     placeFile(place, resource, std::move(image), found, self, settings);
-    if (settings.requireClusterLeases && found.remote && place.storage.scope == Scope::thisHost)
+    bool known = !place.storage.name.empty();
+    if (settings.requireClusterLeases && found.remote && known && place.storage.scope == Scope::thisHost)
         unusable(resource, "it is on " + found.name +
                                " and would be leased on this host only, which "
                                "require_cluster_leases in qemu-leasehold.conf forbids; set file_lockspace_dir to a "

@@ -78,6 +78,22 @@ def test_a_private_image_is_leased(private_image, one, two):
     two.ok("register", "web", 2, private_image)
 
 
+def test_an_image_in_a_directory_that_is_closed_to_root_is_leased_by_whom_the_configuration_names(lab, nfs, actor):
+    """Even stat(2) as root says EACCES there."""
+    name = lab.unique("closed")
+    nfs.server.ok(f"cd /srv/squashed && mkdir {name} && truncate -s 1M {name}/disk.img &&"
+                  f" chown -R 64055:64055 {name} && chmod 0700 {name} && chmod 0600 {name}/disk.img")
+    image = f"{nfs.squashed_directory}/{name}/disk.img"
+    one, two = (actor(host, 'image_user = "libvirt-qemu"') for host in nfs.clients)
+    assert "image_user" in actor(nfs.clients[0], None).refused("register", "db", 1, image)
+    one.ok("register", "db", 1, image)
+    assert image in two.refused("register", "web", 2, image)
+    one.ok("acquire", "db")
+    one.ok("release", "db")
+    one.ok("detach", "db", image)
+    two.ok("register", "web", 2, image)
+
+
 # --- storage that does not answer
 
 
@@ -466,3 +482,25 @@ def test_locks_of_a_dead_nfs3_client_are_free_when_it_is_back(lab, bring_up, act
     nfs3.ready()
     lab.hosts[0].ok("sm-notify -f")
     labs.wait_until(lambda: two.ask(*lock_of("nfs3")), "the server has been told", 60)
+
+
+@pytest.mark.last
+@pytest.mark.skipif("nfs3" not in conftest.KINDS, reason="NFSv3 was not asked for")
+def test_what_inspect_tells_to_do_about_a_dead_nfs3_host_frees_its_image_and_no_other(lab, bring_up, actor):
+    nfs3 = bring_up("nfs3")
+    dead, alive = nfs3.image(), nfs3.image()
+    nfs3.clients[0].actor(lab.unique("power")).ok("register", "db", 1, dead)
+    two = actor(nfs3.clients[1])
+    two.ok("register", "web", 2, alive)
+    nfs3.clients[0].kill()
+    time.sleep(1)
+    two.refused("register", "mail", 3, dead)
+    if labs.command().exists():
+        said = nfs3.clients[1].ok(f"{labs.GUEST_DIR}/leasehold inspect {dead}")
+        assert "systemctl restart nfs-server && sm-notify -f" in said, said
+    nfs3.restart()  # the same, without systemd
+    labs.wait_until(lambda: two.ask("register", "mail", 3, dead), "the dead host's lease is free", 90)
+    nfs3.ready()
+    one = actor(nfs3.clients[0])
+    assert alive in one.refused("register", "db", 1, alive)
+    assert dead in one.refused("register", "db", 1, dead)

@@ -278,7 +278,9 @@ def test_leases_that_are_not_on_the_image_are_found_where_the_configuration_says
     conf.write_text(text.replace("{dir}", str(tmp_path)) + "\n")
     def look():
         return json.loads(call("inspect", "--json", "--config", conf, image).stdout)["images"][0]
-    assert look()["leases"] == []
+    assert look()["leases"] == [] and look()["not_seen"] == []
+    unused = call("classify", "--config", conf, image)
+    assert unused.returncode == 0 and "leases hold for" in unused.stdout, unused
     with running(LEASEHOLD, "run", "--config", conf, image, "--", "cat") as holder:
         wait_until(lambda: look()["leases"])
         [found] = look()["leases"]
@@ -289,6 +291,24 @@ def test_leases_that_are_not_on_the_image_are_found_where_the_configuration_says
         assert lease in call("classify", "--config", conf, image).stdout
         assert call("run", "--config", conf, image, "--", "true").returncode == REFUSED
     assert look()["leases"] == []
+
+
+def test_a_block_device_is_inspected_with_its_lease_of_this_host(image):
+    device = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True)
+    if device.returncode != 0:
+        pytest.skip(f"no loop devices here: {device.stderr.strip()}")
+    path = device.stdout.strip()
+    try:
+        seen = inspect(path)
+        assert (seen["kind"], seen["leases"]) == ("block", [])
+        assert "this host only" in call("classify", path).stdout
+        with running(LEASEHOLD, "run", path, "--", "cat") as holder:
+            wait_until(lambda: inspect(path)["leases"])
+            [lease] = inspect(path)["leases"]
+            assert (lease["guest"], lease["pid"]) == ("leasehold run cat", holder.pid)
+            assert "lease" in inspect(path)["lease_file"]
+    finally:
+        subprocess.run(["losetup", "--detach", path], check=True)
 
 
 def test_check_reports_the_worst(tmp_path):
