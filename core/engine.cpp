@@ -251,12 +251,10 @@ void Engine::recordOwner(const Guest& guest, const Incarnation& self, const Stor
     Mode mode = static_cast<Mode>(stored.mode);
     if (mode == Mode::readOnly)
         return; // read-only media are not written to, not even beside their data
-    char host[256] = "";
-    (void)gethostname(host, sizeof host - 1);
     writeOwner(stored, {.domain = guest.name,
                         .uuid = guest.uuid,
                         .incarnation = self.id,
-                        .host = host,
+                        .host = os::hostName(),
                         .bootId = bootId_,
                         .pid = guest.pid,
                         .mode = mode,

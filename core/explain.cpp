@@ -2,6 +2,8 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "core/explain.hpp"
 
+#include "core/os/text.hpp"
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -27,12 +29,6 @@ std::string subjectOf(const qemu::StoredLease& stored) {
     return (stored.named ? "lease " : "image ") + quote(stored.path);
 }
 
-std::string hostName() {
-    char name[256] = "";
-    (void)gethostname(name, sizeof name - 1);
-    return lease::cleanName(name);
-}
-
 // Not gmtime(3): it takes a lock of the C library, which another thread of libvirtd may have held when this process was
 // forked from it. Not the calendar of <chrono> either: GCC 10's library has none.
 std::string formatTime(std::int64_t seconds) {
@@ -53,25 +49,11 @@ std::string formatTime(std::int64_t seconds) {
     return text;
 }
 
-// Who runs on this host, by the hashes that marks carry.
-struct LocalGuest {
-    qemu::GuestTag tag;
-    pid_t pid;
-};
-
-std::vector<LocalGuest> findLocalGuests() {
-    std::vector<LocalGuest> guests;
-    for (pid_t pid : os::listProcesses())
-        if (auto tag = qemu::inspectGuest(pid))
-            guests.push_back({std::move(*tag), pid});
-    return guests;
-}
-
 // The holders of marks in words, from three sources: guests of this host say themselves who they are; the owner
 // record names those of other hosts, if it is about one of the marks that are up; what is left is only a number.
 class Namer {
 public:
-    explicit Namer(const qemu::StoredLease& stored) : guests_(findLocalGuests()), record_(readOwner(stored)) {}
+    explicit Namer(const qemu::StoredLease& stored) : guests_(qemu::findGuests()), record_(readOwner(stored)) {}
 
     std::string name(const Mark& mark) const {
         std::string mode = describeMode(lease::presentMode(mark).value_or(Mode::exclusive));
@@ -79,20 +61,19 @@ public:
         bool current = sameDomain && record_->incarnation == mark.id;
         if (current && record_->since > 0)
             mode += ", since " + formatTime(record_->since);
-        auto local = std::find_if(guests_.begin(), guests_.end(), [&](const LocalGuest& guest) {
+        auto local = std::find_if(guests_.begin(), guests_.end(), [&](const qemu::RunningGuest& guest) {
             return guest.tag.incarnation == mark.id && lease::hashDomain(guest.tag.uuid) == mark.domain;
         });
         if (local != guests_.end())
-            return describe(local->tag.name, local->tag.uuid, at(local->pid, hostName()) + ", " + mode);
+            return describe(local->tag.name, local->tag.uuid, at(local->pid, os::hostName()) + ", " + mode);
         if (current)
             return describe(record_->domain, record_->uuid, at(record_->pid, record_->host) + ", " + mode);
         // It has moved since, and has not run yet where it is now.
         if (sameDomain)
             return describe(record_->domain, record_->uuid,
                             mode + "; last recorded as " + at(record_->pid, record_->host));
-        char id[9];
-        std::snprintf(id, sizeof id, "%08x", mark.id);
-        return "a guest on another host that left no record (incarnation " + std::string(id) + ", " + mode + ")";
+        return "a guest on another host that left no record (incarnation " + os::hexadecimal(mark.id) + ", " + mode +
+               ")";
     }
 
 private:
@@ -104,7 +85,7 @@ private:
         return "guest " + quote(name) + " (UUID " + lease::formatUuid(uuid) + ", " + rest + ")";
     }
 
-    std::vector<LocalGuest> guests_;
+    std::vector<qemu::RunningGuest> guests_;
     std::optional<lease::OwnerRecord> record_;
 };
 
@@ -138,7 +119,7 @@ bool areLingering(const qemu::StoredLease& stored, const lease::Refusal& refusal
     if (refusal.obstacle != Obstacle::guestPresent && refusal.obstacle != Obstacle::sameGuest)
         return false;
     auto record = readOwner(stored);
-    if (!record || record->bootId != bootId || lease::cleanName(record->host) != hostName())
+    if (!record || record->bootId != bootId || lease::cleanName(record->host) != os::hostName())
         return false;
     bool named = std::any_of(refusal.marks.begin(), refusal.marks.end(), [&](const Mark& mark) {
         return mark.id == record->incarnation && mark.domain == lease::hashDomain(record->uuid);

@@ -31,12 +31,6 @@ constexpr std::size_t kMaxCommand = 4096;
 constexpr std::size_t kMaxLocks = 4096; // as many as a person would ever read, and an end for a server that plays
 constexpr Range kUses{qemu::kUsesBase, 5}, kDenies{qemu::kDeniesBase, 5};
 
-std::string hostName() {
-    char name[256] = "";
-    (void)gethostname(name, sizeof name - 1);
-    return lease::cleanName(name);
-}
-
 std::vector<std::string> argumentsOf(pid_t pid) {
     std::string text =
         os::readFileIfPossible("/proc/" + std::to_string(pid) + "/cmdline", 64 * kMaxCommand).value_or("");
@@ -62,19 +56,6 @@ std::string commandLine(pid_t pid) {
 ProcessName nameOf(pid_t pid) {
     auto tag = qemu::inspectGuest(pid);
     return {pid, commandLine(pid), tag ? lease::cleanName(tag->name) : ""};
-}
-
-struct Tagged {
-    qemu::GuestTag tag;
-    pid_t pid;
-};
-
-std::vector<Tagged> findTags() {
-    std::vector<Tagged> found;
-    for (pid_t pid : os::listProcesses())
-        if (auto tag = qemu::inspectGuest(pid))
-            found.push_back({std::move(*tag), pid});
-    return found;
 }
 
 // What is looked at, without having been opened for more than that.
@@ -185,7 +166,7 @@ std::optional<lease::OwnerRecord> recordOn(const Target& target, const Place* pl
     return target.image.open() ? lease::readRecord(target.image.get()) : std::nullopt;
 }
 
-LeaseView viewOf(const Mark& present, const std::vector<Mark>& marks, const std::vector<Tagged>& tags,
+LeaseView viewOf(const Mark& present, const std::vector<Mark>& marks, const std::vector<qemu::RunningGuest>& tags,
                  const std::optional<lease::OwnerRecord>& record) {
     LeaseView view;
     view.mode = *lease::presentMode(present);
@@ -195,14 +176,14 @@ LeaseView viewOf(const Mark& present, const std::vector<Mark>& marks, const std:
     bool current = sameGuest && record->incarnation == present.id;
     if (current)
         view.since = record->since;
-    auto local = std::find_if(tags.begin(), tags.end(), [&](const Tagged& tagged) {
+    auto local = std::find_if(tags.begin(), tags.end(), [&](const qemu::RunningGuest& tagged) {
         return tagged.tag.incarnation == present.id && lease::hashDomain(tagged.tag.uuid) == present.domain;
     });
     if (local != tags.end()) {
         view.source = LeaseView::Source::vessel;
         view.guest = lease::cleanName(local->tag.name);
         view.uuid = local->tag.uuid;
-        view.host = hostName();
+        view.host = os::hostName();
         view.pid = local->pid;
     } else if (sameGuest) {
         view.source = current ? LeaseView::Source::record : LeaseView::Source::olderRecord;
@@ -427,7 +408,7 @@ ImageView inspectImage(const std::string& path, const Place* place) {
         view.leaseFile = opened.open() ? os::pathOf(opened.get(), "") : "not made yet";
     }
     view.record = recordOn(target, place);
-    std::vector<Tagged> tags = marks.empty() ? std::vector<Tagged>() : findTags();
+    auto tags = marks.empty() ? std::vector<qemu::RunningGuest>() : qemu::findGuests();
     for (const Mark& mark : marks) {
         view.foreignMark = view.foreignMark || mark.kind == MarkKind::foreign;
         if (!lease::presentMode(mark))

@@ -38,7 +38,7 @@ Json toJson(const LeaseView& lease) {
     bool named = lease.source != LeaseView::Source::nobody;
     return {{"mode", modeName(lease.mode)},
             {"state", describe(lease.state)},
-            {"incarnation", hexadecimal(lease.incarnation)},
+            {"incarnation", os::hexadecimal(lease.incarnation)},
             {"named_by", nameOf(lease.source)},
             {"guest", lease.guest},
             {"uuid", named ? Json(lease::formatUuid(lease.uuid)) : Json()},
@@ -51,7 +51,7 @@ Json toJson(const lease::OwnerRecord& record, bool current) {
     return {{"current", current},
             {"guest", record.domain},
             {"uuid", lease::formatUuid(record.uuid)},
-            {"incarnation", hexadecimal(record.incarnation)},
+            {"incarnation", os::hexadecimal(record.incarnation)},
             {"host", record.host},
             {"pid", record.pid},
             {"mode", modeName(record.mode)},

@@ -82,12 +82,6 @@ Json timeToJson(std::int64_t seconds) {
     return text.empty() ? Json() : Json(text);
 }
 
-std::string hexadecimal(std::uint32_t number) {
-    char text[9];
-    std::snprintf(text, sizeof text, "%08x", number);
-    return text;
-}
-
 Json askWithin(int seconds, const std::vector<int>& keep, const std::function<Json()>& work) {
     auto answer = os::runWithDeadline(std::chrono::seconds(seconds), keep,
                                       [&] { return work().dump(-1, ' ', false, Json::error_handler_t::replace); });

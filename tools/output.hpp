@@ -32,8 +32,6 @@ void printJson(const Json& json);
 std::string formatTime(std::int64_t seconds);
 Json timeToJson(std::int64_t seconds);
 
-std::string hexadecimal(std::uint32_t number);
-
 // Asks in a process of its own, which ends with the limit: storage may never answer. Throws then, and where the work
 // throws.
 constexpr int kStorageTimeout = 10;

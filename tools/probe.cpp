@@ -93,14 +93,9 @@ private:
     std::uint64_t beats_ = 0;
 };
 
-std::string hostName() {
-    char name[256] = "";
-    (void)gethostname(name, sizeof name - 1);
-    return os::printable(name);
-}
-
 Json whoAmI() {
-    return {{"host", hostName()}, {"boot", os::readFileIfPossible("/proc/sys/kernel/random/boot_id", 36).value_or("")}};
+    return {{"host", os::hostName()},
+            {"boot", os::readFileIfPossible("/proc/sys/kernel/random/boot_id", 36).value_or("")}};
 }
 
 // "busy": somebody has it; "free": we could have it, and have given it back; or why it cannot be locked at all.

@@ -120,7 +120,7 @@ Json guestToJson(GuestView& guest, StorageFacts& facts) {
     Json json{{"guest", lease::cleanName(guest.tag.name)},
               {"uuid", lease::formatUuid(guest.tag.uuid)},
               {"pid", guest.pid},
-              {"incarnation", hexadecimal(guest.tag.incarnation)},
+              {"incarnation", os::hexadecimal(guest.tag.incarnation)},
               {"protection", damage ? "damaged" : nameOf(protection)},
               {"runs_without_lease", false},
               {"problem", damage ? Json(*damage) : Json()},

@@ -4,12 +4,12 @@
 
 #include "core/lease/note.hpp"
 #include "core/os/error.hpp"
+#include "core/os/text.hpp"
 #include "core/storage/lockspace.hpp"
 
 #include <algorithm>
 #include <charconv>
 #include <chrono>
-#include <cstdio>
 #include <functional>
 #include <memory>
 #include <thread>
@@ -308,12 +308,6 @@ constexpr Word kWords[] = {
     {"taken=", MarkKind::taken},
 };
 
-std::string hexadecimal(std::uint32_t number) {
-    char digits[9];
-    std::snprintf(digits, sizeof digits, "%08x", number);
-    return digits;
-}
-
 std::optional<std::uint32_t> parseHexadecimal(std::string_view digits) {
     std::uint32_t number = 0;
     auto [rest, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number, 16);
@@ -357,7 +351,7 @@ std::string encodeMarks(const std::vector<Placed>& marks) {
         text += ' ';
         text += word->word;
         if (word->word.ends_with('='))
-            text += hexadecimal(placed.mark.id);
+            text += os::hexadecimal(placed.mark.id);
     }
     if (text.size() >= kTextSize)
         throw Error(Fault::invalid, "a lease carries too many marks; destroy the guest and start it again");
@@ -385,7 +379,7 @@ std::vector<Placed> decodeMarks(std::string_view text, const Incarnation& placer
 }
 
 std::string encodeMarkFileName(const Incarnation& who) {
-    return hexadecimal(who.domain) + '-' + hexadecimal(who.id);
+    return os::hexadecimal(who.domain) + '-' + os::hexadecimal(who.id);
 }
 
 std::optional<Incarnation> parseMarkFileName(std::string_view name) {

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cstdio>
 
 #include <glib.h>
 #include <sys/xattr.h>
@@ -35,10 +34,9 @@ std::string cleanName(std::string_view name) {
 }
 
 std::string encodeRecord(const OwnerRecord& record) {
-    char incarnation[9];
-    std::snprintf(incarnation, sizeof incarnation, "%08x", record.incarnation);
-    return "domain=" + cleanName(record.domain) + "\nuuid=" + formatUuid(record.uuid) + "\nincarnation=" + incarnation +
-           "\nhost=" + cleanName(record.host) + "\nboot=" + record.bootId + "\npid=" + std::to_string(record.pid) +
+    return "domain=" + cleanName(record.domain) + "\nuuid=" + formatUuid(record.uuid) +
+           "\nincarnation=" + os::hexadecimal(record.incarnation) + "\nhost=" + cleanName(record.host) +
+           "\nboot=" + record.bootId + "\npid=" + std::to_string(record.pid) +
            "\nmode=" + std::string(kModeNames[static_cast<std::size_t>(record.mode)]) +
            "\nsince=" + std::to_string(record.since) + "\n";
 }

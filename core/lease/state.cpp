@@ -2,8 +2,9 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "core/lease/state.hpp"
 
+#include "core/os/text.hpp"
+
 #include <charconv>
-#include <cstdio>
 
 namespace leasehold::lease {
 
@@ -13,9 +14,7 @@ constexpr std::size_t kTokenDigits = 8;
 } // namespace
 
 std::string encodeState(const Uuid& uuid, std::uint32_t token) {
-    char digits[kTokenDigits + 1];
-    std::snprintf(digits, sizeof digits, "%08x", token);
-    return std::string(kPrefix) + formatUuid(uuid) + ":" + digits;
+    return std::string(kPrefix) + formatUuid(uuid) + ":" + os::hexadecimal(token);
 }
 
 std::optional<std::uint32_t> parseState(std::string_view text, const Uuid& uuid) {

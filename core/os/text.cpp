@@ -2,7 +2,10 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "core/os/text.hpp"
 
+#include <cstdio>
+
 #include <glib.h>
+#include <unistd.h>
 
 namespace leasehold::os {
 
@@ -21,6 +24,18 @@ std::string printable(std::string_view text) {
         text.remove_prefix(length);
     }
     return clean;
+}
+
+std::string hostName() {
+    char name[256] = "";
+    (void)gethostname(name, sizeof name - 1);
+    return printable(name);
+}
+
+std::string hexadecimal(std::uint32_t number) {
+    char digits[9];
+    std::snprintf(digits, sizeof digits, "%08x", number);
+    return digits;
 }
 
 } // namespace leasehold::os

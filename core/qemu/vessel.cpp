@@ -694,4 +694,12 @@ std::optional<GuestTag> inspectGuest(pid_t pid) {
     return end ? std::optional(std::move(end->first.tag)) : std::nullopt;
 }
 
+std::vector<RunningGuest> findGuests() {
+    std::vector<RunningGuest> guests;
+    for (pid_t pid : os::listProcesses())
+        if (auto tag = inspectGuest(pid))
+            guests.push_back({std::move(*tag), pid});
+    return guests;
+}
+
 } // namespace leasehold::qemu

@@ -122,4 +122,11 @@ private:
 // forbidden or hostile has none.
 std::optional<GuestTag> inspectGuest(pid_t pid);
 
+// All that keep leases on this host.
+struct RunningGuest {
+    GuestTag tag;
+    pid_t pid = 0;
+};
+std::vector<RunningGuest> findGuests();
+
 } // namespace leasehold::qemu

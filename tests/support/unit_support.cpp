@@ -106,6 +106,15 @@ bool mayOpen(std::size_t descriptors) {
     return setrlimit(RLIMIT_NOFILE, &limit) == 0;
 }
 
+std::string errorOf(const std::function<void()>& call) {
+    try {
+        call();
+        return "";
+    } catch (const Error& error) {
+        return error.what();
+    }
+}
+
 ::testing::AssertionResult says(const std::string& text, const std::string& part) {
     auto result = text.find(part) == text.npos ? ::testing::AssertionFailure() : ::testing::AssertionSuccess();
     return result << "'" << part << "' in: " << text;

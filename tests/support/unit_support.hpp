@@ -51,6 +51,9 @@ private:
     std::size_t before_;
 };
 
+// What the call throws, in its words; "" where it throws no Error.
+std::string errorOf(const std::function<void()>& call);
+
 // EXPECT_TRUE(says(text, part)) prints the text.
 ::testing::AssertionResult says(const std::string& text, const std::string& part);
 

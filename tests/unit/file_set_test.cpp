@@ -125,15 +125,6 @@ protected:
         return member.medium.tryPlace(mark, type) == LockOutcome::granted;
     }
 
-    static std::string errorOf(const std::function<void()>& call) {
-        try {
-            call();
-            return "";
-        } catch (const Error& error) {
-            return error.what();
-        }
-    }
-
     std::string make() const {
         std::filesystem::create_directory(dir.path("lease"));
         return dir.path("lease");

@@ -22,6 +22,7 @@ namespace {
 
 using unit::Child;
 using unit::demand;
+using unit::errorOf;
 using unit::Line;
 using unit::says;
 
@@ -31,15 +32,6 @@ constexpr uid_t kNobody = 65534;
 
 class LockspaceTest : public unit::LeavesNoDescriptor {
 protected:
-    static std::string errorOf(const std::function<void()>& call) {
-        try {
-            call();
-            return "";
-        } catch (const Error& error) {
-            return error.what();
-        }
-    }
-
     std::string folder(const std::string& name, mode_t mode = 0700) const {
         fs::create_directory(dir.path(name));
         EXPECT_EQ(chmod(dir.path(name).c_str(), mode), 0);

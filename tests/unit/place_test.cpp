@@ -25,6 +25,7 @@ namespace {
 using lease::Mode;
 using storage::LockKind;
 using storage::Scope;
+using unit::errorOf;
 using unit::says;
 using unit::StandIn;
 
@@ -34,15 +35,6 @@ std::string makePrivate(const std::string& path) {
     fs::create_directory(path);
     fs::permissions(path, fs::perms::owner_all);
     return path;
-}
-
-std::string errorOf(const std::function<void()>& call) {
-    try {
-        call();
-        return "";
-    } catch (const Error& error) {
-        return error.what();
-    }
 }
 
 std::size_t countFiles(const std::string& path) {
