@@ -133,7 +133,7 @@ storage::Storage storageOf(const Target& target, const std::string& path,
 }
 
 bool isElsewhere(const Place* place) {
-    return place && place->stored.leaseFile != place->stored.file;
+    return place && !place->stored.onImage();
 }
 
 // From the kernel of this host, and, on storage whose locks reach further, from everybody who can be seen.
@@ -426,9 +426,7 @@ storage::Storage classifyPath(const std::string& path, std::span<const storage::
 }
 
 std::string mediumName(const qemu::StoredLease& stored) {
-    return stored.directory.open()                           ? "file-set"
-           : stored.leaseFile != stored.file || stored.named ? "lease-file"
-                                                             : "byte-range";
+    return stored.directory.open() ? "file-set" : stored.onImage() ? "byte-range" : "lease-file";
 }
 
 std::vector<std::string> adviseOn(const ImageView& image) {

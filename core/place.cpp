@@ -404,10 +404,6 @@ RecordFile recordFileOf(const qemu::StoredLease& stored) {
     return file;
 }
 
-bool onImage(const qemu::StoredLease& stored) {
-    return stored.leaseFile == stored.file && !stored.named;
-}
-
 } // namespace
 
 AnyMedium::AnyMedium(const qemu::StoredLease& stored, const Incarnation& self) : medium_(mediumOf(stored, self)) {}
@@ -417,19 +413,19 @@ lease::Medium& AnyMedium::operator*() {
 }
 
 void writeOwner(const qemu::StoredLease& stored, const lease::OwnerRecord& record) {
-    if (onImage(stored))
+    if (stored.onImage())
         lease::writeRecord(stored.lease.get(), record);
     else
         lease::writeRecordAt(recordFileOf(stored).fd, storage::kRecordOffset, record);
 }
 
 std::optional<lease::OwnerRecord> readOwner(const qemu::StoredLease& stored) {
-    return onImage(stored) ? lease::readRecord(stored.lease.get())
-                           : lease::readRecordAt(recordFileOf(stored).fd, storage::kRecordOffset);
+    return stored.onImage() ? lease::readRecord(stored.lease.get())
+                            : lease::readRecordAt(recordFileOf(stored).fd, storage::kRecordOffset);
 }
 
 bool isListed(const qemu::StoredLease& stored, const Incarnation& self) {
-    if (onImage(stored))
+    if (stored.onImage())
         return true;
     if (stored.directory.open())
         return lease::isMarkFileListed(stored.directory.get(), stored.lease.get(), self, stored.path);
@@ -447,7 +443,7 @@ bool isListed(const qemu::StoredLease& stored, const Incarnation& self) {
 }
 
 void sweepLease(const qemu::StoredLease& stored) {
-    if (onImage(stored) || stored.directory.open())
+    if (stored.onImage() || stored.directory.open())
         return; // a gate is never removed
     // A QEMU that was broken into would have us remove whatever it has open.
     if (!storage::isTrusted(stored.lease.get(), stored.path))

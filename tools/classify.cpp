@@ -60,7 +60,7 @@ Json leaseToJson(const std::string& path, const Settings& settings) {
     if (place.storage.name.empty())
         return found; // its lockspace is made with the first lease
     const os::Fd& opened = place.stored.directory.open() ? place.stored.directory : place.stored.lease;
-    bool elsewhere = place.stored.leaseFile != place.stored.file;
+    bool elsewhere = !place.stored.onImage();
     found["lease"] = !elsewhere                                       ? "byte-range"
                      : place.storage.lock == storage::LockKind::flock ? "file-set"
                                                                       : "lease-file";

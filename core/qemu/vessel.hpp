@@ -53,6 +53,8 @@ struct StoredLease {
     os::Fd image;             // open where `lease` is not the image itself
     os::Fd directory;         // open where the marks are files of a directory; `lease` is one of them
 
+    // Whether the marks are on the image itself.
+    bool onImage() const { return leaseFile == file && !named; }
     // The image; nothing to look at where the lease is a named one.
     int imageFd() const { return image.open() ? image.get() : lease.get(); }
 };
