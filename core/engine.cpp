@@ -4,6 +4,7 @@
 
 #include "core/explain.hpp"
 #include "core/lease/state.hpp"
+#include "core/loss.hpp"
 #include "core/os/deadline.hpp"
 #include "core/os/error.hpp"
 #include "core/os/text.hpp"
@@ -97,46 +98,6 @@ private:
     std::vector<AnyMedium> media_; // does not grow: shares point into it
     std::vector<Share> shares_;
 };
-
-// A server that has given the lock away while this host was cut off lets us have it again when the thief is gone, and
-// somebody has written in between. NFSv4 tells by EIO on what goes past the cache, for good (Linux fs/nfs/nfs4state.c,
-// NFS_LOCK_LOST; measured in tests/lab, with an empty file too). 0, or the error number.
-int tryReadPastTheCache(const StoredLease& stored) {
-    alignas(4096) static thread_local char block[4096];
-    int fd = stored.lease.get();
-    int flags = fcntl(fd, F_GETFL);
-    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_DIRECT) < 0)
-        throw SystemError(errno, "prepare to read", stored.path);
-    ssize_t got = pread(fd, block, sizeof block, 0);
-    int error = got < 0 ? errno : 0;
-    (void)fcntl(fd, F_SETFL, flags);
-    return error;
-}
-
-// How the lease was lost while its QEMU lived, in words; nothing where no sign of it is seen.
-std::optional<std::string> findLoss(const StoredLease& stored, const Incarnation& self) {
-    if (!isListed(stored, self))
-        return "was deleted from its lockspace";
-    // A node of OCFS2 that is cut off ends itself (o2quo); there is nothing to read that would tell.
-    if (!stored.remote || !stored.writable || stored.directory.open())
-        return std::nullopt;
-    if (int error = tryReadPastTheCache(stored))
-        return std::string("was lost, or its storage is broken (") + SystemError(error, "read", stored.path).what() +
-               ")";
-    return std::nullopt;
-}
-
-// Whether somebody else has what we had: storage may give a lock away without a word (GlusterFS).
-bool isTaken(const StoredLease& stored, const Incarnation& self) {
-    if (static_cast<Mode>(stored.mode) != Mode::exclusive)
-        return false;
-    AnyMedium medium(stored, self);
-    if (!medium->note().owner)
-        return false;
-    std::vector<lease::Mark> marks = medium->look();
-    return std::any_of(marks.begin(), marks.end(),
-                       [](const lease::Mark& mark) { return mark.kind == lease::MarkKind::owner; });
-}
 
 void checkStillHeld(const StoredLease& stored, const Incarnation& self) {
     if (auto loss = findLoss(stored, self))
@@ -614,30 +575,6 @@ Engine::Attempt Engine::detachHere(const os::Process& process, const Guest& gues
     for (const StoredLease& stored : dropped)
         sweepLease(stored);
     return kGranted;
-}
-
-std::vector<std::string> Engine::findLost(const Guest& guest) const {
-    auto process = os::Process::openIfExists(guest.pid);
-    if (!process)
-        return {};
-    std::string lines = callFor(*process, guest, {}, [&] {
-        std::string found;
-        auto vessel = openVessel(*process, guest);
-        Incarnation self{lease::hashDomain(guest.uuid), vessel ? vessel->tag().incarnation : 0};
-        for (std::size_t i = 0; vessel && i < vessel->leases().size(); i++) {
-            const StoredLease& stored = vessel->leases()[i];
-            auto loss = findLoss(stored, self);
-            if (!loss && isTaken(stored, self))
-                loss = "has gone to another guest";
-            if (loss)
-                found += "the lease on '" + os::printable(stored.path) + "' " + *loss + "\n";
-        }
-        return found;
-    });
-    std::vector<std::string> lost;
-    for (std::size_t end; (end = lines.find('\n')) != std::string::npos; lines.erase(0, end + 1))
-        lost.push_back(lines.substr(0, end));
-    return lost;
 }
 
 } // namespace leasehold

@@ -55,10 +55,6 @@ public:
     // QEMU has closed these images.
     void detach(const Guest& guest, const std::vector<Resource>& resources) const;
 
-    // The guest's leases that were lost while it runs, a sentence for each. Takes nothing back: to lock again could
-    // succeed after somebody else has written.
-    std::vector<std::string> findLost(const Guest& guest) const;
-
 private:
     using Work = std::function<std::string()>;
 

@@ -3,6 +3,7 @@
 #include "core/inspect.hpp"
 
 #include "core/lease/byte_range.hpp"
+#include "core/loss.hpp"
 #include "core/os/error.hpp"
 #include "core/os/process.hpp"
 #include "core/os/text.hpp"
@@ -561,10 +562,30 @@ Protection readLeases(GuestView& guest) {
     if (!vessel)
         return process->diedWithin(std::chrono::milliseconds(0)) ? Protection::gone : Protection::none;
     guest.tag = vessel->tag();
-    for (qemu::StoredLease& stored : vessel->leases())
-        if (!stored.companion)
+    for (qemu::StoredLease& stored : vessel->leases()) {
+        if (stored.companion)
+            guest.companions.push_back(std::move(stored));
+        else
             guest.leases.push_back(viewOf(std::move(stored), guest.tag));
+    }
     return Protection::leased;
+}
+
+std::vector<int> descriptorsOf(std::span<const qemu::StoredLease* const> leases) {
+    std::vector<int> numbers;
+    for (const qemu::StoredLease* stored : leases)
+        for (const os::Fd* fd : {&stored->lease, &stored->image, &stored->directory})
+            if (fd->open())
+                numbers.push_back(fd->get());
+    return numbers;
+}
+
+std::vector<Loss> findLosses(std::span<const qemu::StoredLease* const> leases, const qemu::GuestTag& tag) {
+    std::vector<Loss> losses;
+    for (const qemu::StoredLease* stored : leases)
+        if (auto how = findLossOrTaker(*stored, {lease::hashDomain(tag.uuid), tag.incarnation}))
+            losses.push_back({os::printable(stored->path), *how});
+    return losses;
 }
 
 std::int64_t heldSince(const StoredView& lease, const qemu::GuestTag& tag) {

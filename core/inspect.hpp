@@ -11,6 +11,7 @@
 #include "core/place.hpp"
 #include "core/qemu/image_locks.hpp"
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -119,6 +120,7 @@ struct GuestView {
     qemu::GuestTag tag;
     pid_t pid = 0;
     std::vector<StoredView> leases;
+    std::vector<qemu::StoredLease> companions; // of some of them (openCompanion)
 };
 
 // Without their leases yet. Nothing here hangs.
@@ -127,6 +129,18 @@ std::vector<GuestView> findGuests();
 // Fills in the leases. Throws when the vessel is damaged.
 enum class Protection { leased, none, hidden, gone };
 Protection readLeases(GuestView& guest);
+
+// The descriptors of these leases: what a helper process that is asked about them has to keep.
+std::vector<int> descriptorsOf(std::span<const qemu::StoredLease* const> leases);
+
+// A lease that its guest no longer has, though it lives.
+struct Loss {
+    std::string path; // of the image, printable
+    std::string how;  // "was deleted from its lockspace"
+};
+
+// Of these leases of a guest; may hang. Throws where it cannot be told.
+std::vector<Loss> findLosses(std::span<const qemu::StoredLease* const> leases, const qemu::GuestTag& tag);
 
 // What only the storage can tell about a lease; may hang.
 std::int64_t heldSince(const StoredView& lease, const qemu::GuestTag& tag);

@@ -17,14 +17,16 @@ MAY_INCLUDE = {
     'core/qemu': ['core/os'],
     'core/settings': ['core/os', 'core/storage/override'],
     'core/place': ['core/os', 'core/storage', 'core/lease', 'core/qemu', 'core/settings'],
-    'core/engine': ['core/os', 'core/storage', 'core/lease', 'core/qemu', 'core/settings', 'core/place', 'core/explain'],
+    'core/loss': ['core/os', 'core/lease', 'core/qemu', 'core/place'],
+    'core/engine': ['core/os', 'core/storage', 'core/lease', 'core/qemu', 'core/settings', 'core/place', 'core/loss',
+                    'core/explain'],
     'core/explain': ['core/os', 'core/storage', 'core/lease', 'core/qemu', 'core/place', 'core/engine'],
     # The names in engine.hpp's signatures are part of it: modes and UUIDs. And what it throws.
     'plugin': ['core/engine', 'core/settings', 'core/os/error', 'core/os/text', 'core/lease/mark'],
-    'core/inspect': ['core/os', 'core/storage', 'core/lease', 'core/qemu', 'core/place', 'core/settings'],
+    'core/inspect': ['core/os', 'core/storage', 'core/lease', 'core/qemu', 'core/place', 'core/loss', 'core/settings'],
     # The command asks the engine for a lease (run) and core/inspect for facts; probe takes bare locks of its own.
     'tools': ['core/engine', 'core/inspect', 'core/settings', 'core/place', 'core/os',
-              'core/storage/classify', 'core/lease/mark'],
+              'core/storage/classify', 'core/storage/mount', 'core/lease/mark'],
 }
 
 # Words of the layers above, which no file of core may know.

@@ -229,7 +229,11 @@ void StandIn::kill() {
     pid_ = -1;
 }
 
-int killAtEverySystemCall(const std::function<void()>& body, const std::function<void(int)>& check) {
+namespace {
+
+// Stops `body`, each time in a new child, after its first system call, after its second, and so on until one gets to
+// its end; `then` decides about the child, which is traced, and reaps it.
+int stopAtEverySystemCall(const std::function<void()>& body, const std::function<void(pid_t, int)>& then) {
     // Every second stop is the end of a system call: dead there is dead before the next one.
     for (int stops = 2;; stops += 2) {
         pid_t pid = fork();
@@ -252,13 +256,32 @@ int killAtEverySystemCall(const std::function<void()>& body, const std::function
             if (WEXITSTATUS(status) == 77)
                 return -1;
             if (WEXITSTATUS(status) != 0)
-                fail("the body, when nobody killed it,");
+                fail("the body, when nobody stopped it,");
             return stops / 2 - 1;
         }
+        then(pid, stops);
+    }
+}
+
+} // namespace
+
+int killAtEverySystemCall(const std::function<void()>& body, const std::function<void(int)>& check) {
+    return stopAtEverySystemCall(body, [&](pid_t pid, int stop) {
         ::kill(pid, SIGKILL);
         reap(pid);
-        check(stops);
-    }
+        check(stop);
+    });
+}
+
+int meddleAtEverySystemCall(const std::function<void()>& body, const std::function<void()>& meddle,
+                            const std::function<void(int, bool)>& check) {
+    return stopAtEverySystemCall(body, [&](pid_t pid, int stop) {
+        meddle();
+        ptrace(PTRACE_DETACH, pid, nullptr, nullptr);
+        int status = 0;
+        waitpid(pid, &status, 0);
+        check(stop, WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    });
 }
 
 bool isFree(const std::string& path, std::int64_t byte) {

@@ -118,6 +118,11 @@ private:
 // number of deaths, or -1 where tracing is forbidden.
 int killAtEverySystemCall(const std::function<void()>& body, const std::function<void(int)>& check);
 
+// The same without the killing: `meddle` is called here while the child stands between two system calls, and the child
+// goes on. `check` hears whether the body got to its end without throwing.
+int meddleAtEverySystemCall(const std::function<void()>& body, const std::function<void()>& meddle,
+                            const std::function<void(int, bool)>& check);
+
 // Would somebody else get the byte for writing? Asked through a descriptor of one's own, and given back at once.
 bool isFree(const std::string& path, std::int64_t byte);
 

@@ -184,7 +184,7 @@ protected:
                  [&] {
                      (void)engine.acquireReadOnly(web, {{image, Mode::readOnly}});
                  },
-                 [&] { (void)engine.findLost(web); }, [&] { engine.detach(web, {{image}}); }})
+                 [&] { engine.detach(web, {{image}}); }})
             (void)errorOf(call);
     }
 };
