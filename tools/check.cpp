@@ -7,8 +7,10 @@
 #include "core/os/process.hpp"
 #include "core/os/text.hpp"
 #include "core/settings.hpp"
+#include "core/storage/mount.hpp"
 #include "tools/libvirt.hpp"
 #include "tools/options.hpp"
+#include "tools/plugin_file.hpp"
 #include "tools/storage.hpp"
 
 #include <algorithm>
@@ -91,11 +93,11 @@ std::vector<Finding> checkPermissions() {
     return found;
 }
 
-// The last `lock_manager = "NAME"`, in libvirt's own syntax.
+// The first `lock_manager = "NAME"`, in libvirt's own syntax: of several it takes that (virConfGetValue).
 std::string lockManagerIn(const std::string& text) {
     std::istringstream lines(text);
     std::string line, name;
-    while (std::getline(lines, line)) {
+    while (name.empty() && std::getline(lines, line)) {
         char value[64];
         if (std::sscanf(line.c_str(), " lock_manager = \"%63[^\"]\"", value) == 1)
             name = value;
@@ -104,7 +106,7 @@ std::string lockManagerIn(const std::string& text) {
 }
 
 Finding checkLockManager(const std::string& file) {
-    std::string remedy = "set lock_manager = \"leasehold\" in " + file + " and restart libvirtd (or virtqemud)";
+    std::string remedy = "leasehold enable: sets lock_manager = \"leasehold\" in " + file;
     auto text = os::readFileIfPossible(file, 1 << 20);
     if (!text)
         return {"lock_manager", Level::problem, file + " cannot be read", remedy};
@@ -116,16 +118,10 @@ Finding checkLockManager(const std::string& file) {
 }
 
 Finding checkPlugin(const std::string& file) {
-    auto content = os::readFileIfPossible(file, 64 << 20);
-    if (!content)
-        return {"plugin", Level::problem, file + " cannot be read",
+    std::string version;
+    if (auto problem = attempt([&] { version = versionOfPlugin(file); }))
+        return {"plugin", Level::problem, *problem,
                 "install leasehold, or find out where libvirtd looks for its lock drivers"};
-    constexpr std::string_view kMark = "leasehold-plugin-version=";
-    std::size_t at = content->find(kMark);
-    std::string version =
-        at == std::string::npos
-            ? "unknown"
-            : content->substr(at + kMark.size(), std::min(content->find(';', at) - at - kMark.size(), std::size_t{32}));
     if (version != LEASEHOLD_VERSION)
         return {"plugin", Level::problem, file + " is of version " + version + ", this command is " LEASEHOLD_VERSION,
                 "install both from one version, and restart libvirtd"};
@@ -184,8 +180,24 @@ std::vector<Finding> checkGuests() {
             found.push_back({"guest", Level::warning, who + "runs without leases: it was started without leasehold",
                              "shut it down and start it again"});
         guest.leases.clear();
+        guest.companions.clear();
     }
     return found;
+}
+
+// Whether somebody would notice that storage has lost a lease while its guest runs.
+Finding checkWatcher() {
+    for (pid_t pid : os::listProcesses()) {
+        constexpr std::string_view kOrder{"\0watch\0", 7};
+        if (os::commandName(pid) == "leasehold" &&
+            os::readFileIfPossible("/proc/" + std::to_string(pid) + "/cmdline", 256).value_or("").find(kOrder) !=
+                std::string::npos)
+            return {"watcher", Level::ok, "leases are watched by process " + std::to_string(pid), ""};
+    }
+    if (!storage::hostHasRemoteMounts())
+        return {"watcher", Level::ok, "no watcher runs, and no network storage is mounted that could lose a lease", ""};
+    return {"watcher", Level::warning, "no watcher runs: when network storage loses a lease its guest runs on",
+            "systemctl enable --now leasehold-watch"};
 }
 
 constexpr std::array kLevels{"ok", "warning", "problem"};
@@ -225,6 +237,7 @@ int check(const Words& arguments) {
     (void)attempt([&] { settings = loadSettings(config); }); // a mistake in it was found above
     append(checkLibvirt(settings, timeout));
     append(checkGuests());
+    append({checkWatcher()});
     Level worst = Level::ok;
     Json list = Json::array();
     for (const Finding& finding : findings) {

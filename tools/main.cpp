@@ -29,6 +29,9 @@ constexpr std::array kVerbs{
     Verb{"check", check, "whether this host is set up well"},
     Verb{"probe", probe, "whether locks in a directory really cross between hosts"},
     Verb{"run", run, "run a command (qemu-img, ...) with a lease on its images"},
+    Verb{"watch", watch, "act when the storage has lost a lease of a running guest"},
+    Verb{"enable", enable, "make leasehold libvirt's lock manager"},
+    Verb{"disable", disable, "make libvirt go without it"},
 };
 
 void printHelp() {

@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include <glib.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 namespace leasehold::tools {
@@ -82,13 +83,25 @@ Json timeToJson(std::int64_t seconds) {
     return text.empty() ? Json() : Json(text);
 }
 
-Json askWithin(int seconds, const std::vector<int>& keep, const std::function<Json()>& work) {
+std::optional<Json> tryAskWithin(int seconds, const std::vector<int>& keep, const std::function<Json()>& work) {
     auto answer = os::runWithDeadline(std::chrono::seconds(seconds), keep,
                                       [&] { return work().dump(-1, ' ', false, Json::error_handler_t::replace); });
-    if (!answer)
-        throw Error(Fault::system, "the storage did not answer within " + std::to_string(seconds) +
-                                       " s (--timeout): see whether its server or cluster is up");
-    return Json::parse(*answer);
+    return answer ? std::optional(Json::parse(*answer)) : std::nullopt;
+}
+
+Json askWithin(int seconds, const std::vector<int>& keep, const std::function<Json()>& work) {
+    if (auto answer = tryAskWithin(seconds, keep, work))
+        return std::move(*answer);
+    throw Error(Fault::system, "the storage did not answer within " + std::to_string(seconds) +
+                                   " s (--timeout): see whether its server or cluster is up");
+}
+
+void allowManyDescriptors() {
+    rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &limit);
+    }
 }
 
 } // namespace leasehold::tools

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -32,9 +33,14 @@ void printJson(const Json& json);
 std::string formatTime(std::int64_t seconds);
 Json timeToJson(std::int64_t seconds);
 
-// Asks in a process of its own, which ends with the limit: storage may never answer. Throws then, and where the work
-// throws.
+// Asks in a process of its own, which ends with the limit: storage may never answer, and that is nothing. Throws where
+// the work throws.
 constexpr int kStorageTimeout = 10;
+std::optional<Json> tryAskWithin(int seconds, const std::vector<int>& keep, const std::function<Json()>& work);
+// The same where no answer is a failure too.
 Json askWithin(int seconds, const std::vector<int>& keep, const std::function<Json()>& work);
+
+// A guest may have more images than a process may have files open.
+void allowManyDescriptors();
 
 } // namespace leasehold::tools

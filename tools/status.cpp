@@ -14,20 +14,9 @@
 #include <map>
 #include <set>
 
-#include <sys/resource.h>
-
 namespace leasehold::tools {
 
 namespace {
-
-// A guest may have more images than a process may have files open.
-void allowManyDescriptors() {
-    rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
-        limit.rlim_cur = limit.rlim_max;
-        (void)setrlimit(RLIMIT_NOFILE, &limit);
-    }
-}
 
 // What only the storage can tell. Asked once for each guest and file system; storage that did not answer is not asked
 // again.
@@ -54,13 +43,10 @@ private:
         if (silent_.contains(device))
             return {};
         bool remote = false;
-        std::vector<int> keep;
+        std::vector<const qemu::StoredLease*> asked;
         for (std::size_t i : indices) {
-            const qemu::StoredLease& stored = guest.leases[i].stored;
-            remote = remote || stored.remote;
-            for (const os::Fd* fd : {&stored.lease, &stored.image, &stored.directory})
-                if (fd->open())
-                    keep.push_back(fd->get());
+            asked.push_back(&guest.leases[i].stored);
+            remote = remote || asked.back()->remote;
         }
         auto work = [&]() -> Json {
             Json facts;
@@ -74,7 +60,7 @@ private:
             return facts;
         };
         Json facts;
-        if (attempt([&] { facts = remote ? askWithin(timeout_, keep, work) : work(); })) {
+        if (attempt([&] { facts = remote ? askWithin(timeout_, descriptorsOf(asked), work) : work(); })) {
             silent_.insert(device);
             return {};
         }
@@ -126,6 +112,7 @@ Json guestToJson(GuestView& guest, StorageFacts& facts) {
               {"problem", damage ? Json(*damage) : Json()},
               {"leases", std::move(leases)}};
     guest.leases.clear(); // the next guest needs the descriptors
+    guest.companions.clear();
     return json;
 }
 

@@ -32,6 +32,9 @@ int classify(const Words& arguments);
 int check(const Words& arguments);
 int probe(const Words& arguments);
 int run(const Words& arguments);
+int watch(const Words& arguments);
+int enable(const Words& arguments);
+int disable(const Words& arguments);
 
 // Where one broken thing must not hide the others: what went wrong with it, or nothing.
 std::optional<std::string> attempt(const std::function<void()>& work);

@@ -223,6 +223,7 @@ class Guest:
     qemu_args: tuple = ()
     devices: str = ""  # more of them, in libvirt's XML
     on_crash: str = "destroy"
+    on_lockfailure: str = ""
 
     def xml(self):
         devices = self.devices
@@ -238,6 +239,7 @@ class Guest:
                 f"<memory unit='MiB'>{self.memory}</memory><vcpu>1</vcpu>"
                 f"<os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os><features><acpi/></features>"
                 f"<on_poweroff>{self.on_poweroff}</on_poweroff><on_crash>{self.on_crash}</on_crash>"
+                f"{f'<on_lockfailure>{self.on_lockfailure}</on_lockfailure>' if self.on_lockfailure else ''}"
                 f"<devices><emulator>{self.emulator}</emulator><controller type='usb' model='none'/>{devices}"
                 f"<memballoon model='none'/></devices>"
                 f"{'<qemu:commandline>' + args + '</qemu:commandline>' if args else ''}</domain>")

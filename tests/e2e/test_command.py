@@ -100,3 +100,53 @@ def test_check_looks_at_the_guests_of_a_real_libvirtd(alpha, image, guest):
     findings = json.loads(result.out)["findings"]
     worst = [finding for finding in findings if finding["level"] == "problem"]
     assert not worst and result.rc in (0, 3), str(result)
+
+
+@pytest.fixture
+def switch(alpha):
+    """switch("enable"): the command changes the host's own qemu.conf."""
+    def call(verb, *words):
+        more = ["--plugin", pathlib.Path(alpha.plugin_dir) / "leasehold.so", "--config",
+                "/etc/libvirt/qemu-leasehold.conf"] if verb == "enable" else []
+        return alpha.inside(COMMAND, verb, "--qemu-conf", "/etc/libvirt/qemu.conf", *more, *words)
+    return call
+
+
+def test_enable_waits_for_guests_without_leases_and_disable_for_those_with(alpha, image, guest, switch):
+    conf = alpha.dir / "etc" / "qemu.conf"
+    old, new = guest(image("old.img")), guest(image("new.img"))
+    with alpha.configured(lock_manager="none"):
+        before = conf.read_text()
+        alpha.start_guest(old)
+        refused = switch("enable")
+        assert refused.rc == 75 and f"1 guest ('{old.name}')" in refused.err and "--force" in refused.err, str(refused)
+        assert conf.read_text() == before
+        alpha.kill_qemu(old)
+        alpha.wait_state(old, "shut off")
+        done = switch("enable")
+        assert done and "systemctl restart libvirtd" in done.out, str(done)
+        alpha.kill_libvirtd()
+        alpha.manager = "leasehold"  # where its plugin is
+        alpha.start_libvirtd()
+        alpha.start_guest(new)
+        assert hosts.marks_on(new.disks[0].path)
+        refused = switch("disable")
+        assert refused.rc == 75 and f"1 guest ('{new.name}')" in refused.err, str(refused)
+        assert switch("disable", "--force")
+        assert conf.read_text() == before
+        alpha.kill_libvirtd()
+        alpha.start_libvirtd()
+        assert hosts.marks_on(new.disks[0].path), "it keeps its lease until it ends"
+        alpha.ok("destroy", new.name)
+
+
+def test_of_two_lock_managers_in_qemu_conf_libvirt_takes_the_first(alpha, image, guest):
+    """What check says and enable leaves relies on it."""
+    protected = guest(image())
+    with alpha.configured(qemu_conf='lock_manager = "nop"\n'):
+        assert (alpha.dir / "etc" / "qemu.conf").read_text().count("lock_manager") == 2
+        alpha.start_guest(protected)
+        assert hosts.marks_on(protected.disks[0].path)
+        found = alpha.inside(COMMAND, "check", "--json", "--qemu-conf", "/etc/libvirt/qemu.conf").out
+        [finding] = [each for each in json.loads(found)["findings"] if each["about"] == "lock_manager"]
+        assert finding["level"] == "ok", finding

@@ -25,10 +25,12 @@ need() {
     apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-build_packages=(g++ gcc meson ninja-build pkg-config libglib2.0-dev libvirt-dev nlohmann-json3-dev)
+build_packages=(g++ gcc meson ninja-build pkg-config libglib2.0-dev libvirt-dev libaugeas-dev
+    nlohmann-json3-dev)
 hypervisor_packages=(libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils
     iproute2 attr python3)
-test_packages=(libgtest-dev python3-pytest augeas-tools binutils mandoc apparmor checkpolicy semodule-utils)
+test_packages=(libgtest-dev python3-pytest augeas-tools binutils mandoc apparmor checkpolicy semodule-utils
+    systemd)
 tools_packages=(bindfs util-linux)
 lint_packages=(clang-format clang-tidy)
 model_packages=(spin)

@@ -370,8 +370,106 @@ def test_probe_alone_says_so(tmp_path, on_shutdown):
     assert result.returncode == 5 and "nobody came" in result.stdout
 
 
+# --- enable and disable: on a copy of the file that libvirt ships
+
+SHIPPED = pathlib.Path("/etc/libvirt/qemu.conf")
+PLUGIN = pathlib.Path(LEASEHOLD).parent.parent / "plugin" / "leasehold.so"
+LINE = 'lock_manager = "leasehold"\n'
+
+
+@pytest.fixture
+def conf(tmp_path):
+    path = tmp_path / "qemu.conf"
+    path.write_bytes(SHIPPED.read_bytes())
+    path.chmod(0o640)
+    return path
+
+
+def enable(conf, *words):
+    return call("enable", "--force", "--qemu-conf", conf, "--plugin", PLUGIN, "--config", "/nonexistent", *words)
+
+
+def disable(conf, *words):
+    return call("disable", "--force", "--qemu-conf", conf, *words)
+
+
+def test_enable_adds_one_line_behind_its_explanation_and_disable_takes_it_away(conf):
+    shipped = conf.read_text()
+    result = enable(conf)
+    assert result.returncode == 0, result
+    assert "+ " + LINE in result.stdout and "every host" in result.stdout
+    example = '#lock_manager = "lockd"\n'
+    assert conf.read_text() == shipped.replace(example, example + LINE)
+    assert conf.stat().st_mode & 0o777 == 0o640
+    assert "already" in enable(conf).stdout
+    result = disable(conf)
+    assert result.returncode == 0 and "- " + LINE in result.stdout
+    assert conf.read_text() == shipped
+    assert "is not the lock manager" in disable(conf).stdout
+
+
+def test_enable_replaces_another_lock_manager_and_leaves_no_second_line(conf):
+    conf.write_text('# ours\nlock_manager = "lockd"\nvnc_tls = 1\nlock_manager="sanlock"\n')
+    result = enable(conf)
+    assert result.returncode == 0 and '- lock_manager = "lockd"' in result.stdout
+    assert conf.read_text() == '# ours\nlock_manager = "leasehold"\nvnc_tls = 1\n'
+
+
+def test_disable_leaves_another_lock_manager_alone(conf):
+    conf.write_text('lock_manager = "sanlock"\n')
+    result = disable(conf)
+    assert result.returncode == 0 and "sanlock" in result.stdout
+    assert conf.read_text() == 'lock_manager = "sanlock"\n'
+
+
+def test_dry_run_shows_the_change_and_makes_none(conf):
+    before = conf.read_bytes()
+    result = enable(conf, "--dry-run")
+    assert result.returncode == 0 and "+ " + LINE in result.stdout and "Nothing was changed" in result.stdout
+    assert conf.read_bytes() == before
+
+
+def test_a_file_that_augeas_does_not_understand_is_left_alone_and_the_line_is_named(conf):
+    text = 'vnc_tls = 1\nlock_manager = leasehold\n'
+    conf.write_text(text)
+    result = enable(conf)
+    assert result.returncode == 1 and f"{conf}: line 2 is not understood" in result.stderr and LINE.strip() in result.stderr
+    assert conf.read_text() == text
+
+
+def test_enable_refuses_what_would_keep_libvirtd_from_starting(conf, tmp_path):
+    before = conf.read_bytes()
+    broken = tmp_path / "broken.conf"
+    broken.write_text("handoff_wait = 5\nqemu_lock = 3\n")
+    result = enable(conf, "--config", broken)
+    assert result.returncode == 1 and f"{broken}:2" in result.stderr
+    for plugin, part in ((tmp_path / "none.so", "none.so"), (broken, "version unknown")):
+        result = enable(conf, "--plugin", plugin)
+        assert result.returncode == 1 and part in result.stderr, result
+    assert conf.read_bytes() == before
+
+
+def test_a_file_that_cannot_be_written_is_an_error_and_stays_as_it_is(conf):
+    if subprocess.run(["chattr", "+i", conf], capture_output=True).returncode != 0:
+        pytest.skip("chattr +i does not work here")
+    try:
+        result = enable(conf)
+        assert result.returncode == 1 and "cannot be written" in result.stderr, result
+    finally:
+        subprocess.run(["chattr", "-i", conf], check=True)
+    assert conf.read_bytes() == SHIPPED.read_bytes()
+
+
+def test_a_linked_file_stays_a_link(conf, tmp_path):
+    link = tmp_path / "link.conf"
+    link.symlink_to(conf)
+    assert enable(link).returncode == 0
+    assert link.is_symlink() and LINE in conf.read_text()
+
+
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["inspect"], ["status", "--nonsense"], ["status", "a", "b"],
-                                   ["probe"], ["run", "--", "true"], ["status", "--json", "--prometheus"]])
+                                   ["probe"], ["run", "--", "true"], ["status", "--json", "--prometheus"],
+                                   ["enable", "now"], ["disable", "--qemu-conf", "relative"]])
 def test_wrong_usage_has_a_status_of_its_own_and_one_line(words):
     result = call(*words)
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and "--help" in result.stderr + "--help"

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+
+// leasehold enable, leasehold disable: one line of libvirt's qemu.conf, by augeas, which leaves all others as they are.
+
+#include "core/inspect.hpp"
+#include "core/os/fd.hpp"
+#include "core/os/process.hpp"
+#include "core/os/text.hpp"
+#include "core/settings.hpp"
+#include "tools/libvirt.hpp"
+#include "tools/options.hpp"
+#include "tools/plugin_file.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <sstream>
+
+#include <augeas.h>
+
+namespace leasehold::tools {
+
+namespace {
+
+constexpr const char* kLens = "Libvirtd_qemu.lns"; // libvirt ships it
+constexpr std::size_t kMaxConfig = 1 << 20;
+
+// qemu.conf as augeas sees it.
+class QemuConf {
+public:
+    explicit QemuConf(const std::string& file)
+        : file_(file), text_(os::readFileIfPossible(file, kMaxConfig)),
+          augeas_(aug_init(nullptr, nullptr, AUG_NO_LOAD | AUG_NO_MODL_AUTOLOAD | AUG_NO_ERR_CLOSE), aug_close) {
+        if (!augeas_ || aug_error(augeas_.get()) != AUG_NOERROR)
+            fail("augeas does not start");
+        // An absolute path: augeas knows no other.
+        tree_ = "/files" + escaped(file);
+        if (aug_transform(augeas_.get(), kLens, file.c_str(), 0) < 0 || aug_load(augeas_.get()) < 0)
+            fail("augeas cannot read it");
+        if (auto problem = get("/augeas" + tree_ + "/error/message")) {
+            auto line = get("/augeas" + tree_ + "/error/line");
+            fail((line ? "line " + *line + " is not understood" : "it is not understood") + " (augeas: " + *problem +
+                 ")");
+        }
+        // Without an error and without a tree: there is no lens, or no file.
+        if (text_ && aug_match(augeas_.get(), tree_.c_str(), nullptr) != 1)
+            fail("augeas has no lens for it (" + std::string(kLens) + ", which comes with libvirt)");
+    }
+
+    std::optional<std::string> lockManager() const { return get(entry()); }
+
+    void setLockManager(const std::string& name) {
+        // libvirt takes the first of several; what is behind it would only lead people astray.
+        (void)aug_rm(augeas_.get(), (entry() + "[position() > 1]").c_str());
+        if (!lockManager()) {
+            // Where the shipped file explains the option, if it still does.
+            std::string comment = tree_ + "/#comment[. =~ regexp('lock_manager *=.*')][1]";
+            if (aug_match(augeas_.get(), comment.c_str(), nullptr) == 1)
+                (void)aug_insert(augeas_.get(), comment.c_str(), "lock_manager", 0);
+        }
+        if (aug_set(augeas_.get(), entry().c_str(), name.c_str()) < 0)
+            fail("augeas cannot change it");
+    }
+
+    void removeLockManager() { (void)aug_rm(augeas_.get(), entry().c_str()); }
+
+    std::string before() const { return text_.value_or(""); }
+
+    // The file with the changes, before they are saved.
+    std::string after() {
+        if (aug_set(augeas_.get(), "/before", before().c_str()) < 0 ||
+            aug_text_retrieve(augeas_.get(), kLens, "/before", tree_.c_str(), "/after") < 0)
+            fail("augeas cannot write it");
+        return get("/after").value_or("");
+    }
+
+    // Whole or not at all, with the file's owner and rights (augeas writes a new one and renames it).
+    void save() {
+        if (aug_save(augeas_.get()) == 0)
+            return;
+        auto problem = get("/augeas" + tree_ + "/error/message");
+        fail("it cannot be written" + (problem ? ": " + *problem : ""));
+    }
+
+private:
+    [[noreturn]] void fail(const std::string& problem) const {
+        throw Error(Fault::system, file_ + ": " + problem +
+                                       "; nothing was changed. By hand it is the line lock_manager = \"leasehold\"");
+    }
+
+    std::string entry() const { return tree_ + "/lock_manager"; }
+
+    std::optional<std::string> get(const std::string& path) const {
+        const char* value = nullptr;
+        return aug_get(augeas_.get(), path.c_str(), &value) == 1 && value ? std::optional<std::string>(value)
+                                                                          : std::nullopt;
+    }
+
+    std::string escaped(const std::string& path) const {
+        std::string result;
+        std::istringstream names(path);
+        for (std::string name; std::getline(names, name, '/');) {
+            if (name.empty())
+                continue;
+            char* safe = nullptr;
+            (void)aug_escape_name(augeas_.get(), name.c_str(), &safe);
+            result += "/" + (safe ? std::string(safe) : name);
+            free(safe);
+        }
+        return result;
+    }
+
+    std::string file_;
+    std::optional<std::string> text_;
+    std::unique_ptr<augeas, decltype(&aug_close)> augeas_;
+    std::string tree_;
+};
+
+std::vector<std::string> linesOf(const std::string& text) {
+    std::vector<std::string> lines;
+    std::istringstream stream(text);
+    for (std::string line; std::getline(stream, line);)
+        lines.push_back(line);
+    return lines;
+}
+
+// The lines that go and come, with the one before them.
+void printChange(const std::string& file, const std::string& before, const std::string& after) {
+    std::vector<std::string> old = linesOf(before), fresh = linesOf(after);
+    std::size_t top = 0, common = std::min(old.size(), fresh.size());
+    while (top < common && old[top] == fresh[top])
+        top++;
+    std::size_t bottom = 0;
+    while (bottom < common - top && old[old.size() - 1 - bottom] == fresh[fresh.size() - 1 - bottom])
+        bottom++;
+    std::cout << paint(Colour::bold, file + ", line " + std::to_string(top + 1) + ":") << '\n';
+    if (top > 0)
+        std::cout << "  " << os::printable(old[top - 1]) << '\n';
+    for (std::size_t i = top; i < old.size() - bottom; i++)
+        std::cout << paint(Colour::red, "- " + os::printable(old[i])) << '\n';
+    for (std::size_t i = top; i < fresh.size() - bottom; i++)
+        std::cout << paint(Colour::green, "+ " + os::printable(fresh[i])) << '\n';
+}
+
+// The guests of this host that have leases, or those that have none: names, in quotes.
+std::vector<std::string> guestsWith(Protection wanted, int timeout) {
+    // A QEMU that is not libvirt's is nobody's business here. Where libvirt does not say, all count.
+    Json running;
+    bool answers = !attempt([&] { running = askWithin(timeout, {}, listActiveGuests); });
+    std::vector<std::string> names;
+    for (GuestView& guest : findGuests()) {
+        Protection protection = Protection::hidden;
+        (void)attempt([&] { protection = readLeases(guest); });
+        guest.leases.clear();
+        guest.companions.clear();
+        bool isItsGuest = std::find(running.begin(), running.end(), lease::formatUuid(guest.tag.uuid)) != running.end();
+        if (protection == wanted && (!answers || isItsGuest))
+            names.push_back("'" + lease::cleanName(guest.tag.name) + "'");
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+}
+
+std::string listed(const std::vector<std::string>& names) {
+    std::string text = std::to_string(names.size()) + (names.size() == 1 ? " guest (" : " guests (");
+    for (std::size_t i = 0; i < names.size() && i < 10; i++)
+        text += (i ? ", " : "") + names[i];
+    return text + (names.size() > 10 ? ", ...)" : ")");
+}
+
+// What has to be started anew, as far as it runs.
+void tellWhatToRestart(bool enabled) {
+    std::vector<std::string> daemons;
+    for (pid_t pid : os::listProcesses())
+        for (const char* name : {"libvirtd", "virtqemud"})
+            if (os::commandName(pid) == name && std::find(daemons.begin(), daemons.end(), name) == daemons.end())
+                daemons.emplace_back(name);
+    if (daemons.empty())
+        std::cout << "Neither libvirtd nor virtqemud runs: it counts from their next start.\n";
+    for (const std::string& daemon : daemons)
+        std::cout << "To put it into force: systemctl restart " << daemon << " (guests go on)\n";
+    if (enabled)
+        std::cout << "Do the same on every host that can reach the images: libvirt does not compare lock managers.\n"
+                     "To have lost leases acted upon: systemctl enable --now leasehold-watch\n";
+}
+
+struct Orders {
+    bool dryRun = false, force = false;
+    int timeout = kStorageTimeout;
+    std::string config = LEASEHOLD_CONF, qemuConfig = LIBVIRT_QEMU_CONF, plugin = LOCK_DRIVER;
+};
+
+Orders parse(Options& options, const char* verb, const Words& arguments, bool enables) {
+    Orders orders;
+    options.add("dry-run", orders.dryRun, "Show the change, and do not make it");
+    options.add("force", orders.force, "Also while guests are in the way");
+    options.add("timeout", orders.timeout, "How long libvirt may take to answer (10)");
+    options.add("qemu-conf", orders.qemuConfig, "Another configuration of libvirt (" LIBVIRT_QEMU_CONF ")", "FILE");
+    if (enables) {
+        options.add("config", orders.config, "Another configuration (" LEASEHOLD_CONF ")", "FILE");
+        options.add("plugin", orders.plugin, "Another lock driver (" LOCK_DRIVER ")", "FILE");
+    }
+    if (!options.parse(arguments).empty())
+        throw UsageError(std::string(verb) + " takes no operands; see leasehold " + verb + " --help");
+    if (!orders.qemuConfig.starts_with('/'))
+        throw UsageError("--qemu-conf takes an absolute path; see leasehold " + std::string(verb) + " --help");
+    return orders;
+}
+
+// Shows and makes the change, unless guests are in the way of it.
+int apply(const Orders& orders, QemuConf& conf, Protection inTheWay, const std::string& consequence, bool enables) {
+    printChange(orders.qemuConfig, conf.before(), conf.after());
+    std::vector<std::string> guests = guestsWith(inTheWay, orders.timeout);
+    bool refused = !guests.empty() && !orders.force;
+    if (!guests.empty())
+        std::cerr << "leasehold: " << listed(guests) << ' ' << consequence
+                  << (refused ? "; nothing was changed. Shut them down first, or say --force" : "") << '\n';
+    if (refused)
+        return kRefused;
+    if (orders.dryRun) {
+        std::cout << "Nothing was changed (--dry-run).\n";
+        return kDone;
+    }
+    conf.save();
+    tellWhatToRestart(enables);
+    return kDone;
+}
+
+} // namespace
+
+int enable(const Words& arguments) {
+    Options options(
+        "enable", "",
+        "Makes leasehold libvirt's lock manager: shows the change to qemu.conf, makes it, and says what to\n"
+        "restart. Refuses while guests run that have no leases.");
+    Orders orders = parse(options, "enable", arguments, true);
+    // With either of them wrong libvirtd's QEMU driver would not start.
+    (void)loadSettings(orders.config);
+    if (std::string version = versionOfPlugin(orders.plugin); version != LEASEHOLD_VERSION)
+        throw Error(Fault::invalid, orders.plugin + " is of version " + version +
+                                        ", this command is " LEASEHOLD_VERSION ": install both from one version");
+    QemuConf conf(orders.qemuConfig);
+    if (conf.lockManager() == "leasehold") {
+        std::cout << "leasehold is the lock manager in " << orders.qemuConfig << " already.\n";
+        return kDone;
+    }
+    conf.setLockManager("leasehold");
+    return apply(
+        orders, conf, Protection::none,
+        "would go on without leases, and may neither resume after a pause nor get another disk until they have "
+        "been shut down and started again (guests_without_lease in qemu-leasehold.conf)",
+        true);
+}
+
+int disable(const Words& arguments) {
+    Options options("disable", "",
+                    "Makes libvirt go without leasehold: shows the change to qemu.conf, makes it, and says what to\n"
+                    "restart. Refuses while guests run that have leases.");
+    Orders orders = parse(options, "disable", arguments, false);
+    QemuConf conf(orders.qemuConfig);
+    auto manager = conf.lockManager();
+    if (manager != "leasehold") {
+        std::cout << "leasehold is not the lock manager in " << orders.qemuConfig
+                  << (manager ? ": that is " + os::printable(*manager) : "") << ".\n";
+        return kDone;
+    }
+    conf.removeLockManager();
+    return apply(orders, conf, Protection::leased,
+                 "would keep their leases until they end, but nobody would hand those over: they could not migrate to "
+                 "hosts that use leasehold, nor could anybody else have disks that are detached from them",
+                 false);
+}
+
+} // namespace leasehold::tools
