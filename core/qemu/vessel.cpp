@@ -39,8 +39,11 @@ constexpr int kSendBuffer = 8 * 1024 * 1024;
 // descriptors, below any RLIMIT_NOFILE. Only a shortcut: elsewhere it is searched for.
 constexpr int kFirstNumber = 250;
 
-// Wire format, in host byte order: both ends are on one machine. A later version may append fields to both structures:
-// a reader uses what it knows and skips the rest by the sizes.
+// Wire format, in host byte order: both ends are on one machine. A later version may append fields to both structures,
+// in which 0 has to mean what was before them: a reader uses what it knows and skips the rest by the sizes, and takes
+// what an earlier version did not store for 0. So guests go on through upgrades and downgrades
+// (tests/e2e/test_upgrade.py with a plugin whose structures are longer). What that does not allow for is a new
+// kVersion.
 struct Header {
     char magic[8];
     std::uint32_t version;
@@ -58,6 +61,7 @@ struct Header {
     std::uint64_t socketInodes[2];
 };
 static_assert(sizeof(Header) == 88);
+constexpr std::size_t kFirstHeader = 88; // the size in the first version, and so the least
 
 // Followed by the path, and then by the FileId of each of its descriptors.
 struct Entry {
@@ -69,6 +73,7 @@ struct Entry {
     std::uint32_t pathLength;
 };
 static_assert(sizeof(Entry) == 24 && sizeof(os::FileId) == 16);
+constexpr std::size_t kFirstEntry = 24;
 
 constexpr std::uint8_t kWritable = 1 << 0;
 constexpr std::uint8_t kJoined = 1 << 1;
@@ -151,14 +156,12 @@ public:
         Message message;
         message.header = head();
         const Header& header = message.header;
-        skip(header.headerSize - sizeof(Header));
         message.tag.name = take(header.nameLength, kMaxName);
         std::copy(std::begin(header.uuid), std::end(header.uuid), message.tag.uuid.begin());
         message.tag.incarnation = header.incarnation;
         for (std::uint32_t i = 0; i < header.leases; i++) {
-            Entry entry;
-            copy(&entry, sizeof entry);
-            skip(header.entrySize - sizeof entry);
+            Entry entry{};
+            copyStored(entry, header.entrySize);
             StoredLease lease;
             lease.file = entry.file;
             if (entry.mode > kMaxMode)
@@ -189,8 +192,10 @@ public:
 
 private:
     Header head() {
-        Header header;
-        copy(&header, sizeof header);
+        if (text_.size() < kFirstHeader)
+            hostile("a message is too short");
+        Header header{};
+        std::memcpy(&header, text_.data(), kFirstHeader);
         if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0)
             hostile("not leasehold's");
         if (header.version != kVersion)
@@ -198,8 +203,9 @@ private:
                                                 std::to_string(header.version) + ", this one knows " +
                                                 std::to_string(kVersion) +
                                                 "): install that version, or destroy and start the guest");
-        if (header.headerSize < sizeof(Header) || header.entrySize < sizeof(Entry))
+        if (header.headerSize < kFirstHeader || header.entrySize < kFirstEntry)
             hostile("a message is too short");
+        copyStored(header, header.headerSize);
         if (header.leases > kMaxDescriptorsPerMessage || header.totalLeases > kMaxLeases || header.parts == 0 ||
             header.parts > kMaxMessages || header.part >= header.parts)
             hostile("impossible counts");
@@ -211,6 +217,14 @@ private:
             hostile("a message is too short");
         std::memcpy(to, text_.data(), size);
         text_.remove_prefix(size);
+    }
+
+    // A structure of which another version has stored so many bytes.
+    template <typename Structure>
+    void copyStored(Structure& structure, std::size_t stored) {
+        std::size_t known = std::min(stored, sizeof structure);
+        copy(&structure, known);
+        skip(stored - known);
     }
 
     void skip(std::size_t size) {
@@ -367,7 +381,7 @@ Message parseMessage(RawMessage raw) {
 }
 
 bool isVesselOf(std::string_view text, const std::array<unsigned char, 16>& uuid) {
-    return text.size() >= sizeof(Header) && std::memcmp(text.data(), kMagic, sizeof kMagic) == 0 &&
+    return text.size() >= kFirstHeader && std::memcmp(text.data(), kMagic, sizeof kMagic) == 0 &&
            std::memcmp(text.data() + offsetof(Header, uuid), uuid.data(), uuid.size()) == 0;
 }
 
@@ -415,16 +429,16 @@ bool isSeqpacket(int fd) {
 
 // Whose vessel it is, if the socket is the receiving end of one. Takes no descriptors.
 std::optional<Message> peekHeader(int socket) {
-    char buffer[sizeof(Header) + kMaxName];
+    char buffer[512 + kMaxName]; // the header of a later version may be longer
     // A reader that was killed has left its position behind.
     int off = -1;
     (void)setsockopt(socket, SOL_SOCKET, SO_PEEK_OFF, &off, sizeof off);
     ssize_t length = recv(socket, buffer, sizeof buffer, MSG_PEEK | MSG_DONTWAIT);
     Message message;
     Header& header = message.header;
-    if (length < static_cast<ssize_t>(sizeof header) || std::memcmp(buffer, kMagic, sizeof kMagic) != 0)
+    if (length < static_cast<ssize_t>(kFirstHeader) || std::memcmp(buffer, kMagic, sizeof kMagic) != 0)
         return std::nullopt;
-    std::memcpy(&header, buffer, sizeof header);
+    std::memcpy(&header, buffer, kFirstHeader);
     std::copy(std::begin(header.uuid), std::end(header.uuid), message.tag.uuid.begin());
     message.tag.incarnation = header.incarnation;
     std::size_t end = std::size_t{header.headerSize} + header.nameLength;

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+
+"""Guests that are started under one build of the plugin and go on under another one, and hosts that have different ones.
+The other build is this tree's with longer structures in the vessel (tests/next), or the first one whose vessels have to
+be understood for ever."""
+
+import contextlib
+import subprocess
+
+import expect
+import hosts
+import pytest
+
+pytestmark = pytest.mark.skipif(hosts.lock_manager() != "leasehold", reason="about leasehold's leases")
+
+# From here on the vessel's format is kept.
+FIRST = "56e6824"
+
+
+def build_of(commit, folder):
+    """The plugin as it was at that commit."""
+    source = folder / "source"
+    if not (hosts.ROOT / ".git").exists():
+        pytest.skip("not a git checkout: the first version cannot be built")
+    if not hosts.run("git", "-C", hosts.ROOT, "cat-file", "-e", f"{commit}^{{commit}}"):
+        pytest.skip(f"this git checkout has no commit {commit} (a shallow clone?)")
+    source.mkdir()
+    archive = subprocess.run(["git", "-C", hosts.ROOT, "archive", commit], check=True, capture_output=True).stdout
+    subprocess.run(["tar", "-x", "-C", source], check=True, input=archive)
+    hosts.ok("meson", "setup", "-Dtests=false", "-Dtools=disabled", "-Dbuildtype=debug", folder / "build", source)
+    hosts.ok("ninja", "-C", folder / "build", "plugin/leasehold.so", timeout=600)
+    return folder / "build" / "plugin"
+
+
+@pytest.fixture(scope="module", params=["a later version", "the first version"])
+def other(request, tmp_path_factory):
+    """Where the other build is."""
+    if request.param == "the first version":
+        return build_of(FIRST, tmp_path_factory.mktemp("first"))
+    later = hosts.plugin_dir().parent / "tests" / "next"
+    if not (later / "leasehold.so").exists():
+        pytest.skip(f"{later}/leasehold.so was not built")
+    return later
+
+
+@pytest.fixture(scope="module", params=["on the image", "lease files", "flock"])
+def medium(request, lab):
+    """The configuration of all hosts."""
+    lockspace = lab.dir / "upgrade-lockspace"
+    lockspace.mkdir(mode=0o700, exist_ok=True)
+    return {"on the image": "", "lease files": f'file_lockspace_dir = "{lockspace}"\n',
+            "flock": f'storage_locks = [ "{lab.dir}=flock" ]\n'}[request.param]
+
+
+@pytest.fixture
+def versions(alpha, beta, medium, other):
+    """versions(alpha, "other"): its libvirtd is started again with that build."""
+    builds = {"ours": hosts.plugin_dir(), "other": other}
+
+    def switch(host, version):
+        host.kill_libvirtd()
+        host.configure(plugin_conf=medium, plugin_dir=builds[version])
+        host.start_libvirtd()
+    with contextlib.ExitStack() as stack:
+        for host in (alpha, beta):
+            stack.enter_context(host.configured(plugin_conf=medium))
+        yield switch
+
+
+@pytest.mark.parametrize("first, second", [("ours", "other"), ("other", "ours")])
+def test_a_guest_goes_on_when_the_plugin_is_replaced(alpha, beta, lab, image, guest, versions, first, second):
+    disk, extra = image(), image("extra.img")
+    running = guest(disk, emulator=lab.emulator_without_locks, scsi_controllers=1)
+    versions(alpha, first)
+    alpha.boot(running)
+    pid = alpha.pid_here(running)
+    for version in (second, first):
+        versions(alpha, version)
+        expect.taken(beta, disk)
+        alpha.ok("suspend", running.name)
+        expect.taken(beta, disk)
+        alpha.ok("resume", running.name)
+        if version == second:  # the one that attached it is not the one that detaches it
+            alpha.ok("attach-disk", running.name, extra, "sda", "--subdriver", "raw")
+            expect.taken(beta, disk, extra)
+        else:
+            expect.taken(beta, disk, extra)
+            alpha.ok("detach-disk", running.name, "sda")
+            expect.free(beta, extra)
+    assert alpha.pid_here(running) == pid
+    alpha.kill_qemu(running)
+    expect.free(beta, disk)
+
+
+@pytest.mark.parametrize("here, there", [("ours", "other"), ("other", "ours")])
+def test_a_guest_migrates_between_hosts_with_different_versions(alpha, beta, gamma, lab, image, guest, medium, versions,
+                                                                here, there):
+    disk = image()
+    mover = guest(disk, emulator=lab.emulator_without_locks)
+    versions(alpha, here)
+    versions(beta, there)
+    alpha.boot(mover)
+    with gamma.configured(plugin_conf=medium):
+        for source, target in ((alpha, beta), (beta, alpha)):
+            assert (result := source.migrate_to(target, mover, "--live")), str(result)
+            assert target.state(mover) == "running"
+            expect.taken(gamma, disk)
+        alpha.kill_qemu(mover)
+        expect.free(gamma, disk)
