@@ -18,29 +18,45 @@ sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 
 import hosts  # noqa: E402
 
+EPOCH = "1790000000"  # a tarball does not know the time of the last commit
 CHROOT = ROOT / "tests" / "support" / "chroot"
 # What a node has before and beside leasehold. Fetched once; each run installs them as a newcomer would.
 NODE = ["libvirt-daemon-system", "libvirt-clients", "qemu-system-x86"]
 
 
-def build(kind, out, **environment):
-    """Runs packaging/build-KIND.sh: {file name: path}."""
-    script = ROOT / "packaging" / f"build-{kind}.sh"
-    printed = hosts.ok("nice", script, out, timeout=600, env={**os.environ, **environment})
+def build(kind, source, out, **environment):
+    """Runs packaging/build-KIND.sh of that source tree: {file name: path}."""
+    script = source / "packaging" / f"build-{kind}.sh"
+    printed = hosts.ok("nice", script, out, timeout=900, env={**os.environ, **environment})
     return {pathlib.Path(line).name: pathlib.Path(line) for line in printed.splitlines()}
 
 
 @pytest.fixture(scope="session")
-def builds(tmp_path_factory):
-    """{kind: (files of one build, files of another one)}, which differ in what must not matter."""
+def released(tmp_path_factory):
+    """The tarball of "meson dist", unpacked; None where it would not be what is here."""
+    if hosts.run("git", "-C", ROOT, "status", "--porcelain").out or not (ROOT / ".git").exists():
+        return None
+    folder = tmp_path_factory.mktemp("dist")
+    hosts.ok("meson", "setup", "-Dtests=false", folder / "build", ROOT)
+    hosts.ok("meson", "dist", "-C", folder / "build", "--no-tests", "--formats", "gztar")
+    [tarball] = (folder / "build" / "meson-dist").glob("*.tar.gz")
+    hosts.ok("tar", "-x", "-C", folder, "-f", tarball)
+    return folder / tarball.name.removesuffix(".tar.gz")
+
+
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory, released):
+    """{kind: (files of one build, files of another one)}, which differ in what must not matter; the other one is built
+    from the release's tarball, if there is one."""
     for program in ("dpkg-buildpackage", "dh", "rpmbuild", "checkmodule"):
         if subprocess.run(["sh", "-c", f"command -v {program}"], capture_output=True).returncode != 0:
             pytest.skip(f"{program} is not installed")
     elsewhere = tmp_path_factory.mktemp("another-and-longer-folder-to-build-in")
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        running = {kind: (pool.submit(build, kind, tmp_path_factory.mktemp(kind)),
-                          pool.submit(build, kind, tmp_path_factory.mktemp(f"{kind}-again"), TMPDIR=str(elsewhere),
-                                      TZ="Pacific/Auckland", LC_ALL="C", USER="somebody-else"))
+        running = {kind: (pool.submit(build, kind, ROOT, tmp_path_factory.mktemp(kind), SOURCE_DATE_EPOCH=EPOCH),
+                          pool.submit(build, kind, released or ROOT, tmp_path_factory.mktemp(f"{kind}-again"),
+                                      TMPDIR=str(elsewhere), TZ="Pacific/Auckland", LC_ALL="C", USER="somebody-else",
+                                      SOURCE_DATE_EPOCH=EPOCH))
                    for kind in ("deb", "rpm")}
         return {kind: tuple(each.result() for each in pair) for kind, pair in running.items()}
 
@@ -67,7 +83,7 @@ class Machine:
     def __init__(self, shared):
         self.shared = shared
         release = platform.freedesktop_os_release()["VERSION_CODENAME"]
-        tree = hosts.ok(CHROOT, "prepare", release, "rpm", " ".join(NODE), timeout=600).strip()
+        tree = hosts.ok(CHROOT, "prepare", release, "rpm", " ".join([*NODE, "libaugeas0"]), timeout=600).strip()
         # It lives until its standard input ends, and everything on it with it.
         self.process = subprocess.Popen([CHROOT, "run", tree, f"{shared}:{shared}", "--", "sh", "-c",
                                          "echo ready; read -r _"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,

@@ -4,6 +4,7 @@
 """The packages as files: the same whoever builds them, and what the distributions' checkers say."""
 
 import hashlib
+import json
 import re
 
 import hosts
@@ -19,6 +20,32 @@ def test_two_builds_are_identical(builds, kind, ends):
     once, again = map(sums, builds[kind])
     assert len(once) >= 2
     assert once == again
+
+
+def test_the_release_s_tarball_builds_the_same_packages(released, builds):
+    if released is None:
+        pytest.skip("the tree has changes that are not committed, so a release is not what is here")
+    version = re.search(r"^  version: '(.*)'", (ROOT / "meson.build").read_text(), re.MULTILINE)[1]
+    assert released.name == f"leasehold-{version}"
+    assert not (released / ".git").exists()
+    for kind in ("deb", "rpm"):  # test_two_builds_are_identical compares them
+        assert set(builds[kind][0]) == set(builds[kind][1])
+
+
+def test_the_bill_of_materials_names_all_that_the_programs_are_linked_to(deb, tmp_path):
+    hosts.ok("dpkg-deb", "-x", deb, tmp_path)
+    bill = json.loads((tmp_path / "usr/share/doc/leasehold/leasehold.spdx.json").read_text())
+    assert bill["spdxVersion"] == "SPDX-2.3" and bill["creationInfo"]["created"].startswith("2026-")
+    named = {word for package in bill["packages"] for word in package.get("comment", "").split()}
+    programs = [tmp_path / "usr/sbin/leasehold", *tmp_path.rglob("leasehold.so")]
+    assert len(programs) == 2
+    for program in programs:
+        needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", hosts.ok("readelf", "-d", program)))
+        assert needed and needed <= named
+    ids = {package["SPDXID"] for package in bill["packages"]}
+    assert {each["relatedSpdxElement"] for each in bill["relationships"]} == ids
+    for package in bill["packages"]:
+        assert re.match(r"\d", package["versionInfo"]), package
 
 
 def test_the_version_is_mesons(builds):

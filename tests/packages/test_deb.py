@@ -42,15 +42,11 @@ class Node:
         self.machine.ok("libvirtd", "--daemon", "--pid-file", "/run/libvirtd.pid")
         hosts.wait_until(lambda: self.virsh("list"), "libvirtd answers", 60)
 
-    def set_lock_manager(self, line):
-        conf = self.machine.path("/etc/libvirt/qemu.conf")
-        conf.write_text(re.sub('^lock_manager = .*\n', "", conf.read_text(), flags=re.MULTILINE) + line + "\n")
-        self.restart_libvirtd()
-
     def enable(self):
         conf = self.machine.path("/etc/libvirt/qemu.conf")
         conf.write_text(conf.read_text() + WITHOUT_SYSTEMD)
-        self.set_lock_manager(LINE)
+        assert "+ " + LINE in self.machine.ok("leasehold", "enable")
+        self.restart_libvirtd()
         for guest in self.guests:
             xml = self.machine.shared / f"{guest.name}.xml"
             xml.write_text(guest.xml())
@@ -105,6 +101,8 @@ def said_by_leasehold(result):
 def test_installing_it_enables_nothing_and_says_how(node):
     assert node.machine.path(PLUGIN).exists()
     assert said_by_leasehold(node.installation)[-1] == LINE
+    assert any("leasehold enable" in line for line in said_by_leasehold(node.installation))
+    assert not list(node.machine.path("/etc/systemd/system").rglob("leasehold-watch.service"))
     assert not re.search("^lock_manager", node.machine.path("/etc/libvirt/qemu.conf").read_text(), re.MULTILINE)
     assert "leasehold" not in node.machine.services_asked_for()
 
@@ -112,6 +110,15 @@ def test_installing_it_enables_nothing_and_says_how(node):
 def test_enabled_it_protects_a_guest(node):
     node.enable()
     node.guest_is_protected()
+
+
+def test_the_watcher_watches_it(node):
+    """The service's command; tests/node runs the service itself."""
+    unit = node.machine.path("/lib/systemd/system/leasehold-watch.service").read_text()
+    assert "ExecStart=/usr/sbin/leasehold watch\n" in unit
+    result = node.machine.run("/usr/sbin/leasehold", "watch", "--once")
+    assert result and result.out == "1 guest, 1 lease, 0 lost\n", str(result)
+    assert node.machine.path("/usr/lib/tmpfiles.d/leasehold.conf").exists()
 
 
 def test_an_upgrade_under_a_running_guest_keeps_its_lease_and_the_configuration(node):
@@ -152,7 +159,10 @@ def test_it_does_not_go_while_it_is_the_lock_manager(node, verb):
 
 def test_disabled_it_goes_without_a_trace_and_running_guests_keep_their_leases(node):
     before, services = node.qemu(), node.machine.services_asked_for()
-    node.set_lock_manager("")
+    in_the_way = node.machine.run("leasehold", "disable")
+    assert in_the_way.rc == 75 and "1 guest ('first')" in in_the_way.err, str(in_the_way)
+    assert "- " + LINE in node.machine.ok("leasehold", "disable", "--force")
+    node.restart_libvirtd()
     purged = node.machine.apt("purge", "leasehold")
     assert purged, str(purged)
     assert not node.machine.path(PLUGIN).exists() and not node.machine.path(CONF).exists()
