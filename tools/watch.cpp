@@ -93,6 +93,7 @@ public:
     void look() {
         guests_ = leases_ = lost_ = unclear_ = 0;
         silentNow_.clear();
+        answeredNow_.clear();
         // Only a process can be given up; on a host where nothing can hang none is needed.
         mayHang_ = storage::hostHasRemoteMounts();
         std::set<pid_t> there;
@@ -126,8 +127,9 @@ public:
 private:
     using Losses = std::map<std::string, std::string>; // image: how
 
-    // What is remembered of one QEMU. A pid that is used again has another incarnation.
+    // What is remembered of one QEMU.
     struct Known {
+        std::optional<os::Process> process; // whether it is still that one
         std::uint32_t incarnation = 0;
         std::set<std::string> suspects; // images
         bool unconfirmed = false;       // one of them was seen once
@@ -158,8 +160,12 @@ private:
             return;
         guests_++;
         Known& known = known_[guest.pid];
-        if (protection == Protection::leased && known.incarnation != guest.tag.incarnation)
-            known = {.incarnation = guest.tag.incarnation};
+        if (known.process && known.process->diedWithin(std::chrono::milliseconds(0)))
+            known = {}; // the pid is another one's by now
+        if (!known.process)
+            known.process = os::Process::openIfExists(guest.pid);
+        if (protection == Protection::leased)
+            known.incarnation = guest.tag.incarnation;
         Losses losses;
         if (damage) {
             unclear_++;
@@ -225,8 +231,7 @@ private:
             attempt([&] { answer = mayHang_ ? tryAskWithin(orders_.timeout, descriptorsOf(leases), work) : work(); });
         if (problem)
             return Json{{"problem", *problem}};
-        if (!answer)
-            silentNow_.insert(device);
+        (answer ? answeredNow_ : silentNow_).insert(device);
         return answer;
     }
 
@@ -245,13 +250,12 @@ private:
 
     void reportAnswers() {
         std::erase_if(silentSince_, [&](const auto& each) {
-            if (silentNow_.contains(each.first))
-                return false;
             auto passed = std::chrono::duration_cast<seconds>(Clock::now() - each.second.first).count();
-            journal_.write(Urgency::notice, "answers", {{"image", each.second.second}},
-                           "the storage of '" + each.second.second + "' is no longer silent, after " +
-                               std::to_string(passed) + " s");
-            return true;
+            if (answeredNow_.contains(each.first))
+                journal_.write(Urgency::notice, "answers", {{"image", each.second.second}},
+                               "the storage of '" + each.second.second + "' answers again, after " +
+                                   std::to_string(passed) + " s");
+            return !silentNow_.contains(each.first); // or nobody uses it any more
         });
     }
 
@@ -280,17 +284,20 @@ private:
 
     // Again in each round: libvirtd may have been away, and somebody may have let the guest run again.
     void act(const GuestView& guest, Known& known) {
-        Json done;
+        std::optional<Json> answer;
         auto problem = attempt([&] {
-            done = askWithin(kActionTimeout, {}, [&] {
+            answer = tryAskWithin(kActionTimeout, {}, [&] {
                 return respondToLoss(lease::formatUuid(guest.tag.uuid), guest.pid, orders_.fallback, orders_.dryRun);
             });
         });
+        if (!problem && !answer)
+            problem = "libvirt did not do within " + std::to_string(kActionTimeout) + " s what was asked of it";
         if (problem) {
             reportOnce(known, Urgency::critical, "failed", guest,
                        *problem + "; this is tried again every " + std::to_string(orders_.interval) + " s");
             return;
         }
+        const Json& done = *answer;
         known.ignored = done["action"] == "ignore";
         if (done["did"].get<bool>() || !known.acted)
             journal_.write(
@@ -305,7 +312,7 @@ private:
     Journal journal_;
     std::map<pid_t, Known> known_;
     std::map<std::uint64_t, std::pair<Clock::time_point, std::string>> silentSince_; // device: since, an image there
-    std::set<std::uint64_t> silentNow_;
+    std::set<std::uint64_t> silentNow_, answeredNow_;
     bool mayHang_ = true;
     std::size_t guests_ = 0, leases_ = 0, lost_ = 0, unclear_ = 0;
 };
@@ -340,7 +347,10 @@ int watch(const Words& arguments) {
         tellServiceManager("READY=1\nSTATUS=" + watcher.summary());
         if (orders.once && !watcher.suspects())
             break;
-        std::this_thread::sleep_for(seconds(watcher.suspects() ? 1 : orders.interval));
+        for (int left = watcher.suspects() ? 1 : orders.interval; left > 0; left -= 60) {
+            tellServiceManager("WATCHDOG=1");
+            std::this_thread::sleep_for(seconds(std::min(left, 60)));
+        }
     }
     watcher.conclude();
     return watcher.fine() ? kDone : kWarnings;

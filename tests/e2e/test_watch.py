@@ -263,6 +263,16 @@ def test_systemd_is_told_that_it_is_ready_and_that_it_lives(alpha, lab, lockspac
         watch(environment={"NOTIFY_SOCKET": str(address)})
         assert manager.recv(4096) == b"WATCHDOG=1"
         assert manager.recv(4096) == b"READY=1\nSTATUS=1 guest, 1 lease, 0 lost"
+        assert manager.recv(4096) == b"WATCHDOG=1"
+
+
+def test_a_host_without_guests_is_alive_too(alpha, lab, watch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        address = lab.dir / "notify-idle"
+        manager.bind(str(address))
+        manager.settimeout(20)
+        watch(environment={"NOTIFY_SOCKET": str(address)})
+        assert [manager.recv(4096) for _ in range(4)] == [b"READY=1\nSTATUS=0 guests, 0 leases, 0 lost", b"WATCHDOG=1"] * 2
 
 
 @pytest.mark.parametrize("words, part", [(["--default", "explode"], "poweroff, restart, pause or ignore"),

@@ -30,7 +30,7 @@ nfs-kernel-server nfs-common rpcbind
 ocfs2-tools corosync dlm-controld gfs2-utils
 samba cifs-utils
 glusterfs-server glusterfs-client
-lvm2 dmsetup libvirt0
+lvm2 dmsetup libvirt0 libaugeas0
 """.split()
 
 # Dependencies that only administration tools, hooks and package scripts use.

@@ -6,6 +6,7 @@ what the lease does: the first half must hold for the second to be possible."""
 
 import contextlib
 import itertools
+import json
 import threading
 import time
 
@@ -184,9 +185,23 @@ def test_a_lease_survives_a_restart_of_the_nfs_server(nfs, after_the_restart):
 ON_NFS42 = [name for name in ("nfs42", "devices") if name in conftest.KINDS]
 
 
+def watched(host):
+    """What leasehold watch sees there, in one look: {event: [whom or what it is about]}. Nobody can act: there is no
+    libvirt."""
+    if not labs.command().exists():
+        pytest.skip(f"{labs.command()} was not built")
+    result = host.run(f"{labs.GUEST_DIR}/leasehold watch --once --json --timeout 3", timeout=120)
+    seen = {}
+    for event in map(json.loads, result.out.splitlines()):
+        seen.setdefault(event["event"], []).append(event)
+    assert result.rc == (3 if {"lost", "silent", "unreadable"} & set(seen) else 0), str(result)
+    return seen
+
+
 @pytest.fixture(scope="module")
 def after_the_cut(bring_up):
-    """h1 held locks and leases when its cable was pulled; h2 waited, took them, and gave one of the locks back."""
+    """h1 held locks and leases when its cable was pulled; h2 waited, took them, and gave one of the locks back. And what
+    the watcher on h1 saw before and meanwhile."""
     nfs42, leased = bring_up("nfs42"), {name: bring_up(name) for name in ON_NFS42}
     one, two = nfs42.clients
     files = {name: nfs42.path(name) for name in ("taken", "returned")}
@@ -199,6 +214,8 @@ def after_the_cut(bring_up):
     holders["bystander"].ok("open", "f", files["taken"], "direct")
     for name, image in images.items():
         guests[name].ok("register", "db", 1, image)
+        guests[name].ok("acquire", "db")
+    seen = {"before": watched(one)}
     one.cut(nfs42.server)
     try:
         for name, path in files.items():
@@ -208,9 +225,10 @@ def after_the_cut(bring_up):
         taker.ok("ofd", "returned", "u", MARK, 1)
         for name, image in images.items():
             assert until_granted(thieves[name], "register", "web", 2, image, seconds=90)
+        seen["meanwhile"] = watched(one)
     finally:
         one.heal(nfs42.server)
-    yield holders, guests, thieves
+    yield holders, guests, thieves, images, seen
     for actor in (*holders.values(), *guests.values(), taker, *thieves.values()):
         actor.quit()
 
@@ -236,13 +254,27 @@ def test_a_descriptor_without_a_lock_is_not_told_so_its_late_writes_land(after_t
 @needs_nfs42
 @pytest.mark.parametrize("name", ON_NFS42)
 def test_the_lease_of_a_host_that_was_cut_off_for_too_long_can_be_taken_and_is_gone(after_the_cut, name):
-    _, guests, thieves = after_the_cut
+    _, guests, thieves, images, _ = after_the_cut
     assert guests[name].ask("acquire", "db", timeout=90).status == "refused"
     thieves[name].ok("acquire", "web")
     # The thief has gone again, and the lock could be had: but somebody has written in between.
     thieves[name].ok("kill", "web")
     resumed = guests[name].ask("acquire", "db", timeout=90)
     assert resumed.status == "refused" and "lost" in str(resumed), str(resumed)
+    lost = [event["text"] for event in watched(guests[name].host)["lost"]]
+    assert any(images[name] in text for text in lost), "the watcher forgot it with the thief"
+
+
+@needs_nfs42
+def test_the_watcher_reports_silence_while_a_host_is_cut_off_and_the_loss_afterwards(after_the_cut):
+    _, guests, _, images, seen = after_the_cut
+    assert set(seen["before"]) == {"checked"} and seen["before"]["checked"][0]["leases"] >= len(images)
+    assert seen["meanwhile"]["silent"] and "lost" not in seen["meanwhile"]
+    after = watched(guests["nfs42"].host)
+    for image in images.values():
+        assert any(f"the lease on '{image}' was lost" in event["text"] for event in after["lost"]), after
+    assert {event["guest"] for event in after["lost"]} == {"db"}
+    assert "libvirt does not answer" in after["failed"][0]["text"], after
 
 
 @pytest.fixture
@@ -323,6 +355,7 @@ def test_glusterfs_tells_a_host_that_was_cut_off_of_its_loss_only_when_it_is_str
 @needs_gluster
 def test_a_lost_lease_on_glusterfs_is_noticed_only_when_it_is_strict(after_gluster_was_cut):
     strict, _, guest, state = after_gluster_was_cut
+    assert ("lost" in watched(guest.host)) == (strict == "on")
     assert guest.ask("acquire", "db", state).status == ("refused" if strict == "on" else "ok")
 
 
