@@ -71,10 +71,16 @@ def cache_folder():
 
 
 def prepared(cache):
-    """The image of the current recipe, built if need be. One process builds, others wait for it."""
+    """The image of the current recipe."""
+    target = built(cache, [HERE / name for name in RECIPE], lambda work: Build(work).run())
+    return RootImage(target / "vmlinux", target / "initrd.gz", target / "root.img")
+
+
+def built(cache, recipe, build):
+    """The folder that build(work) leaves as work/image, kept in the cache as long as the files of the recipe stay the
+    same. One process builds, others wait for it."""
     cache.mkdir(parents=True, exist_ok=True)
-    recipe = hashlib.sha256(b"".join((HERE / name).read_bytes() for name in RECIPE)).hexdigest()[:16]
-    target = cache / f"image-{recipe}"
+    target = cache / f"image-{hashlib.sha256(b''.join(path.read_bytes() for path in recipe)).hexdigest()[:16]}"
     with open(cache / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
@@ -83,10 +89,10 @@ def prepared(cache):
             work = cache / "building"
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
-            Build(work).run()
+            build(work)
             (work / "image").rename(target)
             shutil.rmtree(work)
-    return RootImage(target / "vmlinux", target / "initrd.gz", target / "root.img")
+    return target
 
 
 def command(*words, **options):
@@ -139,12 +145,7 @@ class Build:
                     + " ".join(f"--exclude=./{path}" for path in NOT_KEPT), "sh", package, self.root)
 
     def extract_kernel(self):
-        """The bare vmlinux: QEMU enters it directly (PVH), which saves the emulated CPU the unpacking."""
-        packed = (self.kernel / "boot" / f"vmlinuz-{self.version}").read_bytes()
-        # The setup header says where the payload is (Documentation/x86/boot.rst: setup_sects, payload_offset, _length).
-        offset, length = struct.unpack_from("<II", packed, 0x248)
-        start = (packed[0x1F1] + 1) * 512 + offset
-        (self.image / "vmlinux").write_bytes(lzma.LZMADecompressor().decompress(packed[start:start + length]))
+        extract_kernel(self.kernel / "boot" / f"vmlinuz-{self.version}", self.image / "vmlinux")
 
     def keep_modules(self):
         """Of all modules, those that the lab uses. kmod is the image's own: this machine may have none."""
@@ -184,7 +185,7 @@ class Build:
             (self.root / link).unlink(missing_ok=True)
             (self.root / link).symlink_to(target)
         command("ldconfig", "-r", self.root)
-        command("cc", "-O", "-Wall", "-Wextra", "-static", "-o", self.root / "usr/sbin/lab-agent", HERE / "agent.c")
+        compile_agent(self.root / "usr/sbin/lab-agent")
         shutil.copy(HERE / "guest_init.sh", self.root / "usr/sbin/lab-init")
         (self.root / "usr/sbin/lab-init").chmod(0o755)
 
@@ -207,6 +208,19 @@ class Build:
         with open(root, "wb") as file:
             file.truncate((size * 5 // 4 + 64) << 20)
         command("mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0", "-d", self.root, root)
+
+
+def extract_kernel(vmlinuz, vmlinux):
+    """The bare vmlinux: QEMU enters it directly (PVH), which saves the emulated CPU the unpacking."""
+    packed = vmlinuz.read_bytes()
+    # The setup header says where the payload is (Documentation/x86/boot.rst: setup_sects, payload_offset, _length).
+    offset, length = struct.unpack_from("<II", packed, 0x248)
+    start = (packed[0x1F1] + 1) * 512 + offset
+    vmlinux.write_bytes(lzma.LZMADecompressor().decompress(packed[start:start + length]))
+
+
+def compile_agent(target):
+    command("cc", "-O", "-Wall", "-Wextra", "-static", "-o", target, HERE / "agent.c")
 
 
 def write_cpio(archive, folder):
