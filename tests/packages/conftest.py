@@ -8,13 +8,15 @@ import contextlib
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "e2e"))
+for folder in ("lab", "e2e"):
+    sys.path.insert(0, str(ROOT / "tests" / folder))
 
 import hosts  # noqa: E402
 
@@ -22,6 +24,7 @@ EPOCH = "1790000000"  # a tarball does not know the time of the last commit
 CHROOT = ROOT / "tests" / "support" / "chroot"
 # What a node has before and beside leasehold. Fetched once; each run installs them as a newcomer would.
 NODE = ["libvirt-daemon-system", "libvirt-clients", "qemu-system-x86"]
+CONF = "/etc/libvirt/qemu-leasehold.conf"
 
 
 def build(kind, source, out, **environment):
@@ -34,7 +37,8 @@ def build(kind, source, out, **environment):
 @pytest.fixture(scope="session")
 def released(tmp_path_factory):
     """The tarball of "meson dist", unpacked; None where it would not be what is here."""
-    if hosts.run("git", "-C", ROOT, "status", "--porcelain").out or not (ROOT / ".git").exists():
+    if "LEASEHOLD_PACKAGES" in os.environ or not (ROOT / ".git").exists() or \
+            hosts.run("git", "-C", ROOT, "status", "--porcelain").out:
         return None
     folder = tmp_path_factory.mktemp("dist")
     hosts.ok("meson", "setup", "-Dtests=false", folder / "build", ROOT)
@@ -47,7 +51,11 @@ def released(tmp_path_factory):
 @pytest.fixture(scope="session")
 def builds(tmp_path_factory, released):
     """{kind: (files of one build, files of another one)}, which differ in what must not matter; the other one is built
-    from the release's tarball, if there is one."""
+    from the release's tarball, if there is one. LEASEHOLD_PACKAGES names a folder with packages for one who works on the
+    tests: they are not built then."""
+    if folder := os.environ.get("LEASEHOLD_PACKAGES"):
+        files = {path.name: path for path in pathlib.Path(folder).iterdir()}
+        return {"deb": (files, files), "rpm": (files, files)}
     for program in ("dpkg-buildpackage", "dh", "rpmbuild", "checkmodule"):
         if subprocess.run(["sh", "-c", f"command -v {program}"], capture_output=True).returncode != 0:
             pytest.skip(f"{program} is not installed")
@@ -75,6 +83,19 @@ def deb(builds):
 @pytest.fixture(scope="session")
 def rpm(builds):
     return only(builds["rpm"][0], "leasehold-0", ".x86_64.rpm")
+
+
+@pytest.fixture(scope="session")
+def newer(deb, tmp_path_factory):
+    """The same package, called a later version."""
+    folder = tmp_path_factory.mktemp("newer")
+    hosts.ok("dpkg-deb", "-R", deb, folder / "tree")
+    control = folder / "tree" / "DEBIAN" / "control"
+    control.write_text(re.sub("^Version: .*$", "Version: 99-1", control.read_text(), flags=re.MULTILINE))
+    shipped = folder / "tree" / CONF.lstrip("/")
+    shipped.write_text(shipped.read_text() + "# The next version explains more.\n")
+    hosts.ok("dpkg-deb", "--root-owner-group", "-b", folder / "tree", folder / "leasehold_99-1_amd64.deb")
+    return folder / "leasehold_99-1_amd64.deb"
 
 
 class Machine:

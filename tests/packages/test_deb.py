@@ -9,10 +9,9 @@ import re
 
 import hosts
 import pytest
-from conftest import NODE, machine_with
+from conftest import CONF, NODE, machine_with
 
 PLUGIN = "/usr/lib/x86_64-linux-gnu/libvirt/lock-driver/leasehold.so"
-CONF = "/etc/libvirt/qemu-leasehold.conf"
 LINE = 'lock_manager = "leasehold"'
 
 # No systemd runs on this machine: no cgroups, no virtlogd that could be activated.
@@ -67,19 +66,6 @@ class Node:
 
     def qemu(self):
         return self.machine.path("/run/libvirt/qemu/first.pid").read_text()
-
-
-@pytest.fixture(scope="module")
-def newer(deb, tmp_path_factory):
-    """The same package, called a later version."""
-    folder = tmp_path_factory.mktemp("newer")
-    hosts.ok("dpkg-deb", "-R", deb, folder / "tree")
-    control = folder / "tree" / "DEBIAN" / "control"
-    control.write_text(re.sub("^Version: .*$", "Version: 99-1", control.read_text(), flags=re.MULTILINE))
-    shipped = folder / "tree" / CONF.lstrip("/")
-    shipped.write_text(shipped.read_text() + "# The next version explains more.\n")
-    hosts.ok("dpkg-deb", "--root-owner-group", "-b", folder / "tree", folder / "leasehold_99-1_amd64.deb")
-    return folder / "leasehold_99-1_amd64.deb"
 
 
 @pytest.fixture(scope="module")

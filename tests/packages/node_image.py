@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+
+"""What a node boots: Debian of this machine's release as its installer would leave it, with its own kernel, initrd,
+systemd, libvirt and security modules. tests/support/chroot fetches it; here it becomes a disk.
+
+It differs from a node of flesh and blood in this only: an agent runs commands for the tests (tests/lab/agent.c), there
+is no password and no network, and SELinux' labels are on all files, so that it can be booted with either security module.
+"""
+
+import dataclasses
+import gzip
+import os
+import pathlib
+import platform
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+for folder in ("lab", "e2e"):
+    sys.path.insert(0, str(ROOT / "tests" / folder))
+
+import root_image  # noqa: E402
+
+CHROOT = ROOT / "tests" / "support" / "chroot"
+RECIPE = (pathlib.Path(__file__).resolve(), CHROOT, ROOT / "tests" / "lab" / "root_image.py",
+          ROOT / "tests" / "lab" / "agent.c")
+
+PACKAGES = """
+systemd systemd-sysv udev dbus kmod iproute2 procps linux-image-amd64 apparmor
+libvirt-daemon-system libvirt-clients qemu-system-x86 e2fsprogs
+selinux-policy-default policycoreutils selinux-utils semodule-utils setools
+""".split()
+# What leasehold's package depends on beside libvirt: apt finds it on the node without a network.
+FETCHED = "libaugeas0 augeas-lenses"
+
+AGENT = """\
+[Unit]
+Description=Runs the commands of leasehold's tests
+
+[Service]
+ExecStartPre=ip addr add 10.0.2.15/24 dev eth0
+ExecStartPre=ip link set eth0 up
+ExecStart=/usr/local/sbin/lab-agent
+# As an administrator who has logged in, for SELinux; nothing where it is off.
+SELinuxContext=-unconfined_u:unconfined_r:unconfined_t:s0-s0:c0.c1023
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+# What tests share with a node, and what an administrator would have in fstab for storage of his own.
+FSTAB = "share /share 9p trans=virtio,version=9p2000.L,cache=none,msize=131072 0 0\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeImage:
+    kernel: pathlib.Path
+    initrd: pathlib.Path
+    root: pathlib.Path
+
+
+def cache_folder():
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME", "/var/cache"), "leasehold-node")
+
+
+def tree():
+    """The folder that tests/support/chroot makes; for tests that need its programs and not its kernel, too."""
+    release = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    return pathlib.Path(root_image.command(CHROOT, "prepare", release, " ".join(PACKAGES), FETCHED).strip())
+
+
+def prepared():
+    target = root_image.built(cache_folder(), RECIPE, make)
+    return NodeImage(target / "vmlinux", target / "initrd", target / "root.img")
+
+
+def make(work):
+    root, image = work / "root", work / "image"
+    image.mkdir()
+    root_image.command("cp", "-a", tree(), root)
+    make_bootable(root, image)
+    configure(root)
+    # setfiles works through /proc/self/fd; the mount ends with its namespace.
+    root_image.command("unshare", "--mount", "sh", "-c", 'mount -t proc proc "$1/proc" && chroot "$1" setfiles -F -e /proc'
+                       " /etc/selinux/default/contexts/files/file_contexts /", "sh", root)
+    size = int(root_image.command("du", "-sm", root).split()[0])
+    with open(image / "root.img", "wb") as file:
+        file.truncate((size * 5 // 4 + 512) << 20)
+    root_image.command("mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0", "-d", root, image / "root.img")
+
+
+def make_bootable(root, image):
+    [vmlinuz] = (root / "boot").glob("vmlinuz-*")
+    [initrd] = (root / "boot").glob("initrd.img-*")
+    root_image.extract_kernel(vmlinuz, image / "vmlinux")
+    # As it is, but unpacked: the emulated CPU would need seconds for that.
+    with gzip.open(initrd) as packed:
+        (image / "initrd").write_bytes(packed.read())
+
+
+def configure(root):
+    etc = root / "etc"
+    (etc / "hostname").write_text("node\n")
+    (etc / "hosts").write_text("127.0.0.1 localhost\n127.0.1.1 node\n")
+    (etc / "machine-id").write_text(f"{0x6e6f6465:032x}\n")
+    (etc / "fstab").write_text(FSTAB)
+    (etc / "resolv.conf").write_text("")
+    (root / "share").mkdir()
+    # From here on a package that wants a service started gets it.
+    (root / "usr/sbin/policy-rc.d").unlink()
+    root_image.compile_agent(root / "usr/local/sbin/lab-agent")
+    (etc / "systemd/system/lab-agent.service").write_text(AGENT)
+    root_image.command("systemctl", "--root", root, "enable", "lab-agent.service")
+
+
+if __name__ == "__main__":
+    print(prepared())
