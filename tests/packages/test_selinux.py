@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+
+"""The SELinux module as it is packaged: linked against Debian's policy, and a node (node.py) where libvirtd and its
+guests live under that, enforcing. Debian's policy does not let libvirt start guests even without leasehold; what it lacks for
+that is in libvirt_on_debian.te, and nothing of leasehold's is."""
+
+import hosts
+import lab as labs
+import node as nodes
+import node_image
+import pytest
+from conftest import CHROOT, CONF, ROOT, only
+from node import ANOTHER, IMAGE
+
+LOCKSPACE = "leasehold_lockspace_t"
+
+# The policies as files: Debian's with what libvirt lacks, and the same with leasehold.
+LINK = """set -e
+cd {folder}
+policy=$(echo /etc/selinux/default/policy/policy.*)
+semodule -n -s default -i libvirt_on_debian.pp
+cp $policy without
+semodule -n -s default -X 200 -i leasehold.pp
+cp $policy with
+cp /etc/selinux/default/contexts/files/file_contexts* .
+"""
+
+
+@pytest.fixture(scope="module")
+def linked(builds, tmp_path_factory):
+    """A folder with both policies."""
+    try:
+        labs.require("checkmodule", "semodule_package", "rpm2cpio", "cpio", "debootstrap", "apt-get")
+    except labs.Missing as missing:
+        pytest.skip(str(missing))
+    folder = tmp_path_factory.mktemp("policies")
+    package = only(builds["rpm"][0], "leasehold-selinux-", ".rpm")
+    hosts.ok("sh", "-c", 'cd "$1" && rpm2cpio "$2" | cpio -i --quiet --to-stdout "*/leasehold.pp" >leasehold.pp', "sh",
+             folder, package)
+    compiled = folder / "libvirt_on_debian.mod"
+    hosts.ok("checkmodule", "-M", "-m", "-o", compiled, ROOT / "tests" / "packages" / "libvirt_on_debian.te")
+    hosts.ok("semodule_package", "-o", compiled.with_suffix(".pp"), "-m", compiled)
+    on_debian(folder, LINK.format(folder=folder))
+    return folder
+
+
+def on_debian(folder, script):
+    """Runs a script on Debian without booting it."""
+    return hosts.ok(CHROOT, "run", node_image.tree(), f"{folder}:{folder}", "--", "sh", "-c", script, timeout=600)
+
+
+def allowed(folder, policy, source, target, kind):
+    """The permissions that the policy gives, whatever attributes the rules are written with."""
+    rules = on_debian(folder, f"sesearch -A -s {source} -t {target} -c {kind} {folder}/{policy}").splitlines()
+    found = set()
+    for rule in rules:
+        if "[" not in rule:  # a boolean
+            found |= set(rule.rstrip(";").split(f":{kind} ")[1].strip("{} ").split())
+    return found
+
+
+# --- linked ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source, target, kind, permissions", [
+    ("virtd_t", "svirt_t", "process", "ptrace"),
+    ("svirt_t", "virtd_t", "fd", "use"),
+    ("svirt_t", "virtd_t", "unix_stream_socket", "read write"),
+    ("virtd_t", "svirt_image_t", "file", "getattr setattr read write open lock"),
+    ("virtd_t", LOCKSPACE, "dir", "create read search lock add_name remove_name"),
+    ("virtd_t", LOCKSPACE, "file", "create read write setattr lock unlink"),
+    ("virtd_t", "virtd_t", "unix_stream_socket", "create setopt read write"),
+])
+def test_linked_with_debians_policy_it_allows_what_leasehold_does(linked, source, target, kind, permissions):
+    assert allowed(linked, "with", source, target, kind) >= set(permissions.split())
+
+
+def test_guests_get_nothing_of_a_lockspace(linked):
+    assert not allowed(linked, "with", "svirt_t", LOCKSPACE, "file")
+
+
+def test_lockspaces_have_their_label(linked):
+    places = ("/run/leasehold", "/var/run/leasehold/device-1", "/var/lib/leasehold/files/file-1")
+    said = on_debian(linked, f"cp {linked}/file_contexts* /etc/selinux/default/contexts/files; matchpathcon {' '.join(places)}")
+    assert [line.split()[-1].split(":")[2] for line in said.splitlines()] == [LOCKSPACE] * len(places)
+
+
+# --- enforcing ------------------------------------------------------------------------------------------------------
+
+
+def load(node, policy):
+    node.ok(f"cp /share/{policy} /etc/selinux/default/policy/policy.* && load_policy && setenforce 1")
+
+
+def denials(node):
+    """What SELinux has forbidden, of the kinds that leasehold asks for."""
+    kinds = ("{ ptrace }", "tclass=unix_stream_socket", LOCKSPACE, "virt_image_t", "virt_content_t")
+    return [line for line in node.journal("-b").splitlines()
+            if "avc:  denied" in line and "permissive=0" in line and any(kind in line for kind in kinds)]
+
+
+@pytest.fixture(scope="module")
+def node(deb, linked):
+    try:
+        with nodes.booted("selinux", deb, linked / "without", linked / "with", *linked.glob("file_contexts*")) as node:
+            installed = node.apt("install", f"/share/{deb.name}")
+            assert installed, str(installed)
+            node.ok("cp /share/file_contexts* /etc/selinux/default/contexts/files")
+            load(node, "without")
+            node.enable()
+            yield node
+    except labs.Missing as missing:
+        pytest.skip(str(missing))
+
+
+def test_without_the_module_no_guest_runs_unprotected(node):
+    refused = node.virsh("start", "first")
+    assert not refused and "take a descriptor of process" in refused.out
+    assert not node.runs()
+    assert any("{ ptrace }" in line and "virtd_t" in line and "svirt_t" in line for line in denials(node))
+
+
+@pytest.fixture(scope="module")
+def loaded(node):
+    """The node with the module in its policy; the denials from before."""
+    load(node, "with")
+    # As the package's script does: /run/leasehold was made by the other package.
+    node.ok("restorecon -Ri /run/leasehold /var/lib/leasehold")
+    return denials(node)
+
+
+def test_a_guest_that_selinux_confines_holds_its_lease(node, loaded):
+    started = node.virsh("start", "first")
+    assert started, str(started)
+    assert node.ok("getenforce").strip() == "Enforcing"
+    assert ":svirt_t:" in node.ok(f"cat /proc/{node.qemu()}/attr/current")
+    assert ":virtd_t:" in node.ok(f"cat /proc/{node.daemon()}/attr/current")
+    assert node.lease()
+
+
+def test_another_guest_is_refused_and_told_who_has_the_image(node):
+    node.second_is_refused()
+
+
+def test_it_keeps_its_lease_when_it_is_suspended_and_libvirtd_restarted(node):
+    lease = node.lease()
+    assert node.virsh("suspend", "first")
+    node.ok("systemctl restart libvirtd")
+    assert node.virsh("resume", "first")
+    assert node.lease() == lease
+
+
+def test_the_watcher_sees_it(node):
+    started = node.run("systemctl enable --now leasehold-watch")
+    assert started, str(started)
+    node.watcher_sees("1 guest, 1 lease, 0 lost")
+
+
+def test_disks_are_leased_while_they_are_plugged(node):
+    plugged = node.virsh("attach-disk", "first", ANOTHER, "sda", "--targetbus", "scsi")
+    assert plugged, str(plugged)
+    assert node.marks_on(ANOTHER)
+    assert node.virsh("detach-disk", "first", "sda")
+    labs.wait_until(lambda: not node.marks_on(ANOTHER), "the lease of the unplugged disk is gone")
+
+
+def test_leases_in_a_lockspace_are_labelled_and_work(node):
+    assert node.virsh("destroy", "first")
+    node.ok("mkdir -m 700 /var/lib/leasehold && restorecon -R /var/lib/leasehold")
+    node.ok(f"""echo 'file_lockspace_dir = "/var/lib/leasehold"' >{CONF} && systemctl restart libvirtd""")
+    started = node.virsh("start", "first")
+    assert started, str(started)
+    assert not node.marks_on(IMAGE)
+    node.second_is_refused()
+    for place, name in (("/var/lib/leasehold", "file-*"), ("/run/leasehold", "*")):
+        labels = node.ok(f"stat -c %C {place} {place}/{name}").split()
+        assert len(labels) > 1 and all(f":{LOCKSPACE}:" in label for label in labels)
+    # Two guests at one image in one lockspace were two; when the first is gone the other gets it.
+    assert node.virsh("destroy", "first")
+    started = node.virsh("start", "second")
+    assert started, str(started)
+    assert node.virsh("destroy", "second")
+
+
+def test_selinux_has_forbidden_nothing_since_the_module_was_there(node, loaded):
+    assert denials(node) == loaded
