@@ -32,12 +32,11 @@ void Options::add(const char* name, std::string& value, const char* help, const 
 
 Words Options::parse(const Words& arguments) {
     g_set_prgname(("leasehold " + verb_).c_str());
-    std::vector<char*> words{g_strdup(g_get_prgname())};
-    for (const std::string& argument : arguments)
-        words.push_back(g_strdup(argument.c_str()));
-    words.push_back(nullptr);
     // g_option_context_parse_strv() frees what it takes out.
-    char** vector = static_cast<char**>(g_memdup2(words.data(), words.size() * sizeof(char*)));
+    char** vector = g_new0(char*, arguments.size() + 2);
+    *vector = g_strdup(g_get_prgname());
+    for (std::size_t i = 0; i < arguments.size(); i++)
+        vector[i + 1] = g_strdup(arguments[i].c_str());
     GError* error = nullptr;
     bool parsed = g_option_context_parse_strv(context_.get(), &vector, &error);
     Words operands;
