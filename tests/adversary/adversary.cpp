@@ -307,7 +307,7 @@ bool acquireAtLast(RemoteHost& host, const std::string& state) {
 class Scenes {
 public:
     Scenes(const Settings& settings, Counters& counters)
-        : settings_(settings), counters_(counters), hosts_{{settings, "alpha", guest_}, {settings, "beta", guest_}} {
+        : settings_(settings), counters_(counters), alpha_(settings, "alpha", guest_), beta_(settings, "beta", guest_) {
         if (!here().start() || !here().acquire(""))
             throw std::runtime_error("the guest does not start: " + here().message());
     }
@@ -359,8 +359,8 @@ public:
     }
 
 private:
-    RemoteHost& here() { return hosts_[current_]; }
-    RemoteHost& there() { return hosts_[1 - current_]; }
+    RemoteHost& here() { return current_ == 0 ? alpha_ : beta_; }
+    RemoteHost& there() { return current_ == 0 ? beta_ : alpha_; }
 
     Score play(const std::string& name, const std::function<bool()>& scene) {
         Score score{name, settings_.rounds, 0, {}, {}};
@@ -380,7 +380,7 @@ private:
     const Settings& settings_;
     Counters& counters_;
     Guest guest_ = makeGuest("mover", 1);
-    RemoteHost hosts_[2];
+    RemoteHost alpha_, beta_;
     int current_ = 0;
 };
 

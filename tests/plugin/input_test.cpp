@@ -10,7 +10,6 @@
 #include <fstream>
 
 #include <fcntl.h>
-#include <linux/fs.h>
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -21,6 +20,8 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <linux/fs.h> // after sys/mount.h, whose names it makes macros (Linux 5.10)
 
 namespace leasehold::plugin_test {
 namespace {

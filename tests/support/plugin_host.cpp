@@ -60,8 +60,9 @@ struct Pipe {
     int ends[2] = {-1, -1};
 };
 
+// glibc 2.31 knows neither close_range() nor its SYS_ number, the kernel's headers beside it do.
 void closeRange(unsigned first, unsigned last) {
-    if (first <= last && syscall(SYS_close_range, first, last, 0) < 0)
+    if (first <= last && syscall(__NR_close_range, first, last, 0) < 0)
         throwErrno("close_range");
 }
 

@@ -193,8 +193,8 @@ StandIn::StandIn(const std::function<void()>& before) {
         // Above all numbers that anybody cares for.
         int keep = fcntl(report.write.get(), F_DUPFD_CLOEXEC, 900);
         dup2(life.read.get(), STDIN_FILENO);
-        syscall(SYS_close_range, 3, keep - 1, 0);
-        syscall(SYS_close_range, keep + 1, ~0u, 0);
+        syscall(__NR_close_range, 3, keep - 1, 0);
+        syscall(__NR_close_range, keep + 1, ~0u, 0);
         if (runReporting(before, keep)) {
             execl(FAKE_QEMU, FAKE_QEMU, nullptr);
             runReporting([] { fail("exec of " FAKE_QEMU); }, keep);

@@ -28,9 +28,10 @@ struct Row {
     const char* name;
 };
 
-// Numbers from linux/magic.h, or from the file systems' own sources where it has none.
+// Numbers from linux/magic.h, or from the file systems' own sources where it has none, or not in Linux 5.10.
 constexpr std::uint32_t kZfs = 0x2fc12fc1, kGfs2 = 0x01161970, kLustre = 0x0bd00bd0, kCifs = 0xff534d42,
-                        kBeegfs = 0x19830326, kGpfs = 0x47504653, kErofs = 0xe0f5e1e2;
+                        kBeegfs = 0x19830326, kGpfs = 0x47504653, kErofs = 0xe0f5e1e2, kCeph = 0x00c36400,
+                        kFuse = 0x65735546, kSmb2 = 0xfe534d42;
 
 TEST(Classify, LocalFileSystemsCarryByteRangeLeasesOfThisHost) {
     const Row rows[] = {{EXT4_SUPER_MAGIC, mounted("ext4"), "ext4"},
@@ -111,16 +112,16 @@ TEST(Classify, StorageWithoutALockToTrustIsRefusedByNameWithAReason) {
         {{OCFS2_SUPER_MAGIC, mounted("ocfs2", {"cluster_stack=o2cb", "localflocks"}), "OCFS2"}, "localflocks"},
         {{OCFS2_SUPER_MAGIC, mounted("ocfs2", {"cluster_stack=pcmk", "localflocks"}), "OCFS2"}, "localflocks"},
         {{kGfs2, mounted("gfs2", {"localflocks"}), "GFS2"}, "lock_nolock if only one host"},
-        {{CEPH_SUPER_MAGIC, mounted("ceph"), "CephFS"}, "not been tried"},
-        {{FUSE_SUPER_MAGIC, mounted("fuse.ceph"), "CephFS (FUSE)"}, "not been tried"},
-        {{FUSE_SUPER_MAGIC, mounted("fuse.glusterfs"), "GlusterFS"}, "client.strict-locks on"},
-        {{FUSE_SUPER_MAGIC, mounted("fuse.sshfs"), "fuse.sshfs"}, "stay on this host"},
-        {{FUSE_SUPER_MAGIC, mounted("fuse.unheard-of"), "fuse.unheard-of"}, "own process"},
-        {{FUSE_SUPER_MAGIC, mounted("fuseblk"), "fuseblk"}, "own process"},
-        {{FUSE_SUPER_MAGIC, mounted("virtiofs"), "virtiofs"}, "virtiofsd"},
-        {{SMB2_SUPER_MAGIC, mounted("cifs", {"vers=3.1.1"}), "SMB"}, "in the way"},
+        {{kCeph, mounted("ceph"), "CephFS"}, "not been tried"},
+        {{kFuse, mounted("fuse.ceph"), "CephFS (FUSE)"}, "not been tried"},
+        {{kFuse, mounted("fuse.glusterfs"), "GlusterFS"}, "client.strict-locks on"},
+        {{kFuse, mounted("fuse.sshfs"), "fuse.sshfs"}, "stay on this host"},
+        {{kFuse, mounted("fuse.unheard-of"), "fuse.unheard-of"}, "own process"},
+        {{kFuse, mounted("fuseblk"), "fuseblk"}, "own process"},
+        {{kFuse, mounted("virtiofs"), "virtiofs"}, "virtiofsd"},
+        {{kSmb2, mounted("cifs", {"vers=3.1.1"}), "SMB"}, "in the way"},
         {{kCifs, mounted("cifs"), "SMB"}, "in the way"},
-        {{SMB2_SUPER_MAGIC, mounted("cifs", {"nobrl"}), "SMB"}, "nobrl"},
+        {{kSmb2, mounted("cifs", {"nobrl"}), "SMB"}, "nobrl"},
         {{kLustre, mounted("lustre", {"rw", "flock"}), "Lustre"}, "not been tried"},
         {{kLustre, mounted("lustre", {"rw", "localflock"}), "Lustre"}, "localflock"},
         {{kLustre, mounted("lustre", {"rw"}), "Lustre"}, "without the option flock"},
@@ -139,15 +140,15 @@ TEST(Classify, StorageWithoutALockToTrustIsRefusedByNameWithAReason) {
 }
 
 TEST(Classify, WithoutMountinfoNothingThatDependsOnItIsTrusted) {
-    for (std::uint32_t magic : {std::uint32_t{NFS_SUPER_MAGIC}, std::uint32_t{OCFS2_SUPER_MAGIC}, kGfs2,
-                                std::uint32_t{FUSE_SUPER_MAGIC}, std::uint32_t{SMB2_SUPER_MAGIC}, kLustre})
+    for (std::uint32_t magic :
+         {std::uint32_t{NFS_SUPER_MAGIC}, std::uint32_t{OCFS2_SUPER_MAGIC}, kGfs2, kFuse, kSmb2, kLustre})
         EXPECT_EQ(classifyMount(magic, std::nullopt).lock, LockKind::none) << std::hex << magic;
     EXPECT_EQ(classifyMount(XFS_SUPER_MAGIC, std::nullopt).lock, LockKind::byteRange);
     EXPECT_EQ(classifyMount(0x12345678, std::nullopt).name, "an unknown file system (0x12345678)");
 }
 
 TEST(Classify, AMountCannotCallItselfLocal) {
-    EXPECT_EQ(classifyMount(FUSE_SUPER_MAGIC, mounted("ext4")).lock, LockKind::none);
+    EXPECT_EQ(classifyMount(kFuse, mounted("ext4")).lock, LockKind::none);
     EXPECT_EQ(classifyMount(0x12345678, mounted("ext4")).lock, LockKind::none);
 }
 

@@ -101,7 +101,9 @@ protected:
                 kNvme = makedev(259, 0);
 
     void write(const std::string& path, const std::string& text) {
-        fs::create_directories(fs::path(root_.path(path)).parent_path());
+        // libstdc++ 10 does not take a symbolic link to a folder for one.
+        if (fs::path folder = fs::path(root_.path(path)).parent_path(); !fs::is_directory(folder))
+            fs::create_directories(folder);
         std::ofstream(root_.path(path)) << text;
     }
     // `place` is below /sys/devices.
