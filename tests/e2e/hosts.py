@@ -60,6 +60,11 @@ def lock_manager():
     return os.environ.get("LEASEHOLD_E2E_LOCK_MANAGER", "leasehold")
 
 
+def libvirt_version():
+    """(9, 0) for libvirt 9.0.0."""
+    return tuple(int(number) for number in ok("libvirtd", "--version").split()[-1].split(".")[:2])
+
+
 def wait_until(condition, what, seconds=15.0):
     """Polls until condition() is true and returns its value; fails after so many seconds, saying what not."""
     deadline = time.monotonic() + seconds
@@ -121,9 +126,19 @@ class Lock:
 
 
 def locks_on(path):
-    """Every lock on the file, from /proc/locks, whoever holds it and wherever the descriptor is parked."""
+    """Every lock on the file, from /proc/locks, whoever holds it and wherever the descriptor is parked.
+
+    The kernel hands that list out a page at a time, and when locks come and go in between, of whatever process on this
+    machine, it leaves out some that stay. What counts is what three looks agree on."""
     status = os.stat(path)
     wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    looks = [look_for_locks(wanted) for _ in range(3)]
+    while not looks[-3] == looks[-2] == looks[-1]:
+        looks.append(look_for_locks(wanted))
+    return looks[-1]
+
+
+def look_for_locks(wanted):
     found = []
     for line in pathlib.Path("/proc/locks").read_text().splitlines():
         words = line.split()
@@ -155,6 +170,19 @@ def lock_holders(path):
                 if any(line.startswith("lock:") and inode in line for line in info.read_text().splitlines()):
                     holders.setdefault(int(process.name), []).append(int(info.name))
     return holders
+
+
+def access_to(path, pid):
+    """How a process has a file open: a subset of {"reading", "writing"}."""
+    status, found = os.stat(path), set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            there = os.stat(f"/proc/{pid}/fd/{fd}")
+            if (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino):
+                info = pathlib.Path(f"/proc/{pid}/fdinfo/{fd}").read_text()
+                flags = int(next(line for line in info.splitlines() if line.startswith("flags:")).split()[1], 8)
+                found.add("reading" if flags & os.O_ACCMODE == os.O_RDONLY else "writing")
+    return found
 
 
 @contextlib.contextmanager
@@ -444,6 +472,19 @@ class Host:
         """through: another way to this libvirtd than its own socket (gate.py)."""
         return subprocess.Popen(["virsh", "-q", "-c", through or self.uri, *map(str, words)], stdin=subprocess.DEVNULL,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    @contextlib.contextmanager
+    def connected_virsh(self):
+        """A virsh that waits for its next line on stdin: what it does then begins at once."""
+        virsh = subprocess.Popen(["virsh", "-q", "-c", self.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                 stderr=subprocess.STDOUT, text=True)
+        virsh.stdin.write("hostname\n")
+        virsh.stdin.flush()
+        assert any(self.name in line for line in virsh.stdout), "virsh ended"
+        try:
+            yield virsh
+        finally:
+            virsh.communicate(timeout=30)
 
     # --- guests
 

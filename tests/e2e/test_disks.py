@@ -138,31 +138,39 @@ def test_a_libvirtd_killed_in_the_middle_of_hot_plugging_loses_no_lease(alpha, b
         expect.free(beta, extra)
 
 
-def test_whenever_libvirtd_is_killed_what_qemu_has_open_is_leased(alpha, beta, lab, image, guest):
-    """Attaching and detaching take some 20 ms each; libvirtd dies at moments spread over that time."""
-    plugged = guest(image(), emulator=lab.emulator_without_locks, scsi_controllers=1)
-    alpha.boot(plugged)
-
-    def killed(milliseconds, *words):
-        command = alpha.virsh_in_background(*words)
-        time.sleep(milliseconds / 1000)
-        alpha.kill_libvirtd()
-        command.communicate(timeout=30)
+@pytest.mark.parametrize("plug", ["attach", "detach"])
+def test_whenever_libvirtd_is_killed_what_qemu_has_open_is_leased(alpha, beta, lab, image, guest, plug):
+    """Both take some 20 ms; libvirtd dies at moments spread over that time. Every time with another guest: libvirtd
+    forgets the block device that it had half added, and cannot add another one under its name."""
+    for milliseconds in range(2, 34, 4):
+        disk, extra = image(f"disk{milliseconds}.img"), image(f"extra{milliseconds}.img")
+        plugged = guest(disk, emulator=lab.emulator_without_locks, scsi_controllers=1)
+        alpha.start_guest(plugged)
+        qemu = alpha.qemu_pid(plugged)
+        command = f"attach-disk {plugged.name} {extra} sda --subdriver raw"
+        if plug == "detach":
+            alpha.ok(*command.split())
+            command = f"detach-disk {plugged.name} sda"
+        with alpha.connected_virsh() as virsh:
+            virsh.stdin.write(command + "\n")
+            virsh.stdin.flush()
+            time.sleep(milliseconds / 1000)
+            alpha.kill_libvirtd()
         alpha.start_libvirtd()
-        opened = [disk for disk in (plugged.disks[0].path, extra) if str(disk) in alpha.hmp(plugged, "info block")]
-        assert plugged.disks[0].path in opened
-        expect.leased(*opened)
-        expect.taken(beta, *opened)
-
-    for number, milliseconds in enumerate(range(6, 34, 4)):
-        extra, target = image(f"extra{number}.img"), f"sd{chr(ord('a') + number)}"
-        killed(milliseconds, "attach-disk", plugged.name, extra, target, "--subdriver", "raw")
-        if target in alpha.ok("domblklist", plugged.name):
-            killed(milliseconds, "detach-disk", plugged.name, target)
-    alpha.ok("suspend", plugged.name)
-    alpha.ok("resume", plugged.name)
-    alpha.kill_qemu(plugged)
-    assert not any(hosts.locks_on(file) for file in plugged.disks[0].path.parent.iterdir())
+        listed = alpha.hmp(plugged, "info block")  # which waits until libvirtd has found out what is there
+        for path in (disk, extra):
+            # In this order: libvirtd may still be about to remove what it had begun to detach.
+            marks, access = hosts.marks_on(path), hosts.access_to(path, qemu)
+            assert marks or not access, f"{milliseconds} ms: {path} is open ({access}) and not leased: {listed}"
+            assert access or str(path) not in alpha.hmp(plugged, "info block")
+            if marks:
+                expect.leased(path)
+                expect.taken(beta, path)
+        assert hosts.access_to(disk, qemu)
+        alpha.ok("suspend", plugged.name)
+        alpha.ok("resume", plugged.name)
+        alpha.kill_qemu(plugged)
+        assert not hosts.locks_on(disk) and not hosts.locks_on(extra)
 
 
 def test_a_cd_is_leased_while_it_is_in_the_drive(alpha, beta, lab, image, guest, emulator):
@@ -360,7 +368,7 @@ def test_a_symbolic_link_is_the_image_it_leads_to(alpha, beta, lab, image, image
 
 def test_a_hard_link_is_the_same_image(alpha, beta, lab, image, images, guest):
     disk, link = image(), images / "link.img"
-    link.hardlink_to(disk)
+    os.link(disk, link)
     alpha.start_guest(guest(disk, emulator=lab.emulator_without_locks))
     expect.taken(beta, disk, link)
 

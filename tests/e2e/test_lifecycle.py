@@ -157,6 +157,10 @@ def test_a_guest_that_powers_off_is_restarted_under_its_lease(alpha, beta, disk,
     alpha.boot(again)
     pid = alpha.pid_here(again)
     alpha.press(again, "p")
+    if hosts.libvirt_version() <= (7, 0):
+        alpha.wait_state(again, "shut off")
+        expect.free(beta, disk)
+        pytest.skip("libvirt 7.0 ends a guest that powers off, whatever its on_poweroff says")
     hosts.wait_until(lambda: again.serial.read_text().count("R") == 2, "the guest was restarted")
     alpha.wait_state(again, "running")
     assert alpha.pid_here(again) == pid

@@ -12,7 +12,7 @@ import hosts
 import pytest
 from steps import finished, performed, prepared, switching
 from test_migration_failures import (EXPECTED, came_to_a_good_end, source_libvirtd, source_qemu, target_libvirtd,
-                                     target_qemu)
+                                     target_qemu, wait_for_the_end)
 
 
 @pytest.fixture(scope="module", params=["lease files", "flock"])
@@ -69,7 +69,7 @@ def test_whoever_dies_in_a_migration_exactly_one_host_may_run_the_guest(elsewher
         expect.taken(alpha, disk_of(unlocked))
         victim(alpha, beta, unlocked, migration)
         go_on()
-        migration.communicate(timeout=60)
+        wait_for_the_end(migration, alpha, victim)
     came_to_a_good_end(alpha, beta, unlocked, EXPECTED[victim][step.__name__], disk_of(unlocked))
 
 

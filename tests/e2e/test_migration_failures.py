@@ -9,6 +9,7 @@ is left on the other host, and when the guest's QEMU is dead it starts again at 
 
 import contextlib
 import re
+import subprocess
 import time
 
 import expect
@@ -91,6 +92,19 @@ def only_one_may_run(source, target, guest, outcome):
     expect.runs(here, guest)
 
 
+def wait_for_the_end(migration, source, victim):
+    """libvirtd 7.0 does not see that its QEMU has died while RAM is sent, and works on that migration for ever. It is
+    restarted then, as an administrator would do; what happens to the guest and its image must be the same."""
+    if victim is not source_qemu or hosts.libvirt_version() > (7, 0):
+        migration.communicate(timeout=60)
+        return
+    try:
+        migration.communicate(timeout=10)
+    except subprocess.TimeoutExpired:
+        source.kill_libvirtd()
+        migration.communicate(timeout=60)
+
+
 @pytest.mark.parametrize("victim, step", [(victim, step) for victim, outcomes in EXPECTED.items() for step in STEPS
                                           if step.__name__ in outcomes],
                          ids=lambda function: function.__name__)
@@ -103,7 +117,7 @@ def test_whoever_dies_at_whatever_step_exactly_one_host_may_run_the_guest(alpha,
         expect.leased(disk)
         victim(alpha, beta, mover, migration)
         go_on()
-        migration.communicate(timeout=60)
+        wait_for_the_end(migration, alpha, victim)
     came_to_a_good_end(alpha, beta, mover, EXPECTED[victim][step.__name__], disk)
 
 
