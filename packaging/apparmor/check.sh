@@ -8,6 +8,7 @@
 set -eu
 
 command -v apparmor_parser >/dev/null || { echo "apparmor_parser is not installed"; exit 77; }
+apparmor_parser --help 2>&1 | grep -q -e --Werror || { echo "apparmor_parser is older than 3.0, and has no --Werror"; exit 77; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
