@@ -19,6 +19,7 @@
 #include <iostream>
 #include <sstream>
 
+#include <glob.h>
 #include <signal.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
@@ -75,12 +76,17 @@ std::vector<Finding> checkPermissions() {
                                         : "run this as root, as libvirtd runs"});
     else
         found.push_back({kAbout, Level::ok, "the descriptors of other processes can be taken", ""});
-    if (os::readFileIfPossible("/sys/fs/selinux/enforce", 1) == "1")
-        found.push_back({"SELinux", Level::warning,
-                         "SELinux is enforcing, and its stock policy does not let virtqemud "
-                         "take descriptors of guests",
-                         "allow virtqemud_t svirt_t:process ptrace, or see that leasehold's policy module is loaded "
-                         "(semodule -l)"});
+    if (os::readFileIfPossible("/sys/fs/selinux/enforce", 1) == "1") {
+        // Where semodule(8) keeps what is loaded: POLICY/active/modules/PRIORITY/NAME.
+        glob_t modules{};
+        bool loaded = glob("/var/lib/selinux/*/active/modules/*/leasehold", 0, nullptr, &modules) == 0;
+        globfree(&modules);
+        found.push_back({"SELinux", loaded ? Level::ok : Level::warning,
+                         loaded ? "leasehold's policy module is loaded"
+                                : "SELinux is enforcing without leasehold's policy module: guests will be refused, and "
+                                  "the audit log does not show all of the reasons",
+                         loaded ? "" : "install leasehold-selinux, or semodule -i leasehold.pp"});
+    }
     auto profile = os::readFileIfPossible("/etc/apparmor.d/usr.sbin.libvirtd", 1 << 20);
     if (os::readFileIfPossible("/sys/module/apparmor/parameters/enabled", 1) == "Y" && profile) {
         bool allows = profile->find("ptrace (read,trace)") != std::string::npos;

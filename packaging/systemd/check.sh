@@ -11,6 +11,7 @@ set -eu
 for tool in systemd-analyze systemd-tmpfiles; do
     command -v "$tool" >/dev/null || { echo "$tool is not installed"; exit 77; }
 done
+systemd-analyze --help | grep -q offline || { echo "this systemd is older than 250: it cannot look at a unit offline"; exit 77; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 

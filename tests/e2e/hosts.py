@@ -55,6 +55,11 @@ def plugin_dir():
     return pathlib.Path(os.environ.get("LEASEHOLD_PLUGIN_DIR", ROOT / "build" / "plugin")).resolve()
 
 
+def command():
+    """The leasehold command, as it was built beside the plugin, or an installed one."""
+    return pathlib.Path(os.environ.get("LEASEHOLD_COMMAND", plugin_dir().parent / "tools" / "leasehold"))
+
+
 def lock_manager():
     """Which lock manager the hosts use: leasehold, or for comparison lockd or none."""
     return os.environ.get("LEASEHOLD_E2E_LOCK_MANAGER", "leasehold")

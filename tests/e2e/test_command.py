@@ -10,7 +10,7 @@ import pathlib
 import hosts
 import pytest
 
-COMMAND = pathlib.Path(os.environ.get("LEASEHOLD_COMMAND", hosts.plugin_dir().parent / "tools" / "leasehold"))
+COMMAND = hosts.command()
 
 pytestmark = [pytest.mark.skipif(not COMMAND.exists(), reason=f"{COMMAND} was not built"),
               pytest.mark.skipif(hosts.lock_manager() != "leasehold", reason="about leasehold's leases")]

@@ -15,7 +15,7 @@ import time
 import hosts
 import pytest
 
-COMMAND = hosts.plugin_dir().parent / "tools" / "leasehold"
+COMMAND = hosts.command()
 
 pytestmark = [pytest.mark.skipif(not COMMAND.exists(), reason=f"{COMMAND} was not built"),
               pytest.mark.skipif(hosts.lock_manager() != "leasehold", reason="about leasehold's leases")]
