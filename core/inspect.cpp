@@ -3,6 +3,7 @@
 #include "core/inspect.hpp"
 
 #include "core/lease/byte_range.hpp"
+#include "core/lease/note.hpp"
 #include "core/loss.hpp"
 #include "core/os/error.hpp"
 #include "core/os/process.hpp"
@@ -521,13 +522,14 @@ bool isQemu(pid_t pid) {
     return name.starts_with("qemu-system-") || name.starts_with("qemu-kvm");
 }
 
-StoredView viewOf(qemu::StoredLease&& stored, const qemu::GuestTag& tag) {
+StoredView viewOf(qemu::StoredLease&& stored) {
     StoredView view{.path = os::printable(stored.path), .mode = static_cast<Mode>(stored.mode), .owned = true};
     view.medium = mediumName(stored);
     view.stored = std::move(stored);
     if (view.mode == Mode::readOnly)
         return view; // readers hand nothing over
-    lease::Note note = AnyMedium(view.stored, {lease::hashDomain(tag.uuid), tag.incarnation})->note();
+    // Not by its medium, which asks the storage about a directory of marks first.
+    lease::Note note = lease::readNote(view.stored.lease.get(), view.path);
     view.owned = note.owner;
     view.state = note.leaving      ? LeaseState::migrating
                  : !note.owner     ? (note.token != 0 ? LeaseState::migrating : LeaseState::joined)
@@ -566,7 +568,7 @@ Protection readLeases(GuestView& guest) {
         if (stored.companion)
             guest.companions.push_back(std::move(stored));
         else
-            guest.leases.push_back(viewOf(std::move(stored), guest.tag));
+            guest.leases.push_back(viewOf(std::move(stored)));
     }
     return Protection::leased;
 }
@@ -580,12 +582,8 @@ std::vector<int> descriptorsOf(std::span<const qemu::StoredLease* const> leases)
     return numbers;
 }
 
-std::vector<Loss> findLosses(std::span<const qemu::StoredLease* const> leases, const qemu::GuestTag& tag) {
-    std::vector<Loss> losses;
-    for (const qemu::StoredLease* stored : leases)
-        if (auto how = findLossOrTaker(*stored, {lease::hashDomain(tag.uuid), tag.incarnation}))
-            losses.push_back({os::printable(stored->path), *how});
-    return losses;
+std::optional<std::string> findLoss(const qemu::StoredLease& lease, const qemu::GuestTag& tag) {
+    return findLossOrTaker(lease, {lease::hashDomain(tag.uuid), tag.incarnation});
 }
 
 std::int64_t heldSince(const StoredView& lease, const qemu::GuestTag& tag) {

@@ -133,14 +133,9 @@ Protection readLeases(GuestView& guest);
 // The descriptors of these leases: what a helper process that is asked about them has to keep.
 std::vector<int> descriptorsOf(std::span<const qemu::StoredLease* const> leases);
 
-// A lease that its guest no longer has, though it lives.
-struct Loss {
-    std::string path; // of the image, printable
-    std::string how;  // "was deleted from its lockspace"
-};
-
-// Of these leases of a guest; may hang. Throws where it cannot be told.
-std::vector<Loss> findLosses(std::span<const qemu::StoredLease* const> leases, const qemu::GuestTag& tag);
+// How the guest has lost this lease, though it lives: "was deleted from its lockspace" (core/loss). May hang. Throws
+// where it cannot be told.
+std::optional<std::string> findLoss(const qemu::StoredLease& lease, const qemu::GuestTag& tag);
 
 // What only the storage can tell about a lease; may hang.
 std::int64_t heldSince(const StoredView& lease, const qemu::GuestTag& tag);

@@ -40,8 +40,10 @@ int tryReadPastTheCache(const StoredLease& stored) {
     throw Error(Fault::system, "the lease on '" + stored.path + "' is examined by somebody else all the time");
 }
 
+// Where marks are files even a look takes locks and sweeps, and storage that is leased like that tells a loss
+// otherwise: the host resets itself (OCFS2), or nothing of it can be reached any more (FUSE).
 bool isTaken(const StoredLease& stored, const Incarnation& self) {
-    if (static_cast<lease::Mode>(stored.mode) != lease::Mode::exclusive)
+    if (static_cast<lease::Mode>(stored.mode) != lease::Mode::exclusive || stored.directory.open())
         return false;
     AnyMedium medium(stored, self);
     if (!medium->note().owner)
@@ -61,10 +63,14 @@ std::optional<std::string> findLoss(const StoredLease& stored, const Incarnation
     // A node of OCFS2 that is cut off ends itself (o2quo); there is nothing to read that would tell.
     if (!stored.remote || !stored.writable || stored.directory.open())
         return std::nullopt;
-    if (int error = tryReadPastTheCache(stored))
-        return std::string("was lost, or its storage is broken (") + SystemError(error, "read", stored.path).what() +
-               ")";
-    return std::nullopt;
+    int error = tryReadPastTheCache(stored);
+    if (error == 0)
+        return std::nullopt;
+    SystemError failure(error, "read", stored.path);
+    // EIO is NFSv4's word for it, EBADFD that of GlusterFS with client.strict-locks; a file that is gone has no lease.
+    if (error == EIO || error == EBADFD || error == EBADF || error == ESTALE)
+        return std::string("was lost, or its storage is broken (") + failure.what() + ")";
+    throw failure;
 }
 
 std::optional<std::string> findLossOrTaker(const StoredLease& stored, const Incarnation& self) {

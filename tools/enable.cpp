@@ -50,10 +50,11 @@ public:
             fail("augeas has no lens for it (" + std::string(kLens) + ", which comes with libvirt)");
     }
 
-    std::optional<std::string> lockManager() const { return get(entry()); }
+    // libvirt takes the first of several (tests/e2e/test_command.py).
+    std::optional<std::string> lockManager() const { return get(entry() + "[1]"); }
 
     void setLockManager(const std::string& name) {
-        // libvirt takes the first of several; what is behind it would only lead people astray.
+        // What is behind the first would only lead people astray.
         (void)aug_rm(augeas_.get(), (entry() + "[position() > 1]").c_str());
         if (!lockManager()) {
             // Where the shipped file explains the option, if it still does.
@@ -71,7 +72,9 @@ public:
 
     // The file with the changes, before they are saved.
     std::string after() {
-        if (aug_set(augeas_.get(), "/before", before().c_str()) < 0 ||
+        // The lens wants the last line to have an end.
+        std::string text = before() + (before().empty() || before().ends_with('\n') ? "" : "\n");
+        if (aug_set(augeas_.get(), "/before", text.c_str()) < 0 ||
             aug_text_retrieve(augeas_.get(), kLens, "/before", tree_.c_str(), "/after") < 0)
             fail("augeas cannot write it");
         return get("/after").value_or("");
@@ -87,8 +90,10 @@ public:
 
 private:
     [[noreturn]] void fail(const std::string& problem) const {
-        throw Error(Fault::system, file_ + ": " + problem +
-                                       "; nothing was changed. By hand it is the line lock_manager = \"leasehold\"");
+        throw Error(
+            Fault::system,
+            file_ + ": " + problem +
+                "; nothing was changed. By hand it is the line lock_manager = \"leasehold\", to set or to remove");
     }
 
     std::string entry() const { return tree_ + "/lock_manager"; }
@@ -152,8 +157,11 @@ std::vector<std::string> guestsWith(Protection wanted, int timeout) {
     bool answers = !attempt([&] { running = askWithin(timeout, {}, listActiveGuests); });
     std::vector<std::string> names;
     for (GuestView& guest : findGuests()) {
-        Protection protection = Protection::hidden;
+        // One that cannot be read may be either.
+        Protection protection = wanted;
         (void)attempt([&] { protection = readLeases(guest); });
+        if (protection == Protection::hidden)
+            protection = wanted;
         guest.leases.clear();
         guest.companions.clear();
         bool isItsGuest = std::find(running.begin(), running.end(), lease::formatUuid(guest.tag.uuid)) != running.end();
@@ -264,7 +272,7 @@ int disable(const Words& arguments) {
     auto manager = conf.lockManager();
     if (manager != "leasehold") {
         std::cout << "leasehold is not the lock manager in " << orders.qemuConfig
-                  << (manager ? ": that is " + os::printable(*manager) : "") << ".\n";
+                  << (manager ? ": that is \"" + os::printable(*manager) + "\"" : "") << ".\n";
         return kDone;
     }
     conf.removeLockManager();

@@ -116,39 +116,20 @@ pid_t qemuOf(const Domain& domain) {
     return static_cast<pid_t>(std::strtol(os::readFileIfPossible(file, 32).value_or("").c_str(), nullptr, 10));
 }
 
-// Off and on again: with its configuration of today where it has one, as libvirt does at a restart.
-std::string restart(const Connection& connection, const Domain& domain) {
-    Text xml = describe(domain, VIR_DOMAIN_XML_SECURE);
-    bool persistent = virDomainIsPersistent(domain.get()) == 1;
-    if (virDomainDestroy(domain.get()) < 0)
-        throw Error(Fault::system, "it could not be powered off: " + lastError());
-    Domain transient(persistent || !xml ? nullptr : virDomainCreateXML(connection.get(), xml.get(), 0), virDomainFree);
-    bool runs = persistent ? virDomainCreate(domain.get()) == 0 : transient != nullptr;
-    return runs ? "it was started anew" : "it was powered off, and could not be started again: " + lastError();
+Domain findDomain(const Connection& connection, const std::string& uuid) {
+    Domain domain(virDomainLookupByUUIDString(connection.get(), uuid.c_str()), virDomainFree);
+    if (!domain)
+        throw Error(Fault::invalid,
+                    "libvirt does not know a guest with its UUID: if it is none of qemu:///session, see "
+                    "who it is and end it");
+    return domain;
 }
 
-// What was done, and whether anything was.
-struct Deed {
-    std::string text;
-    bool did = true;
-};
-
-Deed perform(const Connection& connection, const Domain& domain, const std::string& action) {
-    if (action == "ignore")
-        return {"it goes on as if nothing had happened", false};
-    if (action == "restart")
-        return {restart(connection, domain)};
-    if (action == "poweroff") {
-        if (virDomainDestroy(domain.get()) < 0)
-            throw Error(Fault::system, "it could not be powered off: " + lastError());
-        return {"it was powered off"};
-    }
-    int state = VIR_DOMAIN_NOSTATE;
-    if (virDomainGetState(domain.get(), &state, nullptr, 0) == 0 && state != VIR_DOMAIN_RUNNING)
-        return {"it does not run, and will not be let resume", false};
-    if (virDomainSuspend(domain.get()) < 0)
-        throw Error(Fault::system, "it could not be paused: " + lastError());
-    return {"it was paused"};
+// The vessel that said whose QEMU this process is may be forged.
+void checkIsQemuOf(const Domain& domain, pid_t pid) {
+    if (qemuOf(domain) != pid)
+        throw Error(Fault::invalid, "libvirt does not know process " + std::to_string(pid) +
+                                        " as the QEMU of the guest with its UUID: see who it is, and end it");
 }
 
 } // namespace
@@ -179,18 +160,54 @@ bool isFailureAction(std::string_view word) {
     return word == "poweroff" || word == "restart" || word == "pause" || word == "ignore";
 }
 
-Json respondToLoss(const std::string& uuid, pid_t pid, const std::string& fallback, bool dryRun) {
-    Connection connection = connect(Rights::act);
-    Domain domain(virDomainLookupByUUIDString(connection.get(), uuid.c_str()), virDomainFree);
-    if (!domain || qemuOf(domain) != pid)
-        throw Error(Fault::invalid, "libvirt does not know process " + std::to_string(pid) +
-                                        " as the QEMU of a guest with this UUID: see who it is, and end it");
+Json planResponse(const std::string& uuid, pid_t pid, const std::string& fallback) {
+    Connection connection = connect();
+    Domain domain = findDomain(connection, uuid);
+    checkIsQemuOf(domain, pid);
     Text xml = describe(domain);
-    std::string asked = xml ? DomainReader(xml.get()).onLockFailure : "";
+    if (!xml)
+        throw Error(Fault::system, "its configuration cannot be read: " + lastError());
+    std::string asked = DomainReader(xml.get()).onLockFailure;
     bool known = isFailureAction(asked);
     std::string action = known ? asked : fallback;
-    Deed deed = dryRun ? Deed{"nothing was done (--dry-run)", false} : perform(connection, domain, action);
-    return {{"action", action}, {"asked_by", known ? "guest" : "default"}, {"did", deed.did}, {"text", deed.text}};
+    Json plan{{"action", action}, {"asked_by", known ? "guest" : "default"}, {"xml", nullptr}};
+    if (action == "restart" && virDomainIsPersistent(domain.get()) != 1) {
+        connection = connect(Rights::act); // the secrets in it are for those who may act
+        domain = findDomain(connection, uuid);
+        if (Text secure = describe(domain, VIR_DOMAIN_XML_SECURE))
+            plan["xml"] = secure.get();
+    }
+    return plan;
+}
+
+Json respondToLoss(const std::string& uuid, pid_t pid, const std::string& action) {
+    Connection connection = connect(Rights::act);
+    Domain domain = findDomain(connection, uuid);
+    int state = VIR_DOMAIN_NOSTATE;
+    (void)virDomainGetState(domain.get(), &state, nullptr, 0);
+    checkIsQemuOf(domain, pid);
+    if (action != "pause") {
+        if (virDomainDestroy(domain.get()) < 0)
+            throw Error(Fault::system, "it could not be powered off: " + lastError());
+        return {{"did", true}, {"text", "it was powered off"}};
+    }
+    if (state != VIR_DOMAIN_RUNNING && state != VIR_DOMAIN_NOSTATE)
+        return {{"did", false}, {"text", "it does not run, and will not be let resume"}};
+    if (virDomainSuspend(domain.get()) < 0)
+        throw Error(Fault::system, "it could not be paused: " + lastError());
+    // libvirt may have kept us waiting while somebody started it anew.
+    if (pid_t now = qemuOf(domain); now != 0 && now != pid && virDomainResume(domain.get()) == 0)
+        return {{"did", false}, {"text", "it was started anew meanwhile, and left alone"}};
+    return {{"did", true}, {"text", "it was paused"}};
+}
+
+std::string startAgain(const std::string& uuid, const Json& xml) {
+    Connection connection = connect(Rights::act);
+    Domain domain = xml.is_string()
+                        ? Domain(virDomainCreateXML(connection.get(), xml.get<std::string>().c_str(), 0), virDomainFree)
+                        : findDomain(connection, uuid);
+    bool runs = xml.is_string() ? domain != nullptr : virDomainCreate(domain.get()) == 0;
+    return runs ? "it was started anew" : "it could not be started again: " + lastError();
 }
 
 } // namespace leasehold::tools

@@ -24,9 +24,15 @@ Json describeLibvirt();
 // Whether a guest's <on_lockfailure> can say this (https://libvirt.org/formatdomain.html, "Events configuration").
 bool isFailureAction(std::string_view word);
 
-// Does to a guest that has lost a lease what its <on_lockfailure> says, or `fallback` where that says nothing.
-// {"action": "pause", "asked_by": "guest" or "default", "did": true, "text": "it was paused"}. The vessel that said
-// whose QEMU this process is may be forged: nothing is done unless libvirt says so, too. With dryRun nothing is done.
-Json respondToLoss(const std::string& uuid, pid_t pid, const std::string& fallback, bool dryRun);
+// What is to be done about a guest that has lost a lease: what its <on_lockfailure> says, or `fallback` where that says
+// nothing. {"action": "restart", "asked_by": "guest" or "default", "xml": what to start it again from, or null if it
+// has a configuration of its own}.
+Json planResponse(const std::string& uuid, pid_t pid, const std::string& fallback);
+
+// Does it: pause, or powers off for poweroff and restart. {"did": true, "text": "it was paused"}. Throws likewise.
+Json respondToLoss(const std::string& uuid, pid_t pid, const std::string& action);
+
+// The second half of a restart: how it went, in words.
+std::string startAgain(const std::string& uuid, const Json& xml);
 
 } // namespace leasehold::tools

@@ -12,6 +12,7 @@
 // that moment. So each guest is asked about alone, and for a short time.
 
 #include "core/inspect.hpp"
+#include "core/os/deadline.hpp"
 #include "core/os/process.hpp"
 #include "core/os/text.hpp"
 #include "core/storage/mount.hpp"
@@ -27,7 +28,9 @@
 #include <thread>
 
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 namespace leasehold::tools {
 
@@ -67,7 +70,7 @@ enum class Urgency { critical = 2, error = 3, warning = 4, notice = 5 };
 // One line for each thing that happens, not for each time that it is seen.
 class Journal {
 public:
-    explicit Journal(bool json) : json_(json), prefix_(!json && getenv("JOURNAL_STREAM")) {}
+    explicit Journal(bool json) : json_(json), prefix_(!json && isJournal()) {}
 
     void write(Urgency urgency, const char* event, const Json& about, const std::string& text) const {
         if (json_) {
@@ -82,6 +85,14 @@ public:
     }
 
 private:
+    // sd-daemon(3): others inherit the variable, too.
+    static bool isJournal() {
+        const char* stream = getenv("JOURNAL_STREAM");
+        struct stat status;
+        return stream && fstat(STDOUT_FILENO, &status) == 0 &&
+               stream == std::to_string(status.st_dev) + ":" + std::to_string(status.st_ino);
+    }
+
     bool json_, prefix_;
 };
 
@@ -104,6 +115,7 @@ public:
         }
         std::erase_if(known_, [&](const auto& each) { return !there.contains(each.first); });
         reportAnswers();
+        payDebts();
     }
 
     // Whether something was seen for the first time that has to be seen twice.
@@ -125,7 +137,10 @@ public:
     }
 
 private:
-    using Losses = std::map<std::string, std::string>; // image: how
+    struct Findings {
+        std::map<std::string, std::string> losses; // image: how
+        std::set<std::string> unclear;             // images
+    };
 
     // What is remembered of one QEMU.
     struct Known {
@@ -133,8 +148,9 @@ private:
         std::uint32_t incarnation = 0;
         std::set<std::string> suspects; // images
         bool unconfirmed = false;       // one of them was seen once
-        bool acted = false, ignored = false;
-        std::set<std::string> reported; // sentences
+        bool acted = false;
+        std::optional<Clock::time_point> notBefore; // libvirt still has an order that it did not answer
+        std::set<std::string> reported;             // sentences, until all is well again
     };
 
     // "guest 'db' (pid 52)"
@@ -166,76 +182,98 @@ private:
             known.process = os::Process::openIfExists(guest.pid);
         if (protection == Protection::leased)
             known.incarnation = guest.tag.incarnation;
-        Losses losses;
+        Findings found;
         if (damage) {
+            found.unclear = known.suspects;
             unclear_++;
             reportOnce(known, Urgency::error, "unreadable", guest, *damage);
         } else if (protection == Protection::hidden) {
+            found.unclear = known.suspects;
             unclear_++;
             reportOnce(
                 known, Urgency::error, "unreadable", guest,
                 "its leases may not be looked at: run this as root, with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH");
         } else if (protection == Protection::none && known.incarnation != 0) {
-            losses["all its images"] = "were dropped by its QEMU, which may be in the hands of an attacker";
+            found.losses["all its images"] = "were dropped by its QEMU, which may be in the hands of an attacker";
         } else if (protection == Protection::none) {
             reportOnce(
                 known, Urgency::warning, "unprotected", guest,
                 "its QEMU was started without leasehold, and nothing protects its images; shut it down and start "
                 "it again");
         } else {
-            losses = ask(guest, known);
+            found = ask(guest, known);
         }
-        respond(guest, known, losses);
+        respond(guest, known, found);
     }
 
     // File system by file system: one that does not answer must not hide what others would say.
-    Losses ask(GuestView& guest, Known& known) {
+    Findings ask(GuestView& guest, Known& known) {
         std::map<std::uint64_t, std::vector<const qemu::StoredLease*>> byDevice;
         for (const StoredView& lease : guest.leases)
             byDevice[lease.stored.leaseFile.device].push_back(&lease.stored);
         for (const qemu::StoredLease& stored : guest.companions)
             byDevice[stored.leaseFile.device].push_back(&stored);
         leases_ += guest.leases.size();
-        Losses losses;
+        Findings found;
         for (const auto& [device, leases] : byDevice) {
-            auto answer = askDevice(device, leases, guest.tag);
+            std::optional<Json> answer;
+            auto problem = attempt([&] { answer = askDevice(device, leases, guest.tag); });
             if (!answer) {
                 unclear_ += leases.size();
-                addSilence(device, *leases.front(), losses);
-            } else if (answer->contains("problem")) {
-                unclear_ += leases.size();
-                reportOnce(known, Urgency::error, "unreadable", guest,
-                           "cannot be told: " + (*answer)["problem"].get<std::string>());
-            } else {
-                for (const Json& loss : (*answer)["losses"])
-                    losses[loss["image"]] = loss["how"];
+                for (const qemu::StoredLease* lease : leases)
+                    found.unclear.insert(os::printable(lease->path));
+                if (problem)
+                    reportOnce(known, Urgency::error, "unreadable", guest, *problem);
+                else
+                    addSilence(device, *leases.front(), found);
+                continue;
             }
+            for (const Json& each : *answer) {
+                std::string image = each["image"];
+                if (each.contains("how")) {
+                    found.losses[image] = each["how"];
+                } else {
+                    unclear_++;
+                    found.unclear.insert(image);
+                    reportOnce(known, Urgency::error, "unreadable", guest,
+                               "whether the lease on '" + image +
+                                   "' is lost cannot be told: " + each["problem"].get<std::string>());
+                }
+            }
+            tellServiceManager("WATCHDOG=1");
         }
-        return losses;
+        return found;
     }
 
+    // What is wrong with which of them; nothing where the storage does not answer.
     std::optional<Json> askDevice(std::uint64_t device, std::span<const qemu::StoredLease* const> leases,
                                   const qemu::GuestTag& tag) {
+        // Helpers that cannot be killed keep duplicates: no more of them than this where an answer is not expected.
+        constexpr std::size_t kEnoughStuck = 4;
         if (silentNow_.contains(device))
             return std::nullopt;
-        auto work = [&]() -> Json {
-            Json losses = Json::array();
-            auto problem = attempt([&] {
-                for (const Loss& loss : findLosses(leases, tag))
-                    losses.push_back({{"image", loss.path}, {"how", loss.how}});
-            });
-            return problem ? Json{{"problem", *problem}} : Json{{"losses", losses}};
+        auto work = [&] {
+            Json answer = Json::array();
+            for (const qemu::StoredLease* lease : leases) {
+                std::optional<std::string> how;
+                auto problem = attempt([&] { how = findLoss(*lease, tag); });
+                if (problem)
+                    answer.push_back({{"image", os::printable(lease->path)}, {"problem", *problem}});
+                else if (how)
+                    answer.push_back({{"image", os::printable(lease->path)}, {"how", *how}});
+            }
+            return answer;
         };
         std::optional<Json> answer;
-        auto problem =
-            attempt([&] { answer = mayHang_ ? tryAskWithin(orders_.timeout, descriptorsOf(leases), work) : work(); });
-        if (problem)
-            return Json{{"problem", *problem}};
+        if (!mayHang_)
+            answer = work();
+        else if (!silentSince_.contains(device) || os::countStuckHelpers() < kEnoughStuck)
+            answer = tryAskWithin(orders_.timeout, descriptorsOf(leases), work);
         (answer ? answeredNow_ : silentNow_).insert(device);
         return answer;
     }
 
-    void addSilence(std::uint64_t device, const qemu::StoredLease& lease, Losses& losses) {
+    void addSilence(std::uint64_t device, const qemu::StoredLease& lease, Findings& found) {
         auto [silent, first] = silentSince_.try_emplace(device, Clock::now(), os::printable(lease.path));
         auto passed = std::chrono::duration_cast<seconds>(Clock::now() - silent->second.first).count();
         if (first)
@@ -244,8 +282,8 @@ private:
                                "' does not answer: whether leases there are "
                                "lost cannot be told");
         if (orders_.silence > 0 && passed >= orders_.silence)
-            losses[os::printable(lease.path)] = "counts as lost: its storage has not answered for " +
-                                                std::to_string(orders_.silence) + " s (--silence)";
+            found.losses[os::printable(lease.path)] = "counts as lost: its storage has not answered for " +
+                                                      std::to_string(orders_.silence) + " s (--silence)";
     }
 
     void reportAnswers() {
@@ -259,14 +297,17 @@ private:
         });
     }
 
-    void respond(GuestView& guest, Known& known, const Losses& losses) {
+    void respond(GuestView& guest, Known& known, const Findings& found) {
         guest.leases.clear(); // what follows takes its time, and the leases must not outlive QEMU
         guest.companions.clear();
-        std::set<std::string> suspects;
-        for (const auto& [image, how] : losses) {
-            suspects.insert(image);
-            if (!known.suspects.contains(image))
+        bool confirmed = false;
+        known.unconfirmed = false;
+        for (const auto& [image, how] : found.losses) {
+            if (!known.suspects.contains(image)) {
+                known.unconfirmed = true;
                 continue;
+            }
+            confirmed = true;
             lost_++;
             std::string what =
                 image.starts_with('/') ? "the lease on '" + image + "' " : "the leases on " + image + " ";
@@ -275,42 +316,103 @@ private:
                            ": another guest may have written to it; see who has it (leasehold inspect), then "
                            "destroy this guest and start it again");
         }
-        std::swap(known.suspects, suspects);
-        auto isOld = [&](const std::string& image) { return suspects.contains(image); };
-        known.unconfirmed = !std::all_of(known.suspects.begin(), known.suspects.end(), isOld);
-        if (!known.ignored && std::any_of(known.suspects.begin(), known.suspects.end(), isOld))
+        // What cannot be told now is as suspect as it was.
+        std::erase_if(known.suspects, [&](const std::string& image) {
+            return !found.losses.contains(image) && !found.unclear.contains(image);
+        });
+        for (const auto& [image, how] : found.losses)
+            known.suspects.insert(image);
+        if (found.losses.empty() && found.unclear.empty() && known.incarnation != 0) {
+            known.reported.clear();
+            debts_.erase(lease::formatUuid(guest.tag.uuid));
+        }
+        if (confirmed && (!known.notBefore || Clock::now() > *known.notBefore))
             act(guest, known);
+    }
+
+    // In a process that can be given up. Nothing: libvirt did not answer in time, and may still do it.
+    template <typename Work>
+    std::optional<Json> order(const GuestView& guest, Known& known, Work work) {
+        known.notBefore.reset();
+        std::optional<Json> answer;
+        auto problem = attempt([&] { answer = tryAskWithin(kActionTimeout, {}, work); });
+        tellServiceManager("WATCHDOG=1");
+        if (answer)
+            return answer;
+        if (!problem) {
+            // Each order that waits in libvirtd for a QEMU that waits for its storage keeps one of its threads.
+            known.notBefore = Clock::now() + std::chrono::minutes(5);
+            problem = "libvirt did not do within " + std::to_string(kActionTimeout) +
+                      " s what was asked of it, and may still do it; it is asked again after 5 minutes";
+        } else {
+            *problem += "; this is tried again every " + std::to_string(orders_.interval) + " s";
+        }
+        reportOnce(known, Urgency::critical, "failed", guest, *problem);
+        return std::nullopt;
     }
 
     // Again in each round: libvirtd may have been away, and somebody may have let the guest run again.
     void act(const GuestView& guest, Known& known) {
-        std::optional<Json> answer;
-        auto problem = attempt([&] {
-            answer = tryAskWithin(kActionTimeout, {}, [&] {
-                return respondToLoss(lease::formatUuid(guest.tag.uuid), guest.pid, orders_.fallback, orders_.dryRun);
-            });
-        });
-        if (!problem && !answer)
-            problem = "libvirt did not do within " + std::to_string(kActionTimeout) + " s what was asked of it";
-        if (problem) {
-            reportOnce(known, Urgency::critical, "failed", guest,
-                       *problem + "; this is tried again every " + std::to_string(orders_.interval) + " s");
+        std::string uuid = lease::formatUuid(guest.tag.uuid);
+        auto plan = order(guest, known, [&] { return planResponse(uuid, guest.pid, orders_.fallback); });
+        if (!plan)
             return;
+        std::string action = (*plan)["action"];
+        Json deed{{"did", false}, {"text", "nothing was done (--dry-run)"}};
+        if (action == "ignore") {
+            deed["text"] = "it goes on as if nothing had happened";
+        } else if (!orders_.dryRun) {
+            // Before it is powered off: whoever does not get an answer owes it the start all the same.
+            if (action == "restart")
+                debts_.insert_or_assign(uuid, Debt{about(guest), nameOf(guest), (*plan)["xml"]});
+            auto done = order(guest, known, [&] { return respondToLoss(uuid, guest.pid, action); });
+            if (!done) {
+                if (!known.notBefore)
+                    debts_.erase(uuid); // it was refused, and runs on
+                return;
+            }
+            deed = *done;
         }
-        const Json& done = *answer;
-        known.ignored = done["action"] == "ignore";
-        if (done["did"].get<bool>() || !known.acted)
+        if (deed["did"].get<bool>() || !known.acted)
             journal_.write(
                 Urgency::critical, "acted", about(guest),
-                nameOf(guest) + ": " + done["text"].get<std::string>() +
-                    (done["asked_by"] == "guest" ? " (its on_lockfailure is " : " (it has no on_lockfailure: ") +
-                    done["action"].get<std::string>() + ")");
+                nameOf(guest) + ": " + deed["text"].get<std::string>() +
+                    ((*plan)["asked_by"] == "guest" ? " (its on_lockfailure is " : " (it has no on_lockfailure: ") +
+                    action + ")");
         known.acted = true;
+        payDebts();
     }
+
+    // Guests that were powered off to be started again. One try that libvirt has answered.
+    void payDebts() {
+        Json active;
+        if (debts_.empty() || attempt([&] { active = askWithin(kActionTimeout, {}, listActiveGuests); }))
+            return;
+        std::erase_if(debts_, [&](const auto& each) {
+            if (std::find(active.begin(), active.end(), each.first) != active.end())
+                return false; // is not off yet
+            const Debt& debt = each.second;
+            std::optional<Json> answer;
+            auto start = [&] { return Json(startAgain(each.first, debt.xml)); };
+            auto problem = attempt([&] { answer = tryAskWithin(kActionTimeout, {}, start); });
+            if (!answer && !problem)
+                return false;
+            journal_.write(Urgency::critical, "acted", debt.about,
+                           debt.name + ": " + (problem ? *problem : answer->template get<std::string>()));
+            return true;
+        });
+    }
+
+    struct Debt {
+        Json about;
+        std::string name;
+        Json xml;
+    };
 
     Orders orders_;
     Journal journal_;
     std::map<pid_t, Known> known_;
+    std::map<std::string, Debt> debts_;                                              // by UUID
     std::map<std::uint64_t, std::pair<Clock::time_point, std::string>> silentSince_; // device: since, an image there
     std::set<std::uint64_t> silentNow_, answeredNow_;
     bool mayHang_ = true;
@@ -342,10 +444,13 @@ int watch(const Words& arguments) {
 
     allowManyDescriptors();
     Watcher watcher(orders);
-    for (;;) {
+    // Before the first look: storage may be silent at boot.
+    tellServiceManager("READY=1");
+    constexpr int kMostLooks = 4; // what is lost now and then is not lost
+    for (int looks = 1;; looks++) {
         watcher.look();
-        tellServiceManager("READY=1\nSTATUS=" + watcher.summary());
-        if (orders.once && !watcher.suspects())
+        tellServiceManager("STATUS=" + watcher.summary());
+        if (orders.once && (!watcher.suspects() || looks == kMostLooks))
             break;
         for (int left = watcher.suspects() ? 1 : orders.interval; left > 0; left -= 60) {
             tellServiceManager("WATCHDOG=1");

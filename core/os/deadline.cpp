@@ -35,16 +35,7 @@ constexpr char kThrew = 'e'; // followed by the digit of the Fault
 constexpr char kEnd = '.';
 
 void reapAbandoned() {
-    std::size_t stuck = 0;
-    for (auto& place : abandoned) {
-        pid_t pid = place;
-        if (pid == 0)
-            continue;
-        if (waitpid(pid, nullptr, WNOHANG) != 0)
-            place.compare_exchange_strong(pid, 0);
-        else
-            stuck++;
-    }
+    std::size_t stuck = countStuckHelpers();
     if (stuck == abandoned.size())
         throw Error(Fault::system, std::to_string(stuck) +
                                        " calls to storage that does not answer are stuck in the kernel; bring the "
@@ -166,6 +157,20 @@ private:
 };
 
 } // namespace
+
+std::size_t countStuckHelpers() {
+    std::size_t stuck = 0;
+    for (auto& place : abandoned) {
+        pid_t pid = place;
+        if (pid == 0)
+            continue;
+        if (waitpid(pid, nullptr, WNOHANG) != 0)
+            place.compare_exchange_strong(pid, 0);
+        else
+            stuck++;
+    }
+    return stuck;
+}
 
 std::optional<std::string> runWithDeadline(milliseconds limit, std::span<const int> keep,
                                            const std::function<std::string()>& work) {

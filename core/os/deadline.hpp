@@ -24,4 +24,7 @@ namespace leasehold::os {
 std::optional<std::string> runWithDeadline(std::chrono::milliseconds limit, std::span<const int> keep,
                                            const std::function<std::string()>& work);
 
+// How many processes have been left behind that cannot be killed, and still are there.
+std::size_t countStuckHelpers();
+
 } // namespace leasehold::os

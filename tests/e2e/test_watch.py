@@ -54,7 +54,12 @@ def once(host, *options):
 
 
 def events(lines, guest):
-    return {line["event"]: line["text"] for line in lines if line.get("uuid") == guest.uuid}
+    """{event: what was said about the guest, line by line}"""
+    said = {}
+    for line in lines:
+        if line.get("uuid") == guest.uuid:
+            said[line["event"]] = said.get(line["event"], "") + line["text"] + "\n"
+    return said
 
 
 class Watch:
@@ -133,7 +138,8 @@ def test_a_restart_into_another_guest_s_arms_leaves_the_guest_off(alpha, beta, l
     thief = guest(victim.disks[0].path, emulator=lab.emulator_without_locks)
     beta.start_guest(thief)
     _, lines = once(alpha)
-    assert f"in use by guest '{thief.name}'" in events(lines, victim)["acted"]
+    said = events(lines, victim)["acted"]
+    assert "was powered off" in said and f"in use by guest '{thief.name}'" in said, said
     assert alpha.state(victim) == "shut off" and beta.state(thief) == "running"
 
 
@@ -145,6 +151,16 @@ def test_a_transient_guest_is_restarted_too(alpha, lockspace, running):
     _, lines = once(alpha)
     assert "started anew" in events(lines, victim)["acted"], lines
     assert alpha.state(victim) == "running" and alpha.pid_here(victim) != pid
+
+
+def test_of_two_leases_the_lost_one_is_named(alpha, lockspace, lab, image, guest):
+    first, second = image("first.img"), image("second.img")
+    victim = guest(first, second, emulator=lab.emulator_without_locks)
+    alpha.boot(victim)
+    lose_lease(lockspace, second)
+    _, lines = once(alpha)
+    said = events(lines, victim)
+    assert f"'{second}'" in said["lost"] and f"'{first}'" not in said["lost"]
 
 
 def test_dry_run_only_reports(alpha, lockspace, running):
@@ -261,9 +277,9 @@ def test_systemd_is_told_that_it_is_ready_and_that_it_lives(alpha, lab, lockspac
         manager.bind(str(address))
         manager.settimeout(20)
         watch(environment={"NOTIFY_SOCKET": str(address)})
-        assert manager.recv(4096) == b"WATCHDOG=1"
-        assert manager.recv(4096) == b"READY=1\nSTATUS=1 guest, 1 lease, 0 lost"
-        assert manager.recv(4096) == b"WATCHDOG=1"
+        assert manager.recv(4096) == b"READY=1"
+        heard = [manager.recv(4096) for _ in range(6)]
+        assert set(heard) == {b"WATCHDOG=1", b"STATUS=1 guest, 1 lease, 0 lost"}, heard
 
 
 def test_a_host_without_guests_is_alive_too(alpha, lab, watch):
@@ -272,7 +288,8 @@ def test_a_host_without_guests_is_alive_too(alpha, lab, watch):
         manager.bind(str(address))
         manager.settimeout(20)
         watch(environment={"NOTIFY_SOCKET": str(address)})
-        assert [manager.recv(4096) for _ in range(4)] == [b"READY=1\nSTATUS=0 guests, 0 leases, 0 lost", b"WATCHDOG=1"] * 2
+        heard = [manager.recv(4096) for _ in range(5)]
+        assert heard == [b"READY=1", *[b"STATUS=0 guests, 0 leases, 0 lost", b"WATCHDOG=1"] * 2]
 
 
 @pytest.mark.parametrize("words, part", [(["--default", "explode"], "poweroff, restart, pause or ignore"),

@@ -415,6 +415,19 @@ def test_enable_replaces_another_lock_manager_and_leaves_no_second_line(conf):
     assert conf.read_text() == '# ours\nlock_manager = "leasehold"\nvnc_tls = 1\n'
 
 
+def test_disable_takes_every_line_that_libvirt_could_take(conf):
+    conf.write_text('lock_manager = "leasehold"\nvnc_tls = 1\nlock_manager = "leasehold"\n')
+    assert disable(conf).returncode == 0
+    assert conf.read_text() == "vnc_tls = 1\n"
+
+
+def test_a_last_line_without_an_end_is_no_obstacle(conf):
+    conf.write_text("vnc_tls = 1")
+    result = enable(conf)
+    assert result.returncode == 0, result
+    assert conf.read_text() == 'vnc_tls = 1\n' + LINE
+
+
 def test_disable_leaves_another_lock_manager_alone(conf):
     conf.write_text('lock_manager = "sanlock"\n')
     result = disable(conf)
