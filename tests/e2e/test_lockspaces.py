@@ -219,6 +219,8 @@ def test_a_guest_with_a_lease_migrates_and_keeps_it(alpha, beta, lab, leased_gue
 
 
 def test_a_lease_is_attached_and_detached(alpha, beta, lab, images, leased_guest, unlocked):
+    if hosts.libvirt_version() <= (7, 0):
+        pytest.skip("libvirtd 7.0 aborts when a <lease> is attached (virDomainDefFree), without a lock manager as well")
     alpha.boot(unlocked)
     other = leased_guest()
     beta.define(other)
