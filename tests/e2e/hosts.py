@@ -197,7 +197,7 @@ def foreign_qemu(host, image):
                          "-monitor", "none", "-drive", f"file={image},format=raw,if=virtio", log="foreign.log")
     try:
         # It opens the image before it has a device that writes. 201: nobody else may (block/file-posix.c).
-        wait_until(lambda: any(lock.start <= 201 <= lock.end for lock in locks_on(image)), "QEMU may write to the image")
+        wait_until(lambda: any(lock.start <= 201 <= lock.end for lock in locks_on(image)), "QEMU may write to it")
         yield inner_pid(only_child(process.pid))
     finally:
         with contextlib.suppress(ProcessLookupError, ValueError):
