@@ -135,7 +135,8 @@ def test_a_fuse_filesystem_is_recognised_and_refused_with_the_way_out(alpha, ima
         error = start_refused(alpha, guest(fuse), fuse)
         assert "fuse" in error.lower() and "lockspace" in error.lower(), error
     finally:
-        hosts.kill_and_wait(hosts.only_child(daemon.pid))
+        if daemon.poll() is None:
+            hosts.kill_and_wait(hosts.only_child(daemon.pid))
         alpha.unmount(fuse)
         daemon.wait(timeout=30)
 
