@@ -66,11 +66,11 @@ std::optional<std::string> findLoss(const StoredLease& stored, const Incarnation
     int error = tryReadPastTheCache(stored);
     if (error == 0)
         return std::nullopt;
-    SystemError failure(error, "read", stored.path);
     // EIO is NFSv4's word for it, EBADFD that of GlusterFS with client.strict-locks; a file that is gone has no lease.
     if (error == EIO || error == EBADFD || error == EBADF || error == ESTALE)
-        return std::string("was lost, or its storage is broken (") + failure.what() + ")";
-    throw failure;
+        return std::string("was lost, or its storage is broken (") + SystemError(error, "read", stored.path).what() +
+               ")";
+    throw SystemError(error, "read", stored.path);
 }
 
 std::optional<std::string> findLossOrTaker(const StoredLease& stored, const Incarnation& self) {
