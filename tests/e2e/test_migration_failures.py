@@ -186,7 +186,16 @@ def test_when_the_source_dies_in_post_copy_the_destination_keeps_the_image(alpha
     hosts.wait_until(lambda: beta.state(mover) == "running" or migration.poll() is not None, "it runs over there")
     with contextlib.suppress(AssertionError, FileNotFoundError):
         alpha.kill_qemu(mover)
-    migration.communicate(timeout=60)
+    try:
+        migration.communicate(timeout=10 if hosts.libvirt_version() <= (7, 0) else 60)
+    except subprocess.TimeoutExpired:
+        if hosts.libvirt_version() > (7, 0):
+            raise
+        expect.taken(alpha, disk)
+        for host in (alpha, beta):
+            host.kill_libvirtd()
+        migration.communicate(timeout=60)
+        pytest.skip("libvirtd 7.0 does not know QEMU's postcopy-paused and waits for ever; the image was taken")
     expect.taken(alpha, disk)
     alpha.refused("start", mover.name)
     assert len(beta.qemus()) == 1 and not alpha.qemus()
