@@ -121,6 +121,12 @@ struct GuestView {
     pid_t pid = 0;
     std::vector<StoredView> leases;
     std::vector<qemu::StoredLease> companions; // of some of them (openCompanion)
+
+    // Closes our duplicates: the next guest needs the descriptors, and a lease must not outlive its QEMU here.
+    void letGo() {
+        leases.clear();
+        companions.clear();
+    }
 };
 
 // Without their leases yet. Nothing here hangs.

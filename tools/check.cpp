@@ -185,8 +185,7 @@ std::vector<Finding> checkGuests() {
         else if (protection == Protection::none)
             found.push_back({"guest", Level::warning, who + "runs without leases: it was started without leasehold",
                              "shut it down and start it again"});
-        guest.leases.clear();
-        guest.companions.clear();
+        guest.letGo();
     }
     return found;
 }

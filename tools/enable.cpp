@@ -162,8 +162,7 @@ std::vector<std::string> guestsWith(Protection wanted, int timeout) {
         (void)attempt([&] { protection = readLeases(guest); });
         if (protection == Protection::hidden)
             protection = wanted;
-        guest.leases.clear();
-        guest.companions.clear();
+        guest.letGo();
         bool isItsGuest = std::find(running.begin(), running.end(), lease::formatUuid(guest.tag.uuid)) != running.end();
         if (protection == wanted && (!answers || isItsGuest))
             names.push_back("'" + lease::cleanName(guest.tag.name) + "'");

@@ -111,8 +111,7 @@ Json guestToJson(GuestView& guest, StorageFacts& facts) {
               {"runs_without_lease", false},
               {"problem", damage ? Json(*damage) : Json()},
               {"leases", std::move(leases)}};
-    guest.leases.clear(); // the next guest needs the descriptors
-    guest.companions.clear();
+    guest.letGo();
     return json;
 }
 

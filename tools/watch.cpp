@@ -298,8 +298,7 @@ private:
     }
 
     void respond(GuestView& guest, Known& known, const Findings& found) {
-        guest.leases.clear(); // what follows takes its time, and the leases must not outlive QEMU
-        guest.companions.clear();
+        guest.letGo();
         bool confirmed = false;
         known.unconfirmed = false;
         for (const auto& [image, how] : found.losses) {
