@@ -215,7 +215,10 @@ private:
             byDevice[stored.leaseFile.device].push_back(&stored);
         leases_ += guest.leases.size();
         Findings found;
-        for (const auto& [device, leases] : byDevice) {
+        for (const auto& entry : byDevice) {
+            // Not a structured binding: Clang before 16 lets no lambda capture one.
+            const std::uint64_t device = entry.first;
+            const auto& leases = entry.second;
             std::optional<Json> answer;
             auto problem = attempt([&] { answer = askDevice(device, leases, guest.tag); });
             if (!answer) {
