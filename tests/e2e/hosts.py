@@ -390,7 +390,9 @@ class Host:
                                     stdout=output, stderr=output, env={**os.environ, **(env or {})})
 
     def start_libvirtd(self, expect_failure=False):
-        """Starts libvirtd and waits until it answers. expect_failure: until it has said why it does not work."""
+        """Starts libvirtd and waits until it answers and is connected to its guests again, or has given them up: an order
+        that overtakes that may fail (destroy says that the domain is not running, and has killed it). expect_failure:
+        until it has said why it does not work."""
         if self.manager == "lockd" and not self.virtlockd:
             self.virtlockd = self.spawn("/usr/sbin/virtlockd", "-p", "/run/libvirt/virtlockd.pid", log="virtlockd.log")
             wait_until((self.dir / "run" / "virtlockd-sock").exists, "virtlockd answers")
@@ -402,6 +404,11 @@ class Host:
             assert self.libvirtd.poll() is None, f"libvirtd on {self.name} ended: {self.log()[-2000:]}"
             return self.socket.exists() and self.virsh("list")
         wait_until(answers, f"libvirtd on {self.name} answers", 60)
+        for name in self.ok("list", "--name").split():
+            def connected():
+                control = self.virsh("domcontrol", name)
+                return not control or not control.out.startswith(("job", "occupied"))
+            wait_until(connected, f"libvirtd on {self.name} has {name} again", 60)
 
     def kill_libvirtd(self):
         """kill -9. Guests live on."""
