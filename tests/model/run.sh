@@ -9,23 +9,36 @@ cd "$(dirname "$0")" || exit 2
 command -v spin >/dev/null || { echo "spin is not installed (package spin): nothing checked"; exit 77; }
 deep=; [ "$1" = --deep ] && deep=1
 export LC_ALL=C
-passed=0 failed=0
+limit=120 parallel=$(nproc)
+results=$(mktemp -d) || exit 2
+trap 'rm -rf "$results"' EXIT
+started=0 shown=0
 
 check() { # expectation, label, one.sh's arguments
   local want=$1 label=$2 out begin=${EPOCHREALTIME/./} verdict=FAILED tenths; shift 2
   out=$(./one.sh "$1" "$limit" "${@:2}" | tail -1)
   case $want:$out in holds:ok*|caught:VIOLATION*) verdict=ok;; esac
-  [ $verdict = ok ] && passed=$((passed+1)) || failed=$((failed+1))
   [ $verdict = ok ] && out="$(grep -o '[0-9]*' <<<"${out##*after}" | head -1) states"
   tenths=$(((${EPOCHREALTIME/./}-begin)/100000))
   printf '%-6s %-6s %-66s %s, %d.%d s\n' $verdict $want "$label" "$out" $((tenths/10)) $((tenths%10))
 }
-holds() { check holds "$@"; }
-caught() { check caught "$@"; }
-M=migration.pml R=resources.pml F=fileset.pml L=lockspace.pml
-limit=120
 
-echo "== one resource: chains of migrations"
+# Several at a time, and their lines in the order in which they stand here.
+line() { # command, its arguments
+  "$@" >"$results/$started.part" && mv "$results/$started.part" "$results/$started" &
+  started=$((started+1))
+  show
+  while [ "$(jobs -rp | wc -l)" -ge "$parallel" ]; do wait -n; show; done
+}
+show() {
+  while [ -e "$results/$shown" ]; do cat "$results/$shown"; shown=$((shown+1)); done
+}
+holds() { line check holds "$@"; }
+caught() { line check caught "$@"; }
+title() { line echo "== $*"; }
+M=migration.pml R=resources.pml F=fileset.pml L=lockspace.pml
+
+title "one resource: chains of migrations"
 holds "3 migrations, 2 user operations"                               $M -DNMIG=3 -DNOP=2 -DREL1
 holds "2 migrations, Release once or twice"                           $M -DNMIG=2 -DNOP=2
 holds "3 migrations, libvirtd dies at any step"                       $M -DNMIG=3 -DNOP=2 -DREL1 -DNCR=1
@@ -39,7 +52,7 @@ holds "with a rogue: raw image, no guard"                             $M -DNMIG=
 holds "owner given up to any peer, not only to a joiner"              $M -DNMIG=2 -DNOP=2 -DREL1 -DNCR=1 -DANYPEER
 holds "nothing goes wrong: every migration succeeds"                  $M -DNMIG=3 -DNOP=1 -DLIVE
 holds "... with a stranger that tries twice"                          $M -DNMIG=2 -DNOP=0 -DNE=2 -DLIVE
-echo "== one resource: cold starts"
+title "one resource: cold starts"
 holds "3 hosts start one domain: exactly one wins"                    $M -DCOLD=3
 holds "... with the guard, a QEMU dies"                               $M -DCOLD=3 -DGUARD -DNK=1
 holds "2 hosts start one domain, a stranger"                          $M -DCOLD=2 -DNE=1
@@ -48,12 +61,12 @@ holds "... where remote read locks are invisible (NFSv3)"             modes.pml 
 holds "... a QEMU dies (also: a reader's migration)"                  modes.pml -DN=3 -DRETRY=2 -DNK=1
 holds "... downgrade and upgrade"                                     modes.pml -DN=3 -DRETRY=2 -DDOWN
 holds "3 domains that share resources pairwise"                       two.pml -DN=3
-echo "== shared-write in a migration"
+title "shared-write in a migration"
 holds "2 migrations, a stranger in any mode"                          $M -DSW -DNMIG=2 -DNOP=1 -DREL1 -DNE=1
 holds "... libvirtd dies"                                             $M -DSW -DNMIG=2 -DNOP=1 -DREL1 -DNCR=1
 holds "1 migration, a stranger in any mode, a QEMU dies"              $M -DSW -DNMIG=1 -DNOP=1 -DREL1 -DNE=1 -DNK=1
 holds "nothing goes wrong: every migration succeeds"                  $M -DSW -DNMIG=3 -DNOP=0 -DLIVE
-echo "== file set"
+title "file set"
 holds "three incarnations, a libvirtd or a child dies"                $F -DN=3 -DNOP=1 -DNC=1
 holds "... attaches again, a libvirtd dies"                           $F -DNOP=2 -DNL=2 -DNC=1
 holds "... a libvirtd and a QEMU die; the image is flocked too"       $F -DNOP=2 -DNC=1 -DNK=1 -DIMAGE
@@ -63,16 +76,16 @@ holds "... also over downgrade and upgrade"                           $F -DNOP=2
 holds "... beside flock(1) and deaths: guests exclude each other"     $F -DNOP=2 -DIMAGE -DCONV -DNS=1 -DNC=1
 holds "1 migration, a QEMU dies mark by mark"                         $M -DFILESET -DNMIG=1 -DNOP=1 -DREL1 -DNK=1
 holds "2 migrations, libvirtd dies"                                   $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNCR=1
-echo "== lease files in a lockspace"
+title "lease files in a lockspace"
 holds "enter, detach, sweep; one dies"                                $L -DNK=1
 holds "shared guests"                                                 $L -DSHARED
-echo "== two resources, hot-plug"
+title "two resources, hot-plug"
 holds "2 migrations, 2 operations, a QEMU and a libvirtd die"         $R -DNMIG=2 -DNOP=2 -DNK=1 -DNCR=1
 holds "2 migrations, attach and detach, a stranger, libvirtd dies"    $R -DNMIG=2 -DNOP=1 -DNHP=2 -DNE=1 -DNCR=1
 holds "2 migrations, attach and detach, a QEMU dies"                  $R -DNMIG=2 -DNOP=1 -DNHP=2 -DATT=1 -DNK=1
 holds "nothing goes wrong: every migration succeeds"                  $R -DNMIG=3 -DNOP=0 -DLIVE
 
-echo "== broken variants"
+title "broken variants"
 caught "Release drops present"                                        $M -DNMIG=1 -DNOP=1 -DREL1 -DM_DROPPRES
 caught "marks survive their QEMU"                                     $M -DNMIG=1 -DNOP=1 -DREL1 -DNK=2 -DM_STICKY
 caught "a third incarnation may join"                                 $M -DNMIG=2 -DNOP=1 -DREL1 -DM_CROWD
@@ -129,8 +142,8 @@ caught "no second look, two resources"                                $R $HP -DM
 caught "Release puts only the first handoff up"                       $R $HP -DM_RELONE
 
 if [ $deep ]; then
-  limit=1800; export MEM=12000 HASH=26 OPT=-O2
-  echo "== deep"
+  wait; parallel=1 limit=1800; export MEM=12000 HASH=26 OPT=-O2
+  title "deep"
   holds "3 migrations, 3 operations, a QEMU and a libvirtd die"       $M -DNMIG=3 -DNOP=3 -DREL1 -DNK=1 -DNCR=1
   holds "with a rogue, libvirtd dies"                                 $M -DNMIG=2 -DNOP=2 -DREL1 -DNR=1 -DNCR=1
   holds "with a rogue, a QEMU dies"                                   $M -DNMIG=2 -DNOP=2 -DREL1 -DNR=1 -DNK=1
@@ -143,5 +156,11 @@ if [ $deep ]; then
   holds "lease file, shared guests, one dies"                         $L -DSHARED -DNK=1
   holds "two resources, hot-plug, stranger, a QEMU and a libvirtd die" $R -DNMIG=2 -DNOP=1 -DNHP=2 -DNE=1 -DNK=1 -DNCR=1
 fi
+wait
+show
+checks=$(cat "$results"/*)
+passed=$(grep -c '^ok ' <<<"$checks") failed=$(grep -c '^FAILED ' <<<"$checks")
+# Whatever was started has to say how it ended.
+[ $shown = $started ] || { echo "FAILED a check that did not end"; failed=$((failed+started-shown)); }
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

@@ -10,19 +10,22 @@ die() {
     exit 1
 }
 
-# need PACKAGE...: installs those that are not there.
+# need PACKAGE...: installs those that are not there. One at a time: suites run side by side.
 need() {
     local missing=() package
-    for package; do
-        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
-    done
-    [ ${#missing[@]} -gt 0 ] || return 0
-    [ "$(id -u)" = 0 ] || die "not root, and these packages are missing: ${missing[*]}"
-    say "installing ${missing[*]}"
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    # Nothing may start by itself: the tests run daemons of their own.
-    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    {
+        flock 9
+        for package; do
+            [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+        done
+        [ ${#missing[@]} -gt 0 ] || return 0
+        [ "$(id -u)" = 0 ] || die "not root, and these packages are missing: ${missing[*]}"
+        say "installing ${missing[*]}"
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update -qq 9<&-
+        # Nothing may start by itself: the tests run daemons of their own.
+        apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null 9<&-
+    } 9<"${BASH_SOURCE[0]}"
 }
 
 build_packages=(g++ gcc meson ninja-build pkg-config libglib2.0-dev libvirt-dev libaugeas-dev
