@@ -116,6 +116,17 @@ def test_many_disks_come_and_go_in_one_guest(alpha, beta, image, scsi):
     expect.taken(beta, scsi.disks[0].path, by=(scsi, alpha))
 
 
+def given_up(host, guest):
+    """QEMU 5.2 answers the last order of a libvirtd that was killed to the next one, which takes QEMU for broken and kills
+    it: there is nothing to protect any more."""
+    if hosts.libvirt_version() > (7, 0) or host.state(guest) != "shut off":
+        return False
+    errors = [line for line in host.log().splitlines() if "error" in line][-5:]
+    assert any("qemuMonitorJSON" in line for line in errors), errors
+    assert not host.qemus()
+    return True
+
+
 def test_a_libvirtd_killed_in_the_middle_of_hot_plugging_loses_no_lease(alpha, beta, image, scsi):
     alpha.start_guest(scsi)
     for number in range(2):
@@ -125,11 +136,12 @@ def test_a_libvirtd_killed_in_the_middle_of_hot_plugging_loses_no_lease(alpha, b
         alpha.kill_libvirtd()
         plug.communicate(timeout=30)
         alpha.start_libvirtd()
-        expect.taken(beta, scsi.disks[0].path, by=(scsi, alpha))
-        if "sda" in alpha.ok("domblklist", scsi.name):
-            expect.taken(beta, extra, by=(scsi, alpha))
-        # libvirtd itself forgets the block device that it had half added, and cannot add another under its name.
-        alpha.ok("destroy", scsi.name)
+        if not given_up(alpha, scsi):
+            expect.taken(beta, scsi.disks[0].path, by=(scsi, alpha))
+            if "sda" in alpha.ok("domblklist", scsi.name):
+                expect.taken(beta, extra, by=(scsi, alpha))
+            # libvirtd itself forgets the block device that it had half added, and cannot add another under its name.
+            alpha.ok("destroy", scsi.name)
         assert not hosts.locks_on(extra)
         alpha.ok("start", scsi.name)
         assert attach(alpha, scsi, extra)
@@ -157,6 +169,9 @@ def test_whenever_libvirtd_is_killed_what_qemu_has_open_is_leased(alpha, beta, l
             time.sleep(milliseconds / 1000)
             alpha.kill_libvirtd()
         alpha.start_libvirtd()
+        if given_up(alpha, plugged):
+            assert not hosts.locks_on(disk) and not hosts.locks_on(extra)
+            continue
         listed = alpha.hmp(plugged, "info block")  # which waits until libvirtd has found out what is there
         for path in (disk, extra):
             # In this order: libvirtd may still be about to remove what it had begun to detach.
