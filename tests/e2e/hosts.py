@@ -402,9 +402,9 @@ class Host:
             return
         def answers():
             assert self.libvirtd.poll() is None, f"libvirtd on {self.name} ended: {self.log()[-2000:]}"
-            return self.socket.exists() and self.virsh("list")
-        wait_until(answers, f"libvirtd on {self.name} answers", 60)
-        for name in self.ok("list", "--name").split():
+            return self.socket.exists() and self.virsh("list", "--name")
+        running = wait_until(answers, f"libvirtd on {self.name} answers", 60)
+        for name in running.out.split():
             def connected():
                 control = self.virsh("domcontrol", name)
                 return not control or not control.out.startswith(("job", "occupied"))
