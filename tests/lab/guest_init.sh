@@ -26,6 +26,17 @@ ip addr add 10.0.2.15/24 dev eth0
 ip link set eth0 up
 ip addr add "10.77.0.$number/24" dev eth1
 ip link set eth1 up
+
+# SCSI disks get their names as they are found. So one is looked for after the other: the kernel would look at all at once.
+place=0
+for name in sda sdb; do
+    echo "0 $place 0" >/sys/class/scsi_host/host0/scan
+    until [ -b "/dev/$name" ]; do
+        sleep 0.1
+    done
+    place=$((place + 1))
+done
+
 mount -t 9p -o trans=virtio,version=9p2000.L,cache=none,msize=131072 share /share
 mount -t configfs none /sys/kernel/config
 

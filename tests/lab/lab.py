@@ -198,7 +198,7 @@ class Host(AnyHost):
                 "-m", str(MEMORY), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
                 "-kernel", image.kernel, "-initrd", image.initrd,
                 # no_timer_check: on a busy machine the timer may be too late for the kernel's test of it.
-                "-append", "console=ttyS0 quiet loglevel=5 panic=1 mitigations=off no_timer_check"
+                "-append", "console=ttyS0 quiet loglevel=5 panic=1 mitigations=off no_timer_check scsi_mod.scan=manual"
                            f" lab.host={self.number}",
                 "-serial", f"file:{self.console_log}",
                 *self.disk("root", image.root, "readonly=on"),
