@@ -323,7 +323,7 @@ class Host:
             ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
              "--propagation", "private", "bash", HERE / "host_init.sh", self.name,
              *[f"{self.dir / ours}:{theirs}" for theirs, ours in BINDS.items()]],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
         answer = self.init.stdout.readline().split()
         assert answer and answer[0] == "ready", f"host {self.name} did not come up"
         self.pid = str(only_child(self.init.pid))
@@ -384,10 +384,12 @@ class Host:
             self.start_libvirtd()
 
     def spawn(self, *command, env=None, log):
-        """A process on this host. What is returned is nsenter, which waits for it: see only_child()."""
+        """A process on this host. What is returned is nsenter, which waits for it: see only_child(). Out of reach of a
+        ^C, so that the end of the tests finds a host that works; it dies with the host."""
         with open(self.dir / "log" / log, "ab") as output:
             return subprocess.Popen(["nsenter", "-t", self.pid, "-m", "-u", "-p", *command], stdin=subprocess.DEVNULL,
-                                    stdout=output, stderr=output, env={**os.environ, **(env or {})})
+                                    stdout=output, stderr=output, env={**os.environ, **(env or {})},
+                                    start_new_session=True)
 
     def start_libvirtd(self, expect_failure=False):
         """Starts libvirtd and waits until it answers and is connected to its guests again, or has given them up: an order
