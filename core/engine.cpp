@@ -290,13 +290,19 @@ std::string Engine::callFor(const os::Process& process, const Guest& guest, cons
 bool Engine::mayHang(const os::Process& process, const Guest& guest, const std::vector<Resource>& resources) const {
     if (!mounts_.hasRemote())
         return false;
-    auto manifest = qemu::Vessel::inspectManifest(process, guest.uuid);
-    if (!manifest || manifest->remote)
+    auto manifest = qemu::Vessel::readManifest(process, guest.uuid);
+    if (!manifest)
         return true;
+    std::vector<std::string> paths;
+    for (StoredLease& lease : manifest->leases) {
+        if (lease.remote)
+            return true;
+        paths.push_back(std::move(lease.path));
+    }
     // A path that the vessel does not know may lead anywhere.
-    std::sort(manifest->paths.begin(), manifest->paths.end());
+    std::sort(paths.begin(), paths.end());
     return !std::all_of(resources.begin(), resources.end(), [&](const Resource& resource) {
-        return std::binary_search(manifest->paths.begin(), manifest->paths.end(), nameOf(resource));
+        return std::binary_search(paths.begin(), paths.end(), nameOf(resource));
     });
 }
 

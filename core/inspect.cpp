@@ -526,7 +526,7 @@ StoredView viewOf(qemu::StoredLease&& stored) {
     StoredView view{.path = os::printable(stored.path), .mode = static_cast<Mode>(stored.mode), .owned = true};
     view.medium = mediumName(stored);
     view.stored = std::move(stored);
-    if (view.mode == Mode::readOnly)
+    if (view.mode == Mode::readOnly || !view.stored.lease.open())
         return view; // readers hand nothing over
     // Not by its medium, which asks the storage about a directory of marks first.
     lease::Note note = lease::readNote(view.stored.lease.get(), view.path);
@@ -536,6 +536,26 @@ StoredView viewOf(qemu::StoredLease&& stored) {
                  : note.token != 0 ? LeaseState::suspended
                                    : LeaseState::held;
     return view;
+}
+
+template <typename Read>
+Protection fillIn(GuestView& guest, Read read) {
+    auto process = os::Process::openIfExists(guest.pid);
+    if (!process)
+        return Protection::gone;
+    if (!process->mayTakeDescriptors())
+        return process->diedWithin(std::chrono::milliseconds(0)) ? Protection::gone : Protection::hidden;
+    std::optional<qemu::Manifest> found = read(*process, guest.tag.uuid);
+    if (!found)
+        return process->diedWithin(std::chrono::milliseconds(0)) ? Protection::gone : Protection::none;
+    guest.tag = std::move(found->tag);
+    for (qemu::StoredLease& stored : found->leases) {
+        if (stored.companion)
+            guest.companions.push_back(std::move(stored));
+        else
+            guest.leases.push_back(viewOf(std::move(stored)));
+    }
+    return Protection::leased;
 }
 
 } // namespace
@@ -554,32 +574,15 @@ std::vector<GuestView> findGuests() {
     return guests;
 }
 
-Protection readLeases(GuestView& guest) {
-    auto process = os::Process::openIfExists(guest.pid);
-    if (!process)
-        return Protection::gone;
-    if (!process->mayTakeDescriptors())
-        return process->diedWithin(std::chrono::milliseconds(0)) ? Protection::gone : Protection::hidden;
-    auto vessel = qemu::Vessel::retrieve(*process, guest.tag.uuid);
-    if (!vessel)
-        return process->diedWithin(std::chrono::milliseconds(0)) ? Protection::gone : Protection::none;
-    guest.tag = vessel->tag();
-    for (qemu::StoredLease& stored : vessel->leases()) {
-        if (stored.companion)
-            guest.companions.push_back(std::move(stored));
-        else
-            guest.leases.push_back(viewOf(std::move(stored)));
-    }
-    return Protection::leased;
+Protection surveyLeases(GuestView& guest) {
+    return fillIn(guest, qemu::Vessel::readManifest);
 }
 
-std::vector<int> descriptorsOf(std::span<const qemu::StoredLease* const> leases) {
-    std::vector<int> numbers;
-    for (const qemu::StoredLease* stored : leases)
-        for (const os::Fd* fd : {&stored->lease, &stored->image, &stored->directory})
-            if (fd->open())
-                numbers.push_back(fd->get());
-    return numbers;
+Protection readLeases(GuestView& guest) {
+    return fillIn(guest, [](const os::Process& process, const lease::Uuid& uuid) {
+        auto vessel = qemu::Vessel::retrieve(process, uuid);
+        return vessel ? std::optional(qemu::Manifest{vessel->tag(), std::move(vessel->leases())}) : std::nullopt;
+    });
 }
 
 std::optional<std::string> findLoss(const qemu::StoredLease& lease, const qemu::GuestTag& tag) {

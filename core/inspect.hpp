@@ -121,23 +121,19 @@ struct GuestView {
     pid_t pid = 0;
     std::vector<StoredView> leases;
     std::vector<qemu::StoredLease> companions; // of some of them (openCompanion)
-
-    // Closes our duplicates: the next guest needs the descriptors, and a lease must not outlive its QEMU here.
-    void letGo() {
-        leases.clear();
-        companions.clear();
-    }
 };
 
 // Without their leases yet. Nothing here hangs.
 std::vector<GuestView> findGuests();
 
-// Fills in the leases. Throws when the vessel is damaged.
+// Fills in the leases, without their descriptors and so without their state. Nothing here hangs. Throws when the vessel
+// is damaged.
 enum class Protection { leased, none, hidden, gone };
-Protection readLeases(GuestView& guest);
+Protection surveyLeases(GuestView& guest);
 
-// The descriptors of these leases: what a helper process that is asked about them has to keep.
-std::vector<int> descriptorsOf(std::span<const qemu::StoredLease* const> leases);
+// The same with duplicates of the descriptors, which is as good as having the leases: close them soon, lest a lease
+// outlive its QEMU here. That may hang.
+Protection readLeases(GuestView& guest);
 
 // How the guest has lost this lease, though it lives: "was deleted from its lockspace" (core/loss). May hang. Throws
 // where it cannot be told.

@@ -3,11 +3,11 @@
 
 // leasehold check: everything that has to be right on a host before leases protect anybody, one line each.
 
-#include "core/inspect.hpp"
 #include "core/os/process.hpp"
 #include "core/os/text.hpp"
 #include "core/settings.hpp"
 #include "core/storage/mount.hpp"
+#include "tools/guests.hpp"
 #include "tools/libvirt.hpp"
 #include "tools/options.hpp"
 #include "tools/plugin_file.hpp"
@@ -174,18 +174,21 @@ std::vector<Finding> checkLibvirt(const Settings& settings, int timeout) {
     return found;
 }
 
-std::vector<Finding> checkGuests() {
+std::vector<Finding> checkGuests(int timeout) {
     std::vector<Finding> found;
     for (GuestView& guest : findGuests()) {
         Protection protection = Protection::leased;
-        auto damage = attempt([&] { protection = readLeases(guest); });
+        auto damage = attempt([&] {
+            protection = surveyLeases(guest);
+            if (protection == Protection::leased) // storage that does not answer is not what is asked about here
+                (void)tryAskGuest(guest, mayHang(guest), timeout, [](const GuestView&) { return Json(); });
+        });
         std::string who = "guest '" + guest.tag.name + "' (pid " + std::to_string(guest.pid) + ") ";
         if (damage)
             found.push_back({"guest", Level::problem, who + "has damaged leases: " + *damage, "restart the guest"});
         else if (protection == Protection::none)
             found.push_back({"guest", Level::warning, who + "runs without leases: it was started without leasehold",
                              "shut it down and start it again"});
-        guest.letGo();
     }
     return found;
 }
@@ -241,7 +244,7 @@ int check(const Words& arguments) {
     Settings settings;
     (void)attempt([&] { settings = loadSettings(config); }); // a mistake in it was found above
     append(checkLibvirt(settings, timeout));
-    append(checkGuests());
+    append(checkGuests(timeout));
     append({checkWatcher()});
     Level worst = Level::ok;
     Json list = Json::array();

@@ -159,10 +159,9 @@ std::vector<std::string> guestsWith(Protection wanted, int timeout) {
     for (GuestView& guest : findGuests()) {
         // One that cannot be read may be either.
         Protection protection = wanted;
-        (void)attempt([&] { protection = readLeases(guest); });
+        (void)attempt([&] { protection = surveyLeases(guest); });
         if (protection == Protection::hidden)
             protection = wanted;
-        guest.letGo();
         bool isItsGuest = std::find(running.begin(), running.end(), lease::formatUuid(guest.tag.uuid)) != running.end();
         if (protection == wanted && (!answers || isItsGuest))
             names.push_back("'" + lease::cleanName(guest.tag.name) + "'");

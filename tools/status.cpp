@@ -3,8 +3,8 @@
 
 // leasehold status [GUEST]
 
-#include "core/inspect.hpp"
 #include "core/os/text.hpp"
+#include "tools/guests.hpp"
 #include "tools/libvirt.hpp"
 #include "tools/options.hpp"
 #include "tools/storage.hpp"
@@ -24,48 +24,45 @@ class StorageFacts {
 public:
     explicit StorageFacts(int timeout) : timeout_(timeout) {}
 
-    // Adds them to the leases, which are in the order of the guest's.
+    // Adds them to the leases of the guest, in place of "device".
     void add(Json& leases, const GuestView& guest) {
-        std::map<std::uint64_t, std::vector<std::size_t>> byDevice;
-        for (std::size_t i = 0; i < guest.leases.size(); i++)
-            byDevice[guest.leases[i].stored.leaseFile.device].push_back(i);
-        for (const auto& [device, indices] : byDevice) {
-            Json facts = ask(device, guest, indices);
-            for (std::size_t i = 0; i < indices.size(); i++) {
-                leases[indices[i]]["storage"] = facts.is_null() ? Json() : facts["storage"];
-                leases[indices[i]]["since"] = facts.is_null() ? Json() : timeToJson(facts["since"][i]);
-            }
+        std::map<std::uint64_t, Json> byDevice; // "storage", and "since" by image
+        for (const StoredView& lease : guest.leases)
+            byDevice.try_emplace(lease.stored.leaseFile.device);
+        for (auto& [device, facts] : byDevice)
+            facts = ask(device, guest);
+        for (Json& lease : leases) {
+            const Json& facts = byDevice[lease["device"].get<std::uint64_t>()];
+            auto image = lease["image"].get<std::string>();
+            lease["storage"] = facts.is_null() ? Json() : facts["storage"];
+            lease["since"] = facts.is_null() ? Json() : timeToJson(facts["since"].value(image, std::int64_t{0}));
+            lease.erase("device");
         }
     }
 
 private:
-    Json ask(std::uint64_t device, const GuestView& guest, const std::vector<std::size_t>& indices) {
+    Json ask(std::uint64_t device, const GuestView& guest) {
         if (silent_.contains(device))
             return {};
-        bool remote = false;
-        std::vector<const qemu::StoredLease*> asked;
-        for (std::size_t i : indices) {
-            asked.push_back(&guest.leases[i].stored);
-            remote = remote || asked.back()->remote;
-        }
-        auto work = [&]() -> Json {
-            Json facts;
-            const StoredView& first = guest.leases[indices.front()];
-            auto known = storages_.find(device);
-            facts["storage"] = known != storages_.end()
-                                   ? known->second
-                                   : storageToJson(storage::classify(first.stored.lease.get(), first.path));
-            for (std::size_t i : indices)
-                facts["since"].push_back(heldSince(guest.leases[i], guest.tag));
+        auto work = [&](const GuestView& open) {
+            Json facts{{"storage", storages_[device]}, {"since", Json::object()}};
+            for (const StoredView& lease : open.leases) {
+                if (lease.stored.leaseFile.device != device)
+                    continue;
+                if (facts["storage"].is_null())
+                    facts["storage"] = storageToJson(storage::classify(lease.stored.lease.get(), lease.path));
+                facts["since"][lease.path] = heldSince(lease, open.tag);
+            }
             return facts;
         };
-        Json facts;
-        if (attempt([&] { facts = remote ? askWithin(timeout_, descriptorsOf(asked), work) : work(); })) {
+        std::optional<Json> facts;
+        if (attempt([&] { facts = tryAskGuest(guest, mayHang(guest), timeout_, work); }) || !facts) {
             silent_.insert(device);
             return {};
         }
-        storages_[device] = facts["storage"];
-        return facts;
+        if (!facts->is_null())
+            storages_[device] = (*facts)["storage"];
+        return *facts;
     }
 
     int timeout_;
@@ -80,7 +77,8 @@ Json leasesToJson(const GuestView& guest) {
                           {"mode", modeName(lease.mode)},
                           {"state", describe(lease.state)},
                           {"owned", lease.owned},
-                          {"medium", lease.medium}});
+                          {"medium", lease.medium},
+                          {"device", lease.stored.leaseFile.device}});
     return leases;
 }
 
@@ -98,21 +96,29 @@ const char* nameOf(Protection protection) {
     return "gone";
 }
 
-Json guestToJson(GuestView& guest, StorageFacts& facts) {
+Json guestToJson(GuestView& guest, StorageFacts& facts, int timeout) {
     Protection protection = Protection::leased;
-    auto damage = attempt([&] { protection = readLeases(guest); });
-    Json leases = leasesToJson(guest);
+    Json leases = Json::array();
+    auto damage = attempt([&] {
+        protection = surveyLeases(guest);
+        if (protection != Protection::leased)
+            return;
+        auto found = tryAskGuest(guest, mayHang(guest), timeout, leasesToJson);
+        if (!found)
+            throw Error(Fault::system,
+                        "its leases could not be read within " + std::to_string(timeout) + " s (--timeout)");
+        if (!found->is_null())
+            leases = std::move(*found);
+    });
     facts.add(leases, guest);
-    Json json{{"guest", lease::cleanName(guest.tag.name)},
-              {"uuid", lease::formatUuid(guest.tag.uuid)},
-              {"pid", guest.pid},
-              {"incarnation", os::hexadecimal(guest.tag.incarnation)},
-              {"protection", damage ? "damaged" : nameOf(protection)},
-              {"runs_without_lease", false},
-              {"problem", damage ? Json(*damage) : Json()},
-              {"leases", std::move(leases)}};
-    guest.letGo();
-    return json;
+    return {{"guest", lease::cleanName(guest.tag.name)},
+            {"uuid", lease::formatUuid(guest.tag.uuid)},
+            {"pid", guest.pid},
+            {"incarnation", os::hexadecimal(guest.tag.incarnation)},
+            {"protection", damage ? "damaged" : nameOf(protection)},
+            {"runs_without_lease", false},
+            {"problem", damage ? Json(*damage) : Json()},
+            {"leases", std::move(leases)}};
 }
 
 bool lacksLease(const Json& guest) {
@@ -235,7 +241,7 @@ int status(const Words& arguments) {
     for (GuestView& guest : findGuests()) {
         if (!operands.empty() && guest.tag.name != operands[0] && lease::formatUuid(guest.tag.uuid) != operands[0])
             continue;
-        Json found = guestToJson(guest, facts);
+        Json found = guestToJson(guest, facts, timeout);
         if (found["protection"] != "gone")
             guests.push_back(std::move(found));
     }

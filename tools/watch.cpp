@@ -9,13 +9,15 @@
 // who had them, and one that has given them away says so when it is back. Who wants to wait no longer says --silence.
 //
 // While leases are asked about, duplicates of their descriptors exist, and with them the leases, even if QEMU dies in
-// that moment. So each guest is asked about alone, and for a short time.
+// that moment. So each guest is asked about alone, and for a short time. On a host with storage that may hang only
+// helpers have such duplicates: whoever has one may have to wait for that storage, also when killed.
 
 #include "core/inspect.hpp"
 #include "core/os/deadline.hpp"
 #include "core/os/process.hpp"
 #include "core/os/text.hpp"
 #include "core/storage/mount.hpp"
+#include "tools/guests.hpp"
 #include "tools/libvirt.hpp"
 #include "tools/options.hpp"
 
@@ -171,7 +173,7 @@ private:
 
     void examine(GuestView& guest) {
         Protection protection = Protection::gone;
-        auto damage = attempt([&] { protection = readLeases(guest); });
+        auto damage = attempt([&] { protection = surveyLeases(guest); });
         if (!damage && protection == Protection::gone)
             return;
         guests_++;
@@ -207,28 +209,27 @@ private:
     }
 
     // File system by file system: one that does not answer must not hide what others would say.
-    Findings ask(GuestView& guest, Known& known) {
-        std::map<std::uint64_t, std::vector<const qemu::StoredLease*>> byDevice;
+    Findings ask(const GuestView& guest, Known& known) {
+        std::map<std::uint64_t, std::vector<std::string>> byDevice; // images
         for (const StoredView& lease : guest.leases)
-            byDevice[lease.stored.leaseFile.device].push_back(&lease.stored);
+            byDevice[lease.stored.leaseFile.device].push_back(lease.path);
         for (const qemu::StoredLease& stored : guest.companions)
-            byDevice[stored.leaseFile.device].push_back(&stored);
+            byDevice[stored.leaseFile.device].push_back(os::printable(stored.path));
         leases_ += guest.leases.size();
         Findings found;
         for (const auto& entry : byDevice) {
             // Not a structured binding: Clang before 16 lets no lambda capture one.
             const std::uint64_t device = entry.first;
-            const auto& leases = entry.second;
+            const std::vector<std::string>& images = entry.second;
             std::optional<Json> answer;
-            auto problem = attempt([&] { answer = askDevice(device, leases, guest.tag); });
+            auto problem = attempt([&] { answer = askDevice(device, guest); });
             if (!answer) {
-                unclear_ += leases.size();
-                for (const qemu::StoredLease* lease : leases)
-                    found.unclear.insert(os::printable(lease->path));
+                unclear_ += images.size();
+                found.unclear.insert(images.begin(), images.end());
                 if (problem)
                     reportOnce(known, Urgency::error, "unreadable", guest, *problem);
                 else
-                    addSilence(device, *leases.front(), found);
+                    addSilence(device, images.front(), found);
                 continue;
             }
             for (const Json& each : *answer) {
@@ -248,36 +249,38 @@ private:
         return found;
     }
 
-    // What is wrong with which of them; nothing where the storage does not answer.
-    std::optional<Json> askDevice(std::uint64_t device, std::span<const qemu::StoredLease* const> leases,
-                                  const qemu::GuestTag& tag) {
+    // What is wrong with which of the guest's leases there; nothing where the storage does not answer.
+    std::optional<Json> askDevice(std::uint64_t device, const GuestView& guest) {
         // Helpers that cannot be killed keep duplicates: no more of them than this where an answer is not expected.
         constexpr std::size_t kEnoughStuck = 4;
         if (silentNow_.contains(device))
             return std::nullopt;
-        auto work = [&] {
+        auto work = [device](const GuestView& open) {
             Json answer = Json::array();
-            for (const qemu::StoredLease* lease : leases) {
+            auto look = [&](const qemu::StoredLease& lease) {
+                if (lease.leaseFile.device != device)
+                    return;
                 std::optional<std::string> how;
-                auto problem = attempt([&] { how = findLoss(*lease, tag); });
+                auto problem = attempt([&] { how = findLoss(lease, open.tag); });
                 if (problem)
-                    answer.push_back({{"image", os::printable(lease->path)}, {"problem", *problem}});
+                    answer.push_back({{"image", os::printable(lease.path)}, {"problem", *problem}});
                 else if (how)
-                    answer.push_back({{"image", os::printable(lease->path)}, {"how", *how}});
-            }
+                    answer.push_back({{"image", os::printable(lease.path)}, {"how", *how}});
+            };
+            for (const StoredView& lease : open.leases)
+                look(lease.stored);
+            std::for_each(open.companions.begin(), open.companions.end(), look);
             return answer;
         };
         std::optional<Json> answer;
-        if (!mayHang_)
-            answer = work();
-        else if (!silentSince_.contains(device) || os::countStuckHelpers() < kEnoughStuck)
-            answer = tryAskWithin(orders_.timeout, descriptorsOf(leases), work);
+        if (!mayHang_ || !silentSince_.contains(device) || os::countStuckHelpers() < kEnoughStuck)
+            answer = tryAskGuest(guest, mayHang_, orders_.timeout, work);
         (answer ? answeredNow_ : silentNow_).insert(device);
         return answer;
     }
 
-    void addSilence(std::uint64_t device, const qemu::StoredLease& lease, Findings& found) {
-        auto [silent, first] = silentSince_.try_emplace(device, Clock::now(), os::printable(lease.path));
+    void addSilence(std::uint64_t device, const std::string& image, Findings& found) {
+        auto [silent, first] = silentSince_.try_emplace(device, Clock::now(), image);
         auto passed = std::chrono::duration_cast<seconds>(Clock::now() - silent->second.first).count();
         if (first)
             journal_.write(Urgency::warning, "silent", {{"image", silent->second.second}},
@@ -285,8 +288,8 @@ private:
                                "' does not answer: whether leases there are "
                                "lost cannot be told");
         if (orders_.silence > 0 && passed >= orders_.silence)
-            found.losses[os::printable(lease.path)] = "counts as lost: its storage has not answered for " +
-                                                      std::to_string(orders_.silence) + " s (--silence)";
+            found.losses[image] = "counts as lost: its storage has not answered for " +
+                                  std::to_string(orders_.silence) + " s (--silence)";
     }
 
     void reportAnswers() {
@@ -300,8 +303,7 @@ private:
         });
     }
 
-    void respond(GuestView& guest, Known& known, const Findings& found) {
-        guest.letGo();
+    void respond(const GuestView& guest, Known& known, const Findings& found) {
         bool confirmed = false;
         known.unconfirmed = false;
         for (const auto& [image, how] : found.losses) {

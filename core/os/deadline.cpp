@@ -97,6 +97,8 @@ void forgetHandlers() {
         report = std::string{kThrew, static_cast<char>('0' + static_cast<int>(Fault::system))} + error.what();
     }
     writeAll(pipe, report + kEnd);
+    // Before all else that is open here: closing that may hang, and the report does not wait for it.
+    close(pipe);
     _exit(0);
 }
 

@@ -326,15 +326,16 @@ struct RawMessage {
     int flags = 0;
 };
 
-RawMessage peekRaw(int socket, std::span<char> buffer) {
+// Without room for them the kernel keeps the descriptors to itself.
+RawMessage peekRaw(int socket, std::span<char> buffer, bool withDescriptors) {
     iovec data{buffer.data(), buffer.size()};
     // Room for all that a sender may send (SCM_MAX_FD), so that what is cut off is cut by our own descriptor limit.
     alignas(cmsghdr) char control[CMSG_SPACE(256 * sizeof(int))];
     msghdr header{};
     header.msg_iov = &data;
     header.msg_iovlen = 1;
-    header.msg_control = control;
-    header.msg_controllen = sizeof control;
+    header.msg_control = withDescriptors ? control : nullptr;
+    header.msg_controllen = withDescriptors ? sizeof control : 0;
     ssize_t length;
     while ((length = recvmsg(socket, &header, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC)) < 0) {
         if (errno == EAGAIN)
@@ -346,15 +347,15 @@ RawMessage peekRaw(int socket, std::span<char> buffer) {
     return {{buffer.data(), static_cast<std::size_t>(length)}, collectDescriptors(header), header.msg_flags};
 }
 
-Message parseMessage(RawMessage raw) {
+Message parseMessage(RawMessage raw, bool withDescriptors) {
     if (raw.flags & MSG_TRUNC)
         hostile("a message is too long");
     // Fewer descriptors than were sent: our table is full (or a security module forbids one). Nothing is lost in
     // QEMU, but a lease that we cannot see is a lease that we cannot keep.
-    if (raw.flags & MSG_CTRUNC)
+    if (withDescriptors && (raw.flags & MSG_CTRUNC))
         throw SystemError(EMFILE, "receive all leases from", "its QEMU");
     Message message = Parser(raw.text).parse();
-    if (raw.fds.size() != message.descriptorFiles.size())
+    if (withDescriptors && raw.fds.size() != message.descriptorFiles.size())
         hostile("descriptors are missing");
     std::size_t next = 0;
     for (std::size_t i = 0; i < message.leases.size(); i++) {
@@ -364,6 +365,10 @@ Message parseMessage(RawMessage raw) {
         std::size_t subject = next + (which != 0);
         lease.leaseFile = message.descriptorFiles[next + (which & kHasDirectory ? (which & kHasImage ? 2 : 1) : 0)];
         visitDescriptors(lease, which, [&](os::Fd& fd) {
+            if (!withDescriptors) {
+                next++;
+                return;
+            }
             // Before anything is done with it: a descriptor of another file could make us lock what is not this
             // guest's.
             mode_t type = 0;
@@ -427,6 +432,15 @@ bool isSeqpacket(int fd) {
            getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET;
 }
 
+// Made by root, as libvirtd is, or by somebody who runs as we do (unix(7), SO_PEERCRED: of a pair, who called
+// socketpair(2)). A local user, or QEMU's, may keep a socket in which the same words are.
+bool isOurs(int socket) {
+    ucred maker{};
+    socklen_t size = sizeof maker;
+    return getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &maker, &size) == 0 &&
+           (maker.uid == 0 || maker.uid == geteuid());
+}
+
 // Whose vessel it is, if the socket is the receiving end of one. Takes no descriptors.
 std::optional<Message> peekHeader(int socket) {
     char buffer[512 + kMaxName]; // the header of a later version may be longer
@@ -455,7 +469,7 @@ struct End {
 
 std::optional<End> tryEnd(const os::Process& process, int number) {
     auto out = process.takeDescriptor(number);
-    if (!out || !isSeqpacket(out->get()))
+    if (!out || !isSeqpacket(out->get()) || !isOurs(out->get()))
         return std::nullopt;
     auto message = peekHeader(out->get());
     if (!message || message->header.numbers[1] != number || inodeOf(*out) != message->header.socketInodes[1])
@@ -470,7 +484,8 @@ std::optional<os::Fd> takeUnwalkedEnd(const os::Process& process) {
     auto out = process.takeDescriptor(kFirstNumber + 1);
     int position = 0;
     socklen_t size = sizeof position;
-    if (!out || getsockopt(out->get(), SOL_SOCKET, SO_PEEK_OFF, &position, &size) < 0 || position >= 0)
+    if (!out || getsockopt(out->get(), SOL_SOCKET, SO_PEEK_OFF, &position, &size) < 0 || position >= 0 ||
+        !isOurs(out->get()))
         return std::nullopt;
     return out;
 }
@@ -533,52 +548,44 @@ void VesselEnds::leaveToQemu() {
     out_.release();
 }
 
-std::optional<Manifest> Vessel::inspectManifest(const os::Process& process, const std::array<unsigned char, 16>& uuid) {
-    auto out = takeUnwalkedEnd(process);
-    if (!out)
-        return std::nullopt;
-    int waiting = 0;
-    char room[kMaxMessage];
-    ssize_t length = recv(out->get(), room, sizeof room, MSG_PEEK | MSG_DONTWAIT);
-    if (length < 0 || !isVesselOf({room, static_cast<std::size_t>(length)}, uuid) ||
-        ioctl(out->get(), SIOCINQ, &waiting) < 0 || waiting != length)
-        return std::nullopt;
-    Message message = Parser({room, static_cast<std::size_t>(length)}).parse();
-    Manifest manifest;
-    for (StoredLease& lease : message.leases) {
-        manifest.remote = manifest.remote || lease.remote;
-        manifest.paths.push_back(std::move(lease.path));
-    }
-    return manifest;
-}
-
 std::optional<Vessel> Vessel::retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid) {
     Vessel vessel(process);
-    if (vessel.tryReadAtOnce(uuid))
-        return vessel;
-    os::Fd locked = lockOut(process);
-    auto end = search(process, uuid);
-    if (!end)
+    return vessel.tryRead(uuid, Contents::everything) ? std::optional(std::move(vessel)) : std::nullopt;
+}
+
+std::optional<Manifest> Vessel::readManifest(const os::Process& process, const std::array<unsigned char, 16>& uuid) {
+    Vessel vessel(process);
+    if (!vessel.tryRead(uuid, Contents::words))
         return std::nullopt;
-    vessel.out_ = std::move(end->out);
-    vessel.tag_ = std::move(end->first.tag);
-    vessel.readAll();
-    return vessel;
+    return Manifest{std::move(vessel.tag_), std::move(vessel.leases_)};
+}
+
+bool Vessel::tryRead(const std::array<unsigned char, 16>& uuid, Contents contents) {
+    if (tryReadAtOnce(uuid, contents))
+        return true;
+    os::Fd locked = lockOut(*process_);
+    auto end = search(*process_, uuid);
+    if (!end)
+        return false;
+    out_ = std::move(end->out);
+    tag_ = std::move(end->first.tag);
+    readAll(contents);
+    return true;
 }
 
 // Nearly always there is one generation of one message, where it is looked for first: one peek tells all.
-bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid) {
+bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents contents) {
     auto out = takeUnwalkedEnd(*process_);
     if (!out)
         return false;
     int waiting = 0;
     char room[kMaxMessage];
-    RawMessage raw = peekRaw(out->get(), room);
+    RawMessage raw = peekRaw(out->get(), room, contents == Contents::everything);
     std::size_t length = raw.text.size();
     if (!isVesselOf(raw.text, uuid) || ioctl(out->get(), SIOCINQ, &waiting) < 0 ||
         static_cast<std::size_t>(waiting) != length)
         return false;
-    Message message = parseMessage(std::move(raw));
+    Message message = parseMessage(std::move(raw), contents == Contents::everything);
     const Header& header = message.header;
     if (header.parts != 1 || header.numbers[1] != kFirstNumber + 1)
         return false;
@@ -596,7 +603,8 @@ bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid) {
 }
 
 // Walks the whole queue. The caller has locked others out.
-void Vessel::readAll() {
+void Vessel::readAll(Contents contents) {
+    const bool withDescriptors = contents == Contents::everything;
     char room[kMaxMessage];
     int start = 0, off = -1;
     if (setsockopt(out_.get(), SOL_SOCKET, SO_PEEK_OFF, &start, sizeof start) < 0)
@@ -606,8 +614,8 @@ void Vessel::readAll() {
     std::uint32_t nextPart = 0;
     std::uint64_t current = 0;
     std::size_t begun = 0, complete = 0;
-    for (RawMessage raw; raw = peekRaw(out_.get(), room), !raw.text.empty();) {
-        Message message = parseMessage(std::move(raw));
+    for (RawMessage raw; raw = peekRaw(out_.get(), room, withDescriptors), !raw.text.empty();) {
+        Message message = parseMessage(std::move(raw), withDescriptors);
         const Header& header = message.header;
         if (++queued_ > 2 * kMaxMessages)
             hostile("too many messages");

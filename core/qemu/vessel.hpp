@@ -10,6 +10,7 @@
 // generation and then consumes what was before it, so that at no instant a lease is in nobody's hands. Whoever died in
 // between has left more than one: the newest complete one counts.
 //
+// Any process can keep a socket with a vessel's words in it: only what root has made is one, or who runs as we do.
 // Everything read from a vessel is hostile input: the guest's QEMU may be in the hands of an attacker. Sizes, counts
 // and numbers are checked here; that a descriptor is the file the caller means (device and inode) is checked here too,
 // against what the message claims, and by the caller against what it wants.
@@ -74,10 +75,11 @@ private:
     os::Fd in_, out_;
 };
 
-// What can be told without touching a single lease: for a guest whose storage may hang.
+// What a vessel says, without the descriptors: for a guest whose storage may hang, where even closing a duplicate can
+// (close(2) writes back on NFS). It has not been checked against the files.
 struct Manifest {
-    bool remote = false;
-    std::vector<std::string> paths;
+    GuestTag tag;
+    std::vector<StoredLease> leases;
 };
 
 class Vessel {
@@ -86,9 +88,8 @@ public:
     // vessel that is not what VesselEnds and tryReplace make. The process must outlive the vessel.
     static std::optional<Vessel> retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid);
 
-    // Nothing when the process keeps no vessel of this guest where it is looked for first, or more than one message.
-    static std::optional<Manifest> inspectManifest(const os::Process& process,
-                                                   const std::array<unsigned char, 16>& uuid);
+    // The same without touching a single lease.
+    static std::optional<Manifest> readManifest(const os::Process& process, const std::array<unsigned char, 16>& uuid);
 
     const GuestTag& tag() const { return tag_; }
     std::vector<StoredLease>& leases() { return leases_; }
@@ -101,9 +102,12 @@ public:
     [[nodiscard]] bool tryReplace();
 
 private:
+    enum class Contents { words, everything };
+
     Vessel(const os::Process& process) : process_(&process) {}
-    bool tryReadAtOnce(const std::array<unsigned char, 16>& uuid);
-    void readAll();
+    bool tryRead(const std::array<unsigned char, 16>& uuid, Contents contents);
+    bool tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents contents);
+    void readAll(Contents contents);
     void takeOut(std::size_t count);
 
     const os::Process* process_;

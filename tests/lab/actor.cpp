@@ -303,6 +303,12 @@ Reply listedKind(int fd) {
     return {"ok", "nothing"};
 }
 
+// Leaves a page behind that the kernel has not written back.
+Reply soil(int fd) {
+    static const char page[4096] = "unwritten";
+    return kernelReply(pwrite(fd, page, sizeof page, 0));
+}
+
 Reply transfer(int fd, bool isWrite, off_t offset) {
     alignas(4096) static char buffer[512]; // O_DIRECT wants it aligned
     const ssize_t result =
@@ -341,6 +347,7 @@ public:
              }},
             {"read", [&](const Words& w) { return transfer(handles_[w.at(1)], false, parseOffset(w.at(2))); }},
             {"write", [&](const Words& w) { return transfer(handles_[w.at(1)], true, parseOffset(w.at(2))); }},
+            {"soil", [&](const Words& w) { return soil(handles_[w.at(1)]); }},
             {"statfs", [](const Words& w) { return describeFileSystem(w.at(1)); }},
         };
     }

@@ -216,7 +216,11 @@ def after_the_cut(bring_up):
         guests[name].ok("register", "db", 1, image)
         guests[name].ok("acquire", "db")
     seen = {"before": watched(one)}
+    # As a QEMU that writes through the cache: whoever closes a descriptor of the image now waits for the server.
+    holders["writer"] = nfs42.actor(one)
+    holders["writer"].ok("open", "f", images["nfs42"], "rw")
     one.cut(nfs42.server)
+    holders["writer"].ok("soil", "f")
     try:
         for name, path in files.items():
             taker.ok("open", name, path, "direct")

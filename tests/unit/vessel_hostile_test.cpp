@@ -56,6 +56,11 @@ protected:
             EXPECT_TRUE(error.fault() != Fault::system || reading == Reading::frozen) << error.what();
         }
         EXPECT_NO_THROW((void)inspectGuest(qemu.pid()));
+        try {
+            (void)Vessel::readManifest(qemu.process(), kTag.uuid);
+        } catch (const Error& error) {
+            EXPECT_NE(error.fault(), Fault::system) << error.what();
+        }
         EXPECT_EQ(unit::countDescriptors(), before) << "descriptors of the vessel stayed open";
         return reading;
     }
@@ -227,6 +232,24 @@ TEST_F(HostileVessel, WithMoreMessagesThanAnyGuestNeedsIsRefused) {
             forged.send(forged.message(kTag, {}, generation));
     });
     EXPECT_EQ(read(qemu), Reading::invalid);
+}
+
+// The same words as in an honest one, in a socket that a user has made.
+TEST_F(HostileVessel, MadeByAnotherUserIsNone) {
+    if (geteuid() != 0)
+        GTEST_SKIP() << "not root: cannot be another user";
+    for (int out : {ForgedVessel::kOut, 60}) {
+        StandIn qemu([&] {
+            auto leases = openLeases(images);
+            unit::demand(seteuid(65534) == 0, "cannot be another user");
+            ForgedVessel forged(ForgedVessel::kIn, out);
+            unit::demand(seteuid(0) == 0, "cannot be root again");
+            forged.send(forged.message(kTag, leases));
+        });
+        EXPECT_EQ(read(qemu), Reading::nothing);
+        EXPECT_FALSE(Vessel::readManifest(qemu.process(), kTag.uuid));
+        EXPECT_FALSE(inspectGuest(qemu.pid()));
+    }
 }
 
 TEST_F(HostileVessel, WithoutAnythingInItIsNone) {

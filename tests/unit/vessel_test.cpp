@@ -58,6 +58,23 @@ protected:
     unit::TempDir dir;
 };
 
+// What is read without the descriptors is what is read with them.
+void expectSameWithoutDescriptors(const StandIn& qemu, Vessel& vessel) {
+    std::size_t before = unit::countDescriptors();
+    auto manifest = Vessel::readManifest(qemu.process(), kTag.uuid);
+    EXPECT_EQ(unit::countDescriptors(), before);
+    ASSERT_TRUE(manifest);
+    EXPECT_EQ(manifest->tag, vessel.tag());
+    ASSERT_EQ(manifest->leases.size(), vessel.leases().size());
+    for (std::size_t i = 0; i < manifest->leases.size(); i++) {
+        const StoredLease &read = manifest->leases[i], &whole = vessel.leases()[i];
+        EXPECT_EQ(std::tie(read.file, read.leaseFile, read.mode, read.writable, read.joined, read.remote, read.guarded,
+                           read.flocksImage, read.named, read.companion, read.path),
+                  std::tie(whole.file, whole.leaseFile, whole.mode, whole.writable, whole.joined, whole.remote,
+                           whole.guarded, whole.flocksImage, whole.named, whole.companion, whole.path));
+    }
+}
+
 TEST_F(VesselInQemu, GivesBackWhatWasPlanted) {
     auto images = makeImages(dir, 3);
     StandIn qemu = plantedGuest(kTag, images);
@@ -66,6 +83,7 @@ TEST_F(VesselInQemu, GivesBackWhatWasPlanted) {
     EXPECT_EQ(vessel->tag(), kTag);
     EXPECT_FALSE(vessel->disordered());
     expectComplete(*vessel, images);
+    expectSameWithoutDescriptors(qemu, *vessel);
 }
 
 TEST_F(VesselInQemu, KeepsTheLeaseAfterEveryCopyHereIsClosed) {
@@ -197,6 +215,7 @@ TEST_F(VesselInQemu, CarriesLeasesOfSeveralDescriptorsInOrder) {
             vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
         }
         ASSERT_EQ(vessel->leases().size(), static_cast<std::size_t>(kLeases));
+        expectSameWithoutDescriptors(qemu, *vessel);
         for (int i = 0; i < kLeases; i++) {
             SCOPED_TRACE(i);
             const StoredLease& lease = vessel->leases()[static_cast<std::size_t>(i)];
