@@ -20,6 +20,7 @@ options=(--define "_topdir $work"
 # Debian's rpm: its database knows nothing of what is installed, its macros nothing of Fedora's folders and flags, and
 # it has no tool that splits off debugging symbols.
 [ -e /etc/redhat-release ] || options+=(--nodeps --define "_libdir /usr/lib64" --define "debug_package %{nil}"
+    --define "_unitdir /usr/lib/systemd/system" --define "_tmpfilesdir /usr/lib/tmpfiles.d"
     --define "build_cxxflags -O2 -fstack-protector-strong -D_FORTIFY_SOURCE=2 -ffile-prefix-map=$work=."
     --define "build_ldflags -Wl,-z,relro -Wl,-z,now -Wl,-s")
 

@@ -11,7 +11,8 @@ trap 'rm -rf "$work"' EXIT
 
 # A checkout is packed as it is, with changes but without what git does not know; an unpacked tarball of "meson dist" as
 # a whole. Its last change is the time of everything in the packages (https://reproducible-builds.org/specs/source-date-epoch/).
-if git -C "$root" rev-parse --git-dir >"$work/log" 2>&1; then
+if [ -e "$root/.git" ]; then
+    git -C "$root" rev-parse --git-dir >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
     files() { git -C "$root" ls-files -z; }
     changed=$(git -C "$root" log -1 --format=%ct)
 else

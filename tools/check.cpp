@@ -7,6 +7,7 @@
 #include "core/os/text.hpp"
 #include "core/settings.hpp"
 #include "core/storage/mount.hpp"
+#include "tools/daemons.hpp"
 #include "tools/guests.hpp"
 #include "tools/libvirt.hpp"
 #include "tools/options.hpp"
@@ -42,8 +43,8 @@ Finding checkKernel() {
     unsigned major = 0, minor = 0;
     (void)uname(&name);
     std::string text = std::string("Linux ") + name.release;
-    if (std::sscanf(name.release, "%u.%u", &major, &minor) != 2 || std::pair(major, minor) < std::pair(5u, 6u))
-        return {"kernel", Level::problem, text + " has no pidfd_getfd", "leasehold needs Linux 5.6 or later"};
+    if (std::sscanf(name.release, "%u.%u", &major, &minor) != 2 || std::pair(major, minor) < std::pair(5u, 9u))
+        return {"kernel", Level::problem, text + " has no close_range", "leasehold needs Linux 5.9 or later"};
     return {"kernel", Level::ok, text, ""};
 }
 
@@ -87,14 +88,16 @@ std::vector<Finding> checkPermissions() {
                                   "the audit log does not show all of the reasons",
                          loaded ? "" : "install leasehold-selinux, or semodule -i leasehold.pp"});
     }
-    auto profile = os::readFileIfPossible("/etc/apparmor.d/usr.sbin.libvirtd", 1 << 20);
-    if (os::readFileIfPossible("/sys/module/apparmor/parameters/enabled", 1) == "Y" && profile) {
+    for (const std::string daemon : {"libvirtd", "virtqemud"}) {
+        auto profile = os::readFileIfPossible("/etc/apparmor.d/usr.sbin." + daemon, 1 << 20);
+        if (os::readFileIfPossible("/sys/module/apparmor/parameters/enabled", 1) != "Y" || !profile)
+            continue;
         bool allows = profile->find("ptrace (read,trace)") != std::string::npos;
         found.push_back({"AppArmor", allows ? Level::ok : Level::warning,
-                         allows ? "libvirtd's profile has the ptrace rule" : "libvirtd's profile has no ptrace rule",
+                         daemon + (allows ? "'s profile has the ptrace rule" : "'s profile has no ptrace rule"),
                          allows ? ""
-                                : "add `ptrace (read,trace) peer=libvirt-*,` to "
-                                  "/etc/apparmor.d/local/usr.sbin.libvirtd"});
+                                : "add `ptrace (read,trace) peer=libvirt-*,` to /etc/apparmor.d/local/usr.sbin." +
+                                      daemon});
     }
     return found;
 }
@@ -105,7 +108,8 @@ std::string lockManagerIn(const std::string& text) {
     std::string line, name;
     while (name.empty() && std::getline(lines, line)) {
         char value[64];
-        if (std::sscanf(line.c_str(), " lock_manager = \"%63[^\"]\"", value) == 1)
+        if (std::sscanf(line.c_str(), " lock_manager = \"%63[^\"]\"", value) == 1 ||
+            std::sscanf(line.c_str(), " lock_manager = '%63[^']'", value) == 1)
             name = value;
     }
     return name;
@@ -121,6 +125,34 @@ Finding checkLockManager(const std::string& file) {
         return {"lock_manager", Level::problem,
                 name.empty() ? "no lock manager is set in " + file : "the lock manager is \"" + name + "\"", remedy};
     return {"lock_manager", Level::ok, "libvirt is told to use leasehold", ""};
+}
+
+// libvirtd reads its configuration when it starts, and goes on with the driver that it has loaded then.
+std::vector<Finding> checkDaemons() {
+    std::vector<Finding> found;
+    for (const Daemon& daemon : findDaemons()) {
+        std::string who = daemon.name + " (pid " + std::to_string(daemon.pid) + ") ";
+        std::string restart = "systemctl restart " + daemon.name + " (guests go on)";
+        switch (daemon.driver) {
+        case Daemon::Driver::loaded:
+            found.push_back({"daemon", Level::ok, who + "has loaded leasehold", ""});
+            break;
+        case Daemon::Driver::replaced:
+            found.push_back(
+                {"daemon", Level::warning, who + "goes on with a leasehold that has been replaced", restart});
+            break;
+        case Daemon::Driver::absent:
+            found.push_back({"daemon", Level::problem,
+                             who + "has not loaded leasehold: guests that it starts are not protected", restart});
+            break;
+        case Daemon::Driver::hidden:
+            found.push_back({"daemon", Level::warning, who + "may not be looked at", "run this as root"});
+            break;
+        }
+    }
+    if (found.empty())
+        found.push_back({"daemon", Level::ok, "neither libvirtd nor virtqemud runs", ""});
+    return found;
 }
 
 Finding checkPlugin(const std::string& file) {
@@ -165,8 +197,8 @@ std::vector<Finding> checkLibvirt(const Settings& settings, int timeout) {
     unsigned long version = libvirt["version"];
     std::string text = "libvirt " + std::to_string(version / 1000000) + "." + std::to_string(version / 1000 % 1000) +
                        "." + std::to_string(version % 1000);
-    std::vector<Finding> found{version < 1000000
-                                   ? Finding{"libvirt", Level::problem, text, "leasehold needs libvirt 1.0 or later"}
+    std::vector<Finding> found{version < 1000006
+                                   ? Finding{"libvirt", Level::problem, text, "leasehold needs libvirt 1.0.6 or later"}
                                    : Finding{"libvirt", Level::ok, text, ""}};
     for (const Json& guest : libvirt["guests"])
         for (const Json& disk : guest["disks"])
@@ -240,7 +272,10 @@ int check(const Words& arguments) {
     std::vector<Finding> findings{checkKernel()};
     auto append = [&](std::vector<Finding> more) { std::move(more.begin(), more.end(), std::back_inserter(findings)); };
     append(checkPermissions());
-    append({checkLockManager(qemuConfig), checkPlugin(plugin), checkSettings(config)});
+    Finding manager = checkLockManager(qemuConfig);
+    append({manager, checkPlugin(plugin), checkSettings(config)});
+    if (manager.level == Level::ok)
+        append(checkDaemons());
     Settings settings;
     (void)attempt([&] { settings = loadSettings(config); }); // a mistake in it was found above
     append(checkLibvirt(settings, timeout));

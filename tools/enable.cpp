@@ -5,9 +5,9 @@
 
 #include "core/inspect.hpp"
 #include "core/os/fd.hpp"
-#include "core/os/process.hpp"
 #include "core/os/text.hpp"
 #include "core/settings.hpp"
+#include "tools/daemons.hpp"
 #include "tools/libvirt.hpp"
 #include "tools/options.hpp"
 #include "tools/plugin_file.hpp"
@@ -179,15 +179,11 @@ std::string listed(const std::vector<std::string>& names) {
 
 // What has to be started anew, as far as it runs.
 void tellWhatToRestart(bool enabled) {
-    std::vector<std::string> daemons;
-    for (pid_t pid : os::listProcesses())
-        for (const char* name : {"libvirtd", "virtqemud"})
-            if (os::commandName(pid) == name && std::find(daemons.begin(), daemons.end(), name) == daemons.end())
-                daemons.emplace_back(name);
+    std::vector<Daemon> daemons = findDaemons();
     if (daemons.empty())
         std::cout << "Neither libvirtd nor virtqemud runs: it counts from their next start.\n";
-    for (const std::string& daemon : daemons)
-        std::cout << "To put it into force: systemctl restart " << daemon << " (guests go on)\n";
+    for (const Daemon& daemon : daemons)
+        std::cout << "To put it into force: systemctl restart " << daemon.name << " (guests go on)\n";
     if (enabled)
         std::cout << "Do the same on every host that can reach the images: libvirt does not compare lock managers.\n"
                      "To have lost leases acted upon: systemctl enable --now leasehold-watch\n";
@@ -251,6 +247,11 @@ int enable(const Words& arguments) {
     QemuConf conf(orders.qemuConfig);
     if (conf.lockManager() == "leasehold") {
         std::cout << "leasehold is the lock manager in " << orders.qemuConfig << " already.\n";
+        for (const Daemon& daemon : findDaemons())
+            if (daemon.driver == Daemon::Driver::absent || daemon.driver == Daemon::Driver::replaced)
+                std::cout << daemon.name << " (pid " << daemon.pid << ") has not loaded "
+                          << (daemon.driver == Daemon::Driver::replaced ? "this version of it" : "it")
+                          << ". To put it into force: systemctl restart " << daemon.name << " (guests go on)\n";
         return kDone;
     }
     conf.setLockManager("leasehold");

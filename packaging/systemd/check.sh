@@ -23,6 +23,8 @@ systemd-analyze verify "$work/leasehold-watch.service" >"$work/said" 2>&1 || { c
 systemd-analyze security --offline=yes --threshold=20 --no-pager "$work/leasehold-watch.service" >"$work/said" ||
     { grep -v '^✓' "$work/said"; exit 1; }
 
+# It gives what it makes to its owner.
+[ "$(id -u)" = 0 ] || { echo "the unit is right; not root: the line for systemd-tmpfiles cannot be tried"; exit 77; }
 mkdir "$work/root"
 systemd-tmpfiles --root="$work/root" --create "$(realpath "$2")"
 [ "$(stat -c '%a %U' "$work/root/run/leasehold")" = "700 root" ]

@@ -6,6 +6,7 @@
 import json
 import os
 import pathlib
+import shutil
 
 import hosts
 import pytest
@@ -138,6 +139,28 @@ def test_enable_waits_for_guests_without_leases_and_disable_for_those_with(alpha
         alpha.start_libvirtd()
         assert hosts.marks_on(new.disks[0].path), "it keeps its lease until it ends"
         alpha.ok("destroy", new.name)
+
+
+def test_check_and_enable_say_whether_libvirtd_has_loaded_the_plugin(alpha, switch, tmp_path):
+    """A libvirtd that was not restarted goes on as before, whatever its configuration says."""
+    def daemon():
+        found = alpha.inside(COMMAND, "check", "--json", "--qemu-conf", "/etc/libvirt/qemu.conf").out
+        [finding] = [each for each in json.loads(found)["findings"] if each["about"] == "daemon"]
+        return finding
+    assert daemon()["level"] == "ok" and "has loaded leasehold" in daemon()["text"]
+    folder = tmp_path / "plugins"
+    shutil.copytree(alpha.plugin_dir, folder)
+    with alpha.configured(plugin_dir=folder):
+        # As package managers do it.
+        shutil.copy(folder / "leasehold.so", folder / "new")
+        (folder / "new").rename(folder / "leasehold.so")
+        assert daemon()["level"] == "warning" and "systemctl restart libvirtd" in daemon()["remedy"], daemon()
+        assert "has not loaded this version of it" in switch("enable").out
+    with alpha.configured(lock_manager="none"):
+        assert switch("enable")
+        assert daemon()["level"] == "problem" and "systemctl restart libvirtd" in daemon()["remedy"], daemon()
+        again = switch("enable")
+        assert again and "already" in again.out and "systemctl restart libvirtd" in again.out, str(again)
 
 
 def test_of_two_lock_managers_in_qemu_conf_libvirt_takes_the_first(alpha, image, guest):

@@ -11,6 +11,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -20,6 +21,7 @@ for folder in ("lab", "e2e"):
 
 import hosts  # noqa: E402
 
+NOBODY = 65534
 EPOCH = "1790000000"  # a tarball does not know the time of the last commit
 CHROOT = ROOT / "tests" / "support" / "chroot"
 # What a node has before and beside leasehold. Fetched once; each run installs them as a newcomer would.
@@ -27,16 +29,24 @@ NODE = ["libvirt-daemon-system", "libvirt-clients", "qemu-system-x86"]
 CONF = "/etc/libvirt/qemu-leasehold.conf"
 
 
-def build(kind, source, out, **environment):
+def build(kind, source, out, *user, **environment):
     """Runs packaging/build-KIND.sh of that source tree: {file name: path}."""
     script = source / "packaging" / f"build-{kind}.sh"
-    printed = hosts.ok("nice", script, out, timeout=900, env={**os.environ, **environment})
+    printed = hosts.ok("nice", *user, script, out, timeout=900, env={**os.environ, **environment})
     return {pathlib.Path(line).name: pathlib.Path(line) for line in printed.splitlines()}
 
 
 @pytest.fixture(scope="session")
-def released(tmp_path_factory):
-    """The tarball of "meson dist", unpacked; None where it would not be what is here."""
+def nobodys():
+    """A folder of the user nobody, in a place that this user reaches."""
+    with tempfile.TemporaryDirectory(prefix="another-and-longer-folder-to-build-in-") as folder:
+        os.chown(folder, NOBODY, NOBODY)
+        yield pathlib.Path(folder)
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory, nobodys):
+    """The tarball of "meson dist", unpacked where nobody can build it; None where it would not be what is here."""
     if "LEASEHOLD_PACKAGES" in os.environ or not (ROOT / ".git").exists() or \
             hosts.run("git", "-C", ROOT, "status", "--porcelain").out:
         return None
@@ -44,14 +54,14 @@ def released(tmp_path_factory):
     hosts.ok("meson", "setup", "-Dtests=false", folder / "build", ROOT)
     hosts.ok("meson", "dist", "-C", folder / "build", "--no-tests", "--formats", "gztar")
     [tarball] = (folder / "build" / "meson-dist").glob("*.tar.gz")
-    hosts.ok("tar", "-x", "-C", folder, "-f", tarball)
-    return folder / tarball.name.removesuffix(".tar.gz")
+    hosts.ok("tar", "-x", "-C", nobodys, "--no-same-owner", "-f", tarball)
+    return nobodys / tarball.name.removesuffix(".tar.gz")
 
 
 @pytest.fixture(scope="session")
-def builds(tmp_path_factory, released):
+def builds(tmp_path_factory, released, nobodys):
     """{kind: (files of one build, files of another one)}, which differ in what must not matter; the other one is built
-    from the release's tarball, if there is one. LEASEHOLD_PACKAGES names a folder with packages for one who works on the
+    from the release's tarball, if there is one, by an ordinary user. LEASEHOLD_PACKAGES names a folder with packages for one who works on the
     tests: they are not built then."""
     if folder := os.environ.get("LEASEHOLD_PACKAGES"):
         files = {path.name: path for path in pathlib.Path(folder).iterdir()}
@@ -59,12 +69,12 @@ def builds(tmp_path_factory, released):
     for program in ("dpkg-buildpackage", "dh", "rpmbuild", "checkmodule"):
         if subprocess.run(["sh", "-c", f"command -v {program}"], capture_output=True).returncode != 0:
             pytest.skip(f"{program} is not installed")
-    elsewhere = tmp_path_factory.mktemp("another-and-longer-folder-to-build-in")
+    user = ("setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups") if released else ()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         running = {kind: (pool.submit(build, kind, ROOT, tmp_path_factory.mktemp(kind), SOURCE_DATE_EPOCH=EPOCH),
-                          pool.submit(build, kind, released or ROOT, tmp_path_factory.mktemp(f"{kind}-again"),
-                                      TMPDIR=str(elsewhere), TZ="Pacific/Auckland", LC_ALL="C", USER="somebody-else",
-                                      SOURCE_DATE_EPOCH=EPOCH))
+                          pool.submit(build, kind, released or ROOT, nobodys / f"{kind}-again", *user,
+                                      TMPDIR=str(nobodys), TZ="Pacific/Auckland", LC_ALL="C", USER="somebody-else",
+                                      HOME=str(nobodys), SOURCE_DATE_EPOCH=EPOCH))
                    for kind in ("deb", "rpm")}
         return {kind: tuple(each.result() for each in pair) for kind, pair in running.items()}
 

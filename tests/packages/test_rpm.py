@@ -46,6 +46,8 @@ def test_the_selinux_module_comes_beside_it(builds):
     policy = only(builds["rpm"][0], "leasehold-selinux-", ".rpm")
     assert "/usr/share/selinux/packages/leasehold.pp" in hosts.ok("rpm", "-qpl", policy)
     assert "semodule -n -s targeted -X 200 -i" in hosts.ok("rpm", "-qp", "--scripts", policy)
+    # Installed in one go with the policy, its module would otherwise have nothing to go into.
+    assert "selinux-policy-targeted post" in hosts.ok("rpm", "-qp", "--qf", "[%{REQUIRENAME} %{REQUIREFLAGS:deptype}\n]", policy)
 
 
 def test_installing_it_says_how_to_enable_it_and_removing_it_works(machine, package):
@@ -63,7 +65,8 @@ def test_it_does_not_go_while_it_is_the_lock_manager(machine, package):
     assert not refused and "NOT removed" in refused.err
     assert machine.path(PLUGIN).exists()
     assert "restart libvirtd" in install(machine, package)  # an upgrade is not a removal
-    qemu_conf.write_text('#lock_manager = "leasehold"\n')
+    # libvirt takes the first one.
+    qemu_conf.write_text('#lock_manager = "leasehold"\nlock_manager = "lockd"\nlock_manager = "leasehold"\n')
     machine.ok("rpm", "-e", "leasehold")
 
 
