@@ -93,11 +93,10 @@ std::vector<Finding> checkPermissions() {
         if (os::readFileIfPossible("/sys/module/apparmor/parameters/enabled", 1) != "Y" || !profile)
             continue;
         bool allows = profile->find("ptrace (read,trace)") != std::string::npos;
-        found.push_back({"AppArmor", allows ? Level::ok : Level::warning,
-                         daemon + (allows ? "'s profile has the ptrace rule" : "'s profile has no ptrace rule"),
-                         allows ? ""
-                                : "add `ptrace (read,trace) peer=libvirt-*,` to /etc/apparmor.d/local/usr.sbin." +
-                                      daemon});
+        found.push_back(
+            {"AppArmor", allows ? Level::ok : Level::warning,
+             daemon + (allows ? "'s profile has the ptrace rule" : "'s profile has no ptrace rule"),
+             allows ? "" : "add `ptrace (read,trace) peer=libvirt-*,` to /etc/apparmor.d/local/usr.sbin." + daemon});
     }
     return found;
 }
