@@ -23,6 +23,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <iostream>
 #include <map>
@@ -120,9 +121,10 @@ public:
         payDebts();
     }
 
-    // Whether something was seen for the first time that has to be seen twice.
-    bool suspects() const {
-        return std::any_of(known_.begin(), known_.end(), [](const auto& each) { return each.second.unconfirmed; });
+    // Whether something was seen for the first time that has to be seen twice, or a guest is off that has to be on.
+    bool inHaste() const {
+        return !debts_.empty() ||
+               std::any_of(known_.begin(), known_.end(), [](const auto& each) { return each.second.unconfirmed; });
     }
 
     bool fine() const { return lost_ == 0 && unclear_ == 0; }
@@ -329,6 +331,7 @@ private:
         if (found.losses.empty() && found.unclear.empty() && known.incarnation != 0) {
             known.reported.clear();
             debts_.erase(lease::formatUuid(guest.tag.uuid));
+            stayWhileOwing();
         }
         if (confirmed && (!known.notBefore || Clock::now() > *known.notBefore))
             act(guest, known);
@@ -367,12 +370,15 @@ private:
             deed["text"] = "it goes on as if nothing had happened";
         } else if (!orders_.dryRun) {
             // Before it is powered off: whoever does not get an answer owes it the start all the same.
-            if (action == "restart")
+            if (action == "restart") {
                 debts_.insert_or_assign(uuid, Debt{about(guest), nameOf(guest), (*plan)["xml"]});
+                stayWhileOwing();
+            }
             auto done = order(guest, known, [&] { return respondToLoss(uuid, guest.pid, action); });
             if (!done) {
                 if (!known.notBefore)
                     debts_.erase(uuid); // it was refused, and runs on
+                stayWhileOwing();
                 return;
             }
             deed = *done;
@@ -405,6 +411,16 @@ private:
                            debt.name + ": " + (problem ? *problem : answer->template get<std::string>()));
             return true;
         });
+        stayWhileOwing();
+    }
+
+    // Who tells us to end waits until all guests are on again that we have powered off; systemd for TimeoutStopSec.
+    void stayWhileOwing() const {
+        sigset_t ends;
+        sigemptyset(&ends);
+        for (int number : {SIGTERM, SIGINT, SIGHUP})
+            sigaddset(&ends, number);
+        pthread_sigmask(debts_.empty() ? SIG_UNBLOCK : SIG_BLOCK, &ends, nullptr);
     }
 
     struct Debt {
@@ -454,9 +470,9 @@ int watch(const Words& arguments) {
     for (int looks = 1;; looks++) {
         watcher.look();
         tellServiceManager("STATUS=" + watcher.summary());
-        if (orders.once && (!watcher.suspects() || looks == kMostLooks))
+        if (orders.once && (!watcher.inHaste() || looks == kMostLooks))
             break;
-        for (int left = watcher.suspects() ? 1 : orders.interval; left > 0; left -= 60) {
+        for (int left = watcher.inHaste() ? 1 : orders.interval; left > 0; left -= 60) {
             tellServiceManager("WATCHDOG=1");
             std::this_thread::sleep_for(seconds(std::min(left, 60)));
         }

@@ -79,7 +79,7 @@ class Watch:
         return self.log.read_text() if self.log.exists() else ""
 
     def stop(self):
-        with contextlib.suppress(ProcessLookupError, ValueError):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError, ValueError):
             os.kill(hosts.only_child(self.process.pid), signal.SIGKILL)
         self.process.wait(timeout=30)
 
@@ -151,6 +151,27 @@ def test_a_transient_guest_is_restarted_too(alpha, lockspace, running):
     _, lines = once(alpha)
     assert "started anew" in events(lines, victim)["acted"], lines
     assert alpha.state(victim) == "running" and alpha.pid_here(victim) != pid
+
+
+def test_a_restart_comes_to_its_end_whatever_keeps_it_up(alpha, lockspace, running, watch):
+    """libvirt takes longer to power the guest off than the watcher waits for an answer, which is told to end meanwhile."""
+    slept, hook = alpha.dir / "slept", alpha.dir / "etc" / "hooks" / "qemu"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f'#!/bin/sh\n[ "$2" != stopped ] || [ -e {slept} ] || {{ touch {slept}; sleep 33; }}\n')
+    hook.chmod(0o755)
+    with alpha.configured(**alpha.configuration):  # libvirtd looks for hooks when it starts
+        victim = running(on_lockfailure="restart")
+        pid = alpha.pid_here(victim)
+        watcher = watch()
+        lose_lease(lockspace, victim.disks[0].path)
+        hosts.wait_until(slept.exists, "the guest is being powered off", 30)
+        os.kill(hosts.only_child(watcher.process.pid), signal.SIGTERM)
+        watcher.says(victim.name, "did not do within 30 s", seconds=40)
+        watcher.says(victim.name, "it was started anew", seconds=30)
+        watcher.process.wait(timeout=10)
+        alpha.wait_state(victim, "running")
+        assert alpha.pid_here(victim) != pid
+        hook.unlink()
 
 
 def test_of_two_leases_the_lost_one_is_named(alpha, lockspace, lab, image, guest):
