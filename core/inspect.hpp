@@ -126,9 +126,11 @@ struct GuestView {
 // Without their leases yet. Nothing here hangs.
 std::vector<GuestView> findGuests();
 
+// hidden: who asks may not look.
+enum class Protection { leased, none, hidden, gone };
+
 // Fills in the leases, without their descriptors and so without their state. Nothing here hangs. Throws when the vessel
 // is damaged.
-enum class Protection { leased, none, hidden, gone };
 Protection surveyLeases(GuestView& guest);
 
 // The same with duplicates of the descriptors, which is as good as having the leases: close them soon, lest a lease

@@ -121,11 +121,13 @@ public:
         payDebts();
     }
 
-    // Whether something was seen for the first time that has to be seen twice, or a guest is off that has to be on.
-    bool inHaste() const {
-        return !debts_.empty() ||
-               std::any_of(known_.begin(), known_.end(), [](const auto& each) { return each.second.unconfirmed; });
+    // Whether something was seen for the first time that has to be seen twice.
+    bool suspects() const {
+        return std::any_of(known_.begin(), known_.end(), [](const auto& each) { return each.second.unconfirmed; });
     }
+
+    // Whether a guest was powered off that has not been started again.
+    bool owes() const { return !debts_.empty(); }
 
     bool fine() const { return lost_ == 0 && unclear_ == 0; }
 
@@ -414,13 +416,14 @@ private:
         stayWhileOwing();
     }
 
-    // Who tells us to end waits until all guests are on again that we have powered off; systemd for TimeoutStopSec.
+    // Whoever tells us to end waits until all guests are on again that we have powered off: systemd for TimeoutStopSec.
+    // But not who types ^C.
     void stayWhileOwing() const {
         sigset_t ends;
         sigemptyset(&ends);
-        for (int number : {SIGTERM, SIGINT, SIGHUP})
+        for (int number : {SIGTERM, SIGHUP})
             sigaddset(&ends, number);
-        pthread_sigmask(debts_.empty() ? SIG_UNBLOCK : SIG_BLOCK, &ends, nullptr);
+        pthread_sigmask(owes() ? SIG_BLOCK : SIG_UNBLOCK, &ends, nullptr);
     }
 
     struct Debt {
@@ -470,9 +473,9 @@ int watch(const Words& arguments) {
     for (int looks = 1;; looks++) {
         watcher.look();
         tellServiceManager("STATUS=" + watcher.summary());
-        if (orders.once && (!watcher.inHaste() || looks == kMostLooks))
+        if (orders.once && !watcher.owes() && (!watcher.suspects() || looks >= kMostLooks))
             break;
-        for (int left = watcher.inHaste() ? 1 : orders.interval; left > 0; left -= 60) {
+        for (int left = watcher.suspects() || watcher.owes() ? 1 : orders.interval; left > 0; left -= 60) {
             tellServiceManager("WATCHDOG=1");
             std::this_thread::sleep_for(seconds(std::min(left, 60)));
         }
