@@ -547,7 +547,9 @@ Protection fillIn(GuestView& guest, Read read) {
         return process->diedWithin(std::chrono::milliseconds(0)) ? Protection::gone : Protection::hidden;
     std::optional<qemu::Manifest> found = read(*process, guest.tag.uuid);
     if (!found)
-        return process->diedWithin(std::chrono::milliseconds(0)) ? Protection::gone : Protection::none;
+        return qemu::inspectStranger(guest.pid)                    ? Protection::foreign
+               : process->diedWithin(std::chrono::milliseconds(0)) ? Protection::gone
+                                                                   : Protection::none;
     guest.tag = std::move(found->tag);
     for (qemu::StoredLease& stored : found->leases) {
         if (stored.companion)

@@ -126,8 +126,8 @@ struct GuestView {
 // Without their leases yet. Nothing here hangs.
 std::vector<GuestView> findGuests();
 
-// hidden: who asks may not look.
-enum class Protection { leased, none, hidden, gone };
+// hidden: who asks may not look. foreign: there is a vessel, but neither root has made it nor who asks.
+enum class Protection { leased, none, hidden, foreign, gone };
 
 // Fills in the leases, without their descriptors and so without their state. Nothing here hangs. Throws when the vessel
 // is damaged.

@@ -207,12 +207,13 @@ std::vector<Finding> checkLibvirt(const Settings& settings, int timeout) {
 
 std::vector<Finding> checkGuests(int timeout) {
     std::vector<Finding> found;
+    const bool mayHang = storage::hostHasRemoteMounts();
     for (GuestView& guest : findGuests()) {
         Protection protection = Protection::leased;
         auto damage = attempt([&] {
             protection = surveyLeases(guest);
-            if (protection == Protection::leased) // storage that does not answer is not what is asked about here
-                (void)tryAskGuest(guest, mayHang(guest), timeout, [](const GuestView&) { return Json(); });
+            if (protection == Protection::leased)
+                (void)tryAskGently(guest, mayHang, timeout, [](const GuestView&) { return Json(); });
         });
         std::string who = "guest '" + guest.tag.name + "' (pid " + std::to_string(guest.pid) + ") ";
         if (damage)

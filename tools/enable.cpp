@@ -162,6 +162,8 @@ std::vector<std::string> guestsWith(Protection wanted, int timeout) {
         (void)attempt([&] { protection = surveyLeases(guest); });
         if (protection == Protection::hidden)
             protection = wanted;
+        if (protection == Protection::foreign) // no lease of libvirtd's
+            protection = Protection::none;
         bool isItsGuest = std::find(running.begin(), running.end(), lease::formatUuid(guest.tag.uuid)) != running.end();
         if (protection == wanted && (!answers || isItsGuest))
             names.push_back("'" + lease::cleanName(guest.tag.name) + "'");

@@ -2,16 +2,9 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "tools/guests.hpp"
 
-#include <algorithm>
+#include "core/os/deadline.hpp"
 
 namespace leasehold::tools {
-
-bool mayHang(const GuestView& guest) {
-    return std::any_of(guest.leases.begin(), guest.leases.end(),
-                       [](const StoredView& lease) { return lease.stored.remote; }) ||
-           std::any_of(guest.companions.begin(), guest.companions.end(),
-                       [](const qemu::StoredLease& stored) { return stored.remote; });
-}
 
 std::optional<Json> tryAskGuest(const GuestView& guest, bool mayHang, int seconds,
                                 const std::function<Json(const GuestView&)>& work) {
@@ -28,6 +21,20 @@ std::optional<Json> tryAskGuest(const GuestView& guest, bool mayHang, int second
         static GuestView open; // closed by the end of that process, which nobody waits for
         return ask(open);
     });
+}
+
+std::optional<Json> tryAskGently(const GuestView& guest, bool mayHang, int seconds,
+                                 const std::function<Json(const GuestView&)>& work) {
+    constexpr std::size_t kEnoughStuck = 8;
+    if (mayHang && os::stuckHelpers().size() >= kEnoughStuck)
+        return std::nullopt;
+    try {
+        return tryAskGuest(guest, mayHang, seconds, work);
+    } catch (const Error& error) {
+        if (error.fault() == Fault::system)
+            return std::nullopt;
+        throw;
+    }
 }
 
 } // namespace leasehold::tools

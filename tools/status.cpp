@@ -4,6 +4,7 @@
 // leasehold status [GUEST]
 
 #include "core/os/text.hpp"
+#include "core/storage/mount.hpp"
 #include "tools/guests.hpp"
 #include "tools/libvirt.hpp"
 #include "tools/options.hpp"
@@ -22,7 +23,7 @@ namespace {
 // again.
 class StorageFacts {
 public:
-    explicit StorageFacts(int timeout) : timeout_(timeout) {}
+    StorageFacts(bool mayHang, int timeout) : mayHang_(mayHang), timeout_(timeout) {}
 
     // Adds them to the leases of the guest, in place of "device".
     void add(Json& leases, const GuestView& guest) {
@@ -55,30 +56,32 @@ private:
             }
             return facts;
         };
-        std::optional<Json> facts;
-        if (attempt([&] { facts = tryAskGuest(guest, mayHang(guest), timeout_, work); }) || !facts) {
+        auto facts = tryAskGently(guest, mayHang_, timeout_, work);
+        if (!facts)
             silent_.insert(device);
-            return {};
-        }
-        if (!facts->is_null())
+        else if (!facts->is_null())
             storages_[device] = (*facts)["storage"];
-        return *facts;
+        return facts.value_or(Json());
     }
 
+    bool mayHang_;
     int timeout_;
     std::map<std::uint64_t, Json> storages_;
     std::set<std::uint64_t> silent_;
 };
 
+// Their states only the descriptors know.
 Json leasesToJson(const GuestView& guest) {
     Json leases = Json::array();
-    for (const StoredView& lease : guest.leases)
+    for (const StoredView& lease : guest.leases) {
+        bool known = lease.stored.lease.open();
         leases.push_back({{"image", lease.path},
                           {"mode", modeName(lease.mode)},
-                          {"state", describe(lease.state)},
-                          {"owned", lease.owned},
+                          {"state", describe(known ? lease.state : LeaseState::unclear)},
+                          {"owned", known ? Json(lease.owned) : Json()},
                           {"medium", lease.medium},
                           {"device", lease.stored.leaseFile.device}});
+    }
     return leases;
 }
 
@@ -90,27 +93,27 @@ const char* nameOf(Protection protection) {
         return "none";
     case Protection::hidden:
         return "hidden";
+    case Protection::foreign:
+        return "foreign";
     case Protection::gone:
         break;
     }
     return "gone";
 }
 
-Json guestToJson(GuestView& guest, StorageFacts& facts, int timeout) {
+Json guestToJson(GuestView& guest, StorageFacts& facts, bool mayHang, int timeout) {
     Protection protection = Protection::leased;
     Json leases = Json::array();
     auto damage = attempt([&] {
         protection = surveyLeases(guest);
         if (protection != Protection::leased)
             return;
-        auto found = tryAskGuest(guest, mayHang(guest), timeout, leasesToJson);
-        if (!found)
-            throw Error(Fault::system,
-                        "its leases could not be read within " + std::to_string(timeout) + " s (--timeout)");
-        if (!found->is_null())
-            leases = std::move(*found);
+        Json found = tryAskGently(guest, mayHang, timeout, leasesToJson).value_or(leasesToJson(guest));
+        if (found.is_null())
+            return; // it has ended
+        facts.add(found, guest);
+        leases = std::move(found);
     });
-    facts.add(leases, guest);
     return {{"guest", lease::cleanName(guest.tag.name)},
             {"uuid", lease::formatUuid(guest.tag.uuid)},
             {"pid", guest.pid},
@@ -123,7 +126,7 @@ Json guestToJson(GuestView& guest, StorageFacts& facts, int timeout) {
 
 bool lacksLease(const Json& guest) {
     return std::any_of(guest["leases"].begin(), guest["leases"].end(),
-                       [](const Json& lease) { return lease["mode"] != "read-only" && !lease["owned"].get<bool>(); });
+                       [](const Json& lease) { return lease["mode"] != "read-only" && lease["owned"] == false; });
 }
 
 // Somebody said `cont` to a QEMU whose lease is with its successor, behind libvirt's back. Only libvirt knows who runs.
@@ -146,6 +149,8 @@ std::string explain(const Json& guest) {
                      "down and start it again";
     if (guest["protection"] == "hidden")
         return who + "may not be looked at: run this as root";
+    if (guest["protection"] == "foreign")
+        return who + "has leases of its own user: only that user sees them";
     if (guest["protection"] == "damaged")
         return who + "cannot be read: " + guest["problem"].get<std::string>();
     if (guest["runs_without_lease"].get<bool>())
@@ -236,12 +241,13 @@ int status(const Words& arguments) {
         throw UsageError("--json or --prometheus, not both");
 
     allowManyDescriptors();
-    StorageFacts facts(timeout);
+    const bool mayHang = storage::hostHasRemoteMounts();
+    StorageFacts facts(mayHang, timeout);
     Json guests = Json::array();
     for (GuestView& guest : findGuests()) {
         if (!operands.empty() && guest.tag.name != operands[0] && lease::formatUuid(guest.tag.uuid) != operands[0])
             continue;
-        Json found = guestToJson(guest, facts, timeout);
+        Json found = guestToJson(guest, facts, mayHang, timeout);
         if (found["protection"] != "gone")
             guests.push_back(std::move(found));
     }

@@ -129,7 +129,13 @@ public:
     // Whether a guest was powered off that has not been started again.
     bool owes() const { return !debts_.empty(); }
 
-    bool fine() const { return lost_ == 0 && unclear_ == 0; }
+    void giveUp() const {
+        for (const auto& [uuid, debt] : debts_)
+            journal_.write(Urgency::critical, "failed", debt.about,
+                           debt.name + ": it was to be started anew, and libvirt does not power it off; see to both");
+    }
+
+    bool fine() const { return lost_ == 0 && unclear_ == 0 && debts_.empty(); }
 
     std::string summary() const {
         return std::to_string(guests_) + (guests_ == 1 ? " guest, " : " guests, ") + std::to_string(leases_) +
@@ -153,6 +159,7 @@ private:
         std::optional<os::Process> process; // whether it is still that one
         std::uint32_t incarnation = 0;
         std::set<std::string> suspects; // images
+        std::vector<pid_t> stuck;       // helpers that have asked about it and were left behind
         bool unconfirmed = false;       // one of them was seen once
         bool acted = false;
         std::optional<Clock::time_point> notBefore; // libvirt still has an order that it did not answer
@@ -199,7 +206,9 @@ private:
             reportOnce(
                 known, Urgency::error, "unreadable", guest,
                 "its leases may not be looked at: run this as root, with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH");
-        } else if (protection == Protection::none && known.incarnation != 0) {
+        } else if (protection == Protection::foreign && known.incarnation == 0) {
+            // Its user's, and that user's to watch.
+        } else if (protection != Protection::leased && known.incarnation != 0) {
             found.losses["all its images"] = "were dropped by its QEMU, which may be in the hands of an attacker";
         } else if (protection == Protection::none) {
             reportOnce(
@@ -221,19 +230,29 @@ private:
             byDevice[stored.leaseFile.device].push_back(os::printable(stored.path));
         leases_ += guest.leases.size();
         Findings found;
+        // One more in each round would only be one more that keeps duplicates.
+        std::vector<pid_t> stuck = os::stuckHelpers();
+        const bool heldUp =
+            std::find_first_of(stuck.begin(), stuck.end(), known.stuck.begin(), known.stuck.end()) != stuck.end();
+        if (!heldUp)
+            known.stuck.clear();
         for (const auto& entry : byDevice) {
             // Not a structured binding: Clang before 16 lets no lambda capture one.
             const std::uint64_t device = entry.first;
             const std::vector<std::string>& images = entry.second;
             std::optional<Json> answer;
-            auto problem = attempt([&] { answer = askDevice(device, guest); });
+            auto problem = attempt([&] { answer = askDevice(device, guest, heldUp); });
             if (!answer) {
                 unclear_ += images.size();
                 found.unclear.insert(images.begin(), images.end());
                 if (problem)
                     reportOnce(known, Urgency::error, "unreadable", guest, *problem);
-                else
+                else if (silentNow_.contains(device))
                     addSilence(device, images.front(), found);
+                else
+                    reportOnce(known, Urgency::warning, "unreadable", guest,
+                               "whether its leases are lost cannot be told as long as storage of its disks does not "
+                               "answer: the last who asked cannot let go of it");
                 continue;
             }
             for (const Json& each : *answer) {
@@ -250,15 +269,25 @@ private:
             }
             tellServiceManager("WATCHDOG=1");
         }
+        for (pid_t pid : os::stuckHelpers())
+            if (std::find(stuck.begin(), stuck.end(), pid) == stuck.end())
+                known.stuck.push_back(pid);
         return found;
     }
 
     // What is wrong with which of the guest's leases there; nothing where the storage does not answer.
-    std::optional<Json> askDevice(std::uint64_t device, const GuestView& guest) {
-        // Helpers that cannot be killed keep duplicates: no more of them than this where an answer is not expected.
-        constexpr std::size_t kEnoughStuck = 4;
+    std::optional<Json> askDevice(std::uint64_t device, const GuestView& guest, bool heldUp) {
+        // Helpers that cannot be killed keep duplicates: no more of them than this where an answer is not expected, and
+        // in all no more than leave some for what is asked of libvirt.
+        constexpr std::size_t kEnoughStuck = 4, kMostStuck = os::kMaxStuckHelpers - 16;
         if (silentNow_.contains(device))
             return std::nullopt;
+        const bool silent = silentSince_.contains(device);
+        if (mayHang_ && (heldUp || os::stuckHelpers().size() >= (silent ? kEnoughStuck : kMostStuck))) {
+            if (silent)
+                silentNow_.insert(device);
+            return std::nullopt;
+        }
         auto work = [device](const GuestView& open) {
             Json answer = Json::array();
             auto look = [&](const qemu::StoredLease& lease) {
@@ -276,9 +305,7 @@ private:
             std::for_each(open.companions.begin(), open.companions.end(), look);
             return answer;
         };
-        std::optional<Json> answer;
-        if (!mayHang_ || !silentSince_.contains(device) || os::countStuckHelpers() < kEnoughStuck)
-            answer = tryAskGuest(guest, mayHang_, orders_.timeout, work);
+        auto answer = tryAskGuest(guest, mayHang_, orders_.timeout, work);
         (answer ? answeredNow_ : silentNow_).insert(device);
         return answer;
     }
@@ -469,17 +496,19 @@ int watch(const Words& arguments) {
     Watcher watcher(orders);
     // Before the first look: storage may be silent at boot.
     tellServiceManager("READY=1");
-    constexpr int kMostLooks = 4; // what is lost now and then is not lost
+    constexpr int kMostLooks = 4;  // what is lost now and then is not lost
+    constexpr int kMostWaits = 60; // for libvirt to power a guest off
     for (int looks = 1;; looks++) {
         watcher.look();
         tellServiceManager("STATUS=" + watcher.summary());
-        if (orders.once && !watcher.owes() && (!watcher.suspects() || looks >= kMostLooks))
+        if (orders.once && (watcher.owes() ? looks >= kMostWaits : watcher.suspects() ? looks >= kMostLooks : true))
             break;
         for (int left = watcher.suspects() || watcher.owes() ? 1 : orders.interval; left > 0; left -= 60) {
             tellServiceManager("WATCHDOG=1");
             std::this_thread::sleep_for(seconds(std::min(left, 60)));
         }
     }
+    watcher.giveUp();
     watcher.conclude();
     return watcher.fine() ? kDone : kWarnings;
 }

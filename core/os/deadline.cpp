@@ -27,7 +27,7 @@ using std::chrono::steady_clock;
 
 // Helpers that did not die of SIGKILL in time, 0 for a free place. No mutex: this also runs in a process that was
 // forked while another thread of libvirtd held it. (Whose children these are not: there they are simply forgotten.)
-std::array<std::atomic<pid_t>, 16> abandoned;
+std::array<std::atomic<pid_t>, kMaxStuckHelpers> abandoned;
 
 // What a helper reports: one letter, text, and an end without which nothing counts.
 constexpr char kReturned = 'r';
@@ -35,7 +35,7 @@ constexpr char kThrew = 'e'; // followed by the digit of the Fault
 constexpr char kEnd = '.';
 
 void reapAbandoned() {
-    std::size_t stuck = countStuckHelpers();
+    std::size_t stuck = stuckHelpers().size();
     if (stuck == abandoned.size())
         throw Error(Fault::system, std::to_string(stuck) +
                                        " calls to storage that does not answer are stuck in the kernel; bring the "
@@ -160,8 +160,8 @@ private:
 
 } // namespace
 
-std::size_t countStuckHelpers() {
-    std::size_t stuck = 0;
+std::vector<pid_t> stuckHelpers() {
+    std::vector<pid_t> stuck;
     for (auto& place : abandoned) {
         pid_t pid = place;
         if (pid == 0)
@@ -169,7 +169,7 @@ std::size_t countStuckHelpers() {
         if (waitpid(pid, nullptr, WNOHANG) != 0)
             place.compare_exchange_strong(pid, 0);
         else
-            stuck++;
+            stuck.push_back(pid);
     }
     return stuck;
 }

@@ -11,6 +11,9 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
+
+#include <sys/types.h>
 
 namespace leasehold::os {
 
@@ -20,11 +23,14 @@ namespace leasehold::os {
 // same fault and text.
 //
 // A process that cannot even be killed (uninterruptible in the kernel) is left behind and reaped by a later call; with
-// too many of them around the call throws at once.
+// too many of them around (kMaxStuckHelpers) the call throws at once.
 std::optional<std::string> runWithDeadline(std::chrono::milliseconds limit, std::span<const int> keep,
                                            const std::function<std::string()>& work);
 
-// How many processes have been left behind that cannot be killed, and still are there.
-std::size_t countStuckHelpers();
+constexpr std::size_t kMaxStuckHelpers = 64;
+
+// Those that have been left behind, and still are there. One that has reported may be among them: it may hang in
+// closing what it has open.
+std::vector<pid_t> stuckHelpers();
 
 } // namespace leasehold::os

@@ -15,6 +15,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 namespace leasehold::qemu {
@@ -432,13 +433,24 @@ bool isSeqpacket(int fd) {
            getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET;
 }
 
-// Made by root, as libvirtd is, or by somebody who runs as we do (unix(7), SO_PEERCRED: of a pair, who called
-// socketpair(2)). A local user, or QEMU's, may keep a socket in which the same words are.
-bool isOurs(int socket) {
+// Who called socketpair(2) for it (unix(7), SO_PEERCRED). Nobody if it is an end of no pair: who is connected to a
+// socket with a name would be told who listens there.
+std::optional<uid_t> makerOf(int socket) {
     ucred maker{};
     socklen_t size = sizeof maker;
-    return getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &maker, &size) == 0 &&
-           (maker.uid == 0 || maker.uid == geteuid());
+    sockaddr_un peer;
+    socklen_t length = sizeof peer;
+    if (!isSeqpacket(socket) || getpeername(socket, reinterpret_cast<sockaddr*>(&peer), &length) < 0 ||
+        length != sizeof peer.sun_family || getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &maker, &size) < 0)
+        return std::nullopt;
+    return maker.uid;
+}
+
+// Made by root, as libvirtd is, or by somebody who runs as we do. A local user, or QEMU's, may keep a pair in which the
+// same words are.
+bool isOurs(int socket) {
+    auto maker = makerOf(socket);
+    return maker && (*maker == 0 || *maker == geteuid());
 }
 
 // Whose vessel it is, if the socket is the receiving end of one. Takes no descriptors.
@@ -469,7 +481,7 @@ struct End {
 
 std::optional<End> tryEnd(const os::Process& process, int number) {
     auto out = process.takeDescriptor(number);
-    if (!out || !isSeqpacket(out->get()) || !isOurs(out->get()))
+    if (!out || !isOurs(out->get()))
         return std::nullopt;
     auto message = peekHeader(out->get());
     if (!message || message->header.numbers[1] != number || inodeOf(*out) != message->header.socketInodes[1])
@@ -714,6 +726,15 @@ std::optional<GuestTag> inspectGuest(pid_t pid) {
     auto locked = tryLockOut(*process, std::chrono::milliseconds(50));
     auto end = locked ? tryEnd(*process, kFirstNumber + 1) : std::nullopt;
     return end ? std::optional(std::move(end->first.tag)) : std::nullopt;
+}
+
+std::optional<uid_t> inspectStranger(pid_t pid) {
+    auto process = os::Process::openIfExists(pid);
+    if (!process || !isSocket(pid, kFirstNumber + 1) || !process->mayTakeDescriptors())
+        return std::nullopt;
+    auto out = process->takeDescriptor(kFirstNumber + 1);
+    auto maker = out ? makerOf(out->get()) : std::nullopt;
+    return maker && !isOurs(out->get()) && peekHeader(out->get()) ? maker : std::nullopt;
 }
 
 std::vector<RunningGuest> findGuests() {

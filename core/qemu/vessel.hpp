@@ -128,6 +128,9 @@ private:
 // forbidden or hostile has none.
 std::optional<GuestTag> inspectGuest(pid_t pid);
 
+// Of a process with a vessel that counts for nothing here: the user who has made it.
+std::optional<uid_t> inspectStranger(pid_t pid);
+
 // All that keep leases on this host.
 struct RunningGuest {
     GuestTag tag;

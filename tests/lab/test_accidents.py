@@ -178,6 +178,40 @@ def test_a_lease_survives_a_restart_of_the_nfs_server(nfs, after_the_restart):
     holder.ok("kill", "db")
 
 
+@pytest.mark.skipif("nfs42" not in conftest.KINDS, reason="NFSv4 was not asked for")
+def test_the_watcher_leaves_one_helper_to_a_guest_whose_image_does_not_let_go_of_it(bring_up, lab):
+    """Leases that answer, of images that do not, where something is left to be written back: who has asked about the
+    leases waits for the images when it ends."""
+    nfs42 = bring_up("nfs42")
+    host, guests = nfs42.clients[0], {}
+    # A lockspace on storage that only this host has would be refused.
+    conf = 'file_lockspace_dir = "/run/lockspace"\nstorage_locks = [ "/run/lockspace=ofd" ]'
+    host.ok("mkdir -p -m 0700 /run/lockspace")
+    writer = nfs42.actor(host)
+    for number in range(1, 4):
+        guest, image = host.actor(lab.unique("local"), conf), nfs42.image()
+        guest.ok("register", f"db{number}", number, image)
+        guest.ok("acquire", f"db{number}")
+        writer.ok("open", image, image, "rw")
+        guests[guest] = image
+    with silent(nfs42):
+        for image in guests.values():
+            writer.ok("soil", image)
+        watcher = host.ok(f"setsid {labs.GUEST_DIR}/leasehold watch --interval 1 --timeout 1"
+                          " </dev/null >/run/watch.log 2>&1 & echo $!").strip()
+        labs.wait_until(lambda: host.ok("cat /run/watch.log").count("cannot let go of it") == len(guests),
+                        "the watcher says of each guest that it cannot tell", 60)
+        time.sleep(10)
+        left = int(host.run(f"pgrep -c -P {watcher}").out)
+        said = host.ok("cat /run/watch.log")
+        assert 0 < left <= len(guests), f"{left} helpers; the watcher said: {said}"
+        assert "lost" not in said.replace("are lost cannot be told", ""), said
+    labs.wait_until(lambda: host.run(f"pgrep -c -P {watcher}").out.strip() == "0", "the helpers have ended", 60)
+    host.ok(f"kill {watcher}")
+    for actor in (*guests, writer):
+        actor.quit()
+
+
 # --- cut off for longer than the lease
 
 

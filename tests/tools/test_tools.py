@@ -281,6 +281,22 @@ def test_what_a_user_says_of_himself_does_not_make_him_a_guest(of_nobody):
         assert holder.pid in [guest["pid"] for guest in json.loads(seen.stdout)["guests"]], seen
 
 
+def test_of_a_user_s_qemu_root_does_not_say_that_nothing_protects_it(of_nobody):
+    image, command = of_nobody
+    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    qemu = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-S", "-name", "guest=theirs"]
+    with running(*nobody, command, "run", image, "--", *qemu) as holder:
+        def seen():
+            return [guest for guest in json.loads(call("status", "--json").stdout)["guests"]
+                    if guest["pid"] == holder.pid and guest["protection"] == "foreign"]
+        assert wait_until(seen)[0]["guest"] == "theirs"
+        result = call("status")
+        assert result.returncode == 3 and "nothing protects" not in result.stdout, result
+        assert "theirs" not in call("watch", "--once", "--dry-run").stdout
+        assert not [finding for finding in json.loads(call("check", "--json").stdout)["findings"]
+                    if "theirs" in finding["text"]]
+
+
 def test_status_names_a_qemu_without_leases(tmp_path):
     name = f"bare-{os.getpid()}"
     with running("qemu-system-x86_64", "-S", "-display", "none", "-nodefaults", "-machine", "none", "-name",

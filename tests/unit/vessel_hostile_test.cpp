@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 namespace leasehold::qemu {
@@ -249,6 +250,33 @@ TEST_F(HostileVessel, MadeByAnotherUserIsNone) {
         EXPECT_EQ(read(qemu), Reading::nothing);
         EXPECT_FALSE(Vessel::readManifest(qemu.process(), kTag.uuid));
         EXPECT_FALSE(inspectGuest(qemu.pid()));
+        if (out == ForgedVessel::kOut) {
+            EXPECT_EQ(inspectStranger(qemu.pid()), uid_t{65534});
+        }
+    }
+}
+
+// Who is connected to a service of root's, which says what the vessel of a guest says.
+TEST_F(HostileVessel, SpokenByAServiceIsNone) {
+    for (int type : {SOCK_SEQPACKET, SOCK_STREAM}) {
+        StandIn qemu([&] {
+            os::Fd listener(socket(AF_UNIX, type, 0)), peer(socket(AF_UNIX, type, 0));
+            sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}}; // autobind (unix(7))
+            socklen_t length = sizeof address;
+            unit::demand(bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof address.sun_family) == 0 &&
+                             listen(listener.get(), 1) == 0 &&
+                             getsockname(listener.get(), reinterpret_cast<sockaddr*>(&address), &length) == 0 &&
+                             connect(peer.get(), reinterpret_cast<sockaddr*>(&address), length) == 0,
+                         "no connection");
+            ForgedVessel forged;
+            unit::demand(dup2(accept(listener.get(), nullptr, nullptr), forged.in()) >= 0 &&
+                             dup2(peer.get(), forged.out()) >= 0,
+                         "no such numbers");
+            forged.send(forged.message(kTag, openLeases(images)));
+        });
+        EXPECT_EQ(read(qemu), Reading::nothing);
+        EXPECT_FALSE(inspectGuest(qemu.pid()));
+        EXPECT_FALSE(inspectStranger(qemu.pid()));
     }
 }
 
