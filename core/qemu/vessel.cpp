@@ -489,15 +489,20 @@ std::optional<End> tryEnd(const os::Process& process, int number) {
     return End{std::move(*out), std::move(*message)};
 }
 
+// Where the next peek starts, -1 at the first message (socket(7), SO_PEEK_OFF). Nothing if it has no position.
+std::optional<int> peekPosition(int socket) {
+    int position = 0;
+    socklen_t size = sizeof position;
+    return getsockopt(socket, SOL_SOCKET, SO_PEEK_OFF, &position, &size) < 0 ? std::nullopt : std::optional(position);
+}
+
 // The receiving end where it is looked for first, as long as nobody is walking its queue. A position means that
 // somebody is, or was killed at it: a peek would neither see the first message nor leave the walk alone. What is no
 // Unix socket has no position at all.
 std::optional<os::Fd> takeUnwalkedEnd(const os::Process& process) {
     auto out = process.takeDescriptor(kFirstNumber + 1);
-    int position = 0;
-    socklen_t size = sizeof position;
-    if (!out || getsockopt(out->get(), SOL_SOCKET, SO_PEEK_OFF, &position, &size) < 0 || position >= 0 ||
-        !isOurs(out->get()))
+    // The position last: a walk that begins after it is disturbed by the peek, and has to begin anew.
+    if (!out || !isOurs(out->get()) || peekPosition(out->get()) != -1)
         return std::nullopt;
     return out;
 }
@@ -616,9 +621,18 @@ bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents c
 
 // Walks the whole queue. The caller has locked others out.
 void Vessel::readAll(Contents contents) {
+    for (int tries = 0; tries < 100; tries++)
+        if (tryWalk(contents))
+            return;
+    throw Error(Fault::system, "the leases in its QEMU are read by somebody else all the time: try again");
+}
+
+// False where somebody's peek has moved our position meanwhile: what was read may lack a message.
+bool Vessel::tryWalk(Contents contents) {
     const bool withDescriptors = contents == Contents::everything;
     char room[kMaxMessage];
-    int start = 0, off = -1;
+    int start = 0, off = -1, walked = 0;
+    queued_ = 0;
     if (setsockopt(out_.get(), SOL_SOCKET, SO_PEEK_OFF, &start, sizeof start) < 0)
         throw SystemError(errno, "read the leases in", "its QEMU");
     queuedBytes_ = bytesIn(out_.get());
@@ -626,7 +640,12 @@ void Vessel::readAll(Contents contents) {
     std::uint32_t nextPart = 0;
     std::uint64_t current = 0;
     std::size_t begun = 0, complete = 0;
-    for (RawMessage raw; raw = peekRaw(out_.get(), room, withDescriptors), !raw.text.empty();) {
+    for (RawMessage raw; raw = peekRaw(out_.get(), room, withDescriptors), true;) {
+        walked += static_cast<int>(raw.text.size());
+        if (peekPosition(out_.get()) != walked)
+            return false;
+        if (raw.text.empty())
+            break;
         Message message = parseMessage(std::move(raw), withDescriptors);
         const Header& header = message.header;
         if (++queued_ > 2 * kMaxMessages)
@@ -669,6 +688,7 @@ void Vessel::readAll(Contents contents) {
         hostile("no complete set of leases");
     disordered_ = begun > 1;
     generation_ = current;
+    return true;
 }
 
 bool Vessel::tryReplace() {
@@ -732,7 +752,8 @@ std::optional<uid_t> inspectStranger(pid_t pid) {
     auto process = os::Process::openIfExists(pid);
     if (!process || !isSocket(pid, kFirstNumber + 1) || !process->mayTakeDescriptors())
         return std::nullopt;
-    auto out = process->takeDescriptor(kFirstNumber + 1);
+    auto locked = tryLockOut(*process, std::chrono::milliseconds(50));
+    auto out = locked ? process->takeDescriptor(kFirstNumber + 1) : std::nullopt;
     auto maker = out ? makerOf(out->get()) : std::nullopt;
     return maker && !isOurs(out->get()) && peekHeader(out->get()) ? maker : std::nullopt;
 }

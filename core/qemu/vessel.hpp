@@ -108,6 +108,7 @@ private:
     bool tryRead(const std::array<unsigned char, 16>& uuid, Contents contents);
     bool tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents contents);
     void readAll(Contents contents);
+    bool tryWalk(Contents contents);
     void takeOut(std::size_t count);
 
     const os::Process* process_;
