@@ -88,9 +88,10 @@ std::vector<Finding> checkPermissions() {
                                   "the audit log does not show all of the reasons",
                          loaded ? "" : "install leasehold-selinux, or semodule -i leasehold.pp"});
     }
+    const bool confines = os::readFileIfPossible("/sys/module/apparmor/parameters/enabled", 1) == "Y";
     for (const std::string daemon : {"libvirtd", "virtqemud"}) {
         auto profile = os::readFileIfPossible("/etc/apparmor.d/usr.sbin." + daemon, 1 << 20);
-        if (os::readFileIfPossible("/sys/module/apparmor/parameters/enabled", 1) != "Y" || !profile)
+        if (!confines || !profile)
             continue;
         bool allows = profile->find("ptrace (read,trace)") != std::string::npos;
         found.push_back(
@@ -131,18 +132,18 @@ std::vector<Finding> checkDaemons() {
     std::vector<Finding> found;
     for (const Daemon& daemon : findDaemons()) {
         std::string who = daemon.name + " (pid " + std::to_string(daemon.pid) + ") ";
-        std::string restart = "systemctl restart " + daemon.name + " (guests go on)";
         switch (daemon.driver) {
         case Daemon::Driver::loaded:
             found.push_back({"daemon", Level::ok, who + "has loaded leasehold", ""});
             break;
         case Daemon::Driver::replaced:
             found.push_back(
-                {"daemon", Level::warning, who + "goes on with a leasehold that has been replaced", restart});
+                {"daemon", Level::warning, who + "goes on with a leasehold that has been replaced", daemon.restart()});
             break;
         case Daemon::Driver::absent:
             found.push_back({"daemon", Level::problem,
-                             who + "has not loaded leasehold: guests that it starts are not protected", restart});
+                             who + "has not loaded leasehold: guests that it starts are not protected",
+                             daemon.restart()});
             break;
         case Daemon::Driver::hidden:
             found.push_back({"daemon", Level::warning, who + "may not be looked at", "run this as root"});

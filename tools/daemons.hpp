@@ -18,6 +18,9 @@ struct Daemon {
     std::string name; // libvirtd, virtqemud
     pid_t pid = 0;
     Driver driver = Driver::absent;
+
+    // What to do to have it load what its configuration says now.
+    std::string restart() const { return "systemctl restart " + name + " (guests go on)"; }
 };
 
 // Root's, on this host and in no container. Those of qemu:///session have configurations of their own.

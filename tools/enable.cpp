@@ -185,7 +185,7 @@ void tellWhatToRestart(bool enabled) {
     if (daemons.empty())
         std::cout << "Neither libvirtd nor virtqemud runs: it counts from their next start.\n";
     for (const Daemon& daemon : daemons)
-        std::cout << "To put it into force: systemctl restart " << daemon.name << " (guests go on)\n";
+        std::cout << "To put it into force: " << daemon.restart() << '\n';
     if (enabled)
         std::cout << "Do the same on every host that can reach the images: libvirt does not compare lock managers.\n"
                      "To have lost leases acted upon: systemctl enable --now leasehold-watch\n";
@@ -253,7 +253,7 @@ int enable(const Words& arguments) {
             if (daemon.driver == Daemon::Driver::absent || daemon.driver == Daemon::Driver::replaced)
                 std::cout << daemon.name << " (pid " << daemon.pid << ") has not loaded "
                           << (daemon.driver == Daemon::Driver::replaced ? "this version of it" : "it")
-                          << ". To put it into force: systemctl restart " << daemon.name << " (guests go on)\n";
+                          << ". To put it into force: " << daemon.restart() << '\n';
         return kDone;
     }
     conf.setLockManager("leasehold");

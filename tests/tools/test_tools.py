@@ -256,14 +256,14 @@ def test_status_lists_leases_by_name_in_every_format(image):
 
 @pytest.fixture
 def of_nobody():
-    """An image, and the command, where the user nobody reaches them: (folder, image, command)."""
+    """An image of the user nobody, and the words with which that user calls the command."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="leasehold-"))
     image = folder / "disk.img"
     image.write_bytes(bytes(1 << 20))
     for path in (folder, image):
         os.chown(path, 65534, 65534)
     folder.chmod(0o755)
-    yield image, shutil.copy(LEASEHOLD, folder)
+    yield image, ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", shutil.copy(LEASEHOLD, folder)]
     shutil.rmtree(folder)
 
 
@@ -271,21 +271,19 @@ def test_what_a_user_says_of_himself_does_not_make_him_a_guest(of_nobody):
     """Any process can keep in a socket what a guest keeps there. So root's commands, and libvirtd's messages, believe what
     root has put there, and for the rest the owner record."""
     image, command = of_nobody
-    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
-    with running(*nobody, command, "run", image, "--", "cat") as holder:
+    with running(*command, "run", image, "--", "cat") as holder:
         wait_until(lambda: inspect(image)["leases"])
         [lease] = inspect(image)["leases"]
         assert (lease["guest"], lease["pid"], lease["named_by"]) == ("leasehold run cat", holder.pid, "record")
         assert holder.pid not in [guest["pid"] for guest in json.loads(call("status", "--json").stdout)["guests"]]
-        seen = subprocess.run([*nobody, command, "status", "--json"], capture_output=True, text=True, timeout=60)
+        seen = subprocess.run([*command, "status", "--json"], capture_output=True, text=True, timeout=60)
         assert holder.pid in [guest["pid"] for guest in json.loads(seen.stdout)["guests"]], seen
 
 
 def test_of_a_user_s_qemu_root_does_not_say_that_nothing_protects_it(of_nobody):
     image, command = of_nobody
-    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
     qemu = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-S", "-name", "guest=theirs"]
-    with running(*nobody, command, "run", image, "--", *qemu) as holder:
+    with running(*command, "run", image, "--", *qemu) as holder:
         def seen():
             return [guest for guest in json.loads(call("status", "--json").stdout)["guests"]
                     if guest["pid"] == holder.pid and guest["protection"] == "foreign"]
