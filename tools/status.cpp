@@ -108,7 +108,8 @@ Json guestToJson(GuestView& guest, StorageFacts& facts, bool mayHang, int timeou
         protection = surveyLeases(guest);
         if (protection != Protection::leased)
             return;
-        Json found = tryAskGently(guest, mayHang, timeout, leasesToJson).value_or(leasesToJson(guest));
+        auto answer = tryAskGently(guest, mayHang, timeout, leasesToJson);
+        Json found = answer ? std::move(*answer) : leasesToJson(guest);
         if (found.is_null())
             return; // it has ended
         facts.add(found, guest);

@@ -325,6 +325,7 @@ struct RawMessage {
     std::string_view text; // empty at the end of the queue
     std::vector<os::Fd> fds;
     int flags = 0;
+    bool withDescriptors = false; // or the words alone
 };
 
 // Without room for them the kernel keeps the descriptors to itself.
@@ -345,18 +346,21 @@ RawMessage peekRaw(int socket, std::span<char> buffer, bool withDescriptors) {
             throw SystemError(errno, "read the leases in", "its QEMU");
     }
     // Length 0: QEMU has closed the other end, or sent nothing. Both make what follows useless.
-    return {{buffer.data(), static_cast<std::size_t>(length)}, collectDescriptors(header), header.msg_flags};
+    return {{buffer.data(), static_cast<std::size_t>(length)},
+            collectDescriptors(header),
+            header.msg_flags,
+            withDescriptors};
 }
 
-Message parseMessage(RawMessage raw, bool withDescriptors) {
+Message parseMessage(RawMessage raw) {
     if (raw.flags & MSG_TRUNC)
         hostile("a message is too long");
     // Fewer descriptors than were sent: our table is full (or a security module forbids one). Nothing is lost in
     // QEMU, but a lease that we cannot see is a lease that we cannot keep.
-    if (withDescriptors && (raw.flags & MSG_CTRUNC))
+    if (raw.withDescriptors && (raw.flags & MSG_CTRUNC))
         throw SystemError(EMFILE, "receive all leases from", "its QEMU");
     Message message = Parser(raw.text).parse();
-    if (withDescriptors && raw.fds.size() != message.descriptorFiles.size())
+    if (raw.withDescriptors && raw.fds.size() != message.descriptorFiles.size())
         hostile("descriptors are missing");
     std::size_t next = 0;
     for (std::size_t i = 0; i < message.leases.size(); i++) {
@@ -366,7 +370,7 @@ Message parseMessage(RawMessage raw, bool withDescriptors) {
         std::size_t subject = next + (which != 0);
         lease.leaseFile = message.descriptorFiles[next + (which & kHasDirectory ? (which & kHasImage ? 2 : 1) : 0)];
         visitDescriptors(lease, which, [&](os::Fd& fd) {
-            if (!withDescriptors) {
+            if (!raw.withDescriptors) {
                 next++;
                 return;
             }
@@ -602,7 +606,7 @@ bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents c
     if (!isVesselOf(raw.text, uuid) || ioctl(out->get(), SIOCINQ, &waiting) < 0 ||
         static_cast<std::size_t>(waiting) != length)
         return false;
-    Message message = parseMessage(std::move(raw), contents == Contents::everything);
+    Message message = parseMessage(std::move(raw));
     const Header& header = message.header;
     if (header.parts != 1 || header.numbers[1] != kFirstNumber + 1)
         return false;
@@ -629,7 +633,6 @@ void Vessel::readAll(Contents contents) {
 
 // False where somebody's peek has moved our position meanwhile: what was read may lack a message.
 bool Vessel::tryWalk(Contents contents) {
-    const bool withDescriptors = contents == Contents::everything;
     char room[kMaxMessage];
     int start = 0, off = -1, walked = 0;
     queued_ = 0;
@@ -640,13 +643,13 @@ bool Vessel::tryWalk(Contents contents) {
     std::uint32_t nextPart = 0;
     std::uint64_t current = 0;
     std::size_t begun = 0, complete = 0;
-    for (RawMessage raw; raw = peekRaw(out_.get(), room, withDescriptors), true;) {
+    for (RawMessage raw; raw = peekRaw(out_.get(), room, contents == Contents::everything), true;) {
         walked += static_cast<int>(raw.text.size());
         if (peekPosition(out_.get()) != walked)
             return false;
         if (raw.text.empty())
             break;
-        Message message = parseMessage(std::move(raw), withDescriptors);
+        Message message = parseMessage(std::move(raw));
         const Header& header = message.header;
         if (++queued_ > 2 * kMaxMessages)
             hostile("too many messages");
