@@ -9,8 +9,8 @@
 // An answer that refuses is a value; an Error that is thrown means that nothing was decided, and refuses as well.
 
 #include "core/lease/protocol.hpp"
+#include "core/os/process.hpp"
 #include "core/place.hpp"
-#include "core/qemu/vessel.hpp"
 #include "core/settings.hpp"
 #include "core/storage/mount.hpp"
 
@@ -26,6 +26,8 @@ struct Guest {
     pid_t pid = 0; // its QEMU
 };
 
+class Call;
+
 class Engine {
 public:
     // `warn` takes what an administrator should read although nothing is refused.
@@ -40,11 +42,10 @@ public:
     // In the child that is about to become QEMU, before it opens anything.
     Answer registerGuest(const Guest& guest, const std::vector<Resource>& resources) const;
 
-    // Before the guest runs, or before QEMU opens an image that is added to a running one.
+    // Before the guest runs, with all its resources; or before QEMU opens an image that is added to a running one, or
+    // writes to one below; or when the base of a block commit is given back to readers. DESIGN.md, "Whose lease it is",
+    // says how these are told apart.
     Answer acquire(const Guest& guest, const std::vector<Resource>& resources, std::string_view state) const;
-
-    // The images stay attached, but the guest only reads them from now on.
-    Answer acquireReadOnly(const Guest& guest, const std::vector<Resource>& resources) const;
 
     // The guest has stopped. Gives the state for libvirt to keep; empty for a guest without leases.
     std::string release(const Guest& guest, const std::vector<Resource>& resources) const;
@@ -52,38 +53,24 @@ public:
     // A live migration begins. Gives the state that travels to the destination.
     std::string inquire(const Guest& guest, const std::vector<Resource>& resources) const;
 
-    // QEMU has closed these images.
+    // libvirt no longer calls these images the guest's. What QEMU still has open of them it keeps a lease of.
     void detach(const Guest& guest, const std::vector<Resource>& resources) const;
 
 private:
-    using Work = std::function<std::string()>;
+    using Work = std::function<std::string(Call&)>;
 
     // Runs the work here, or, where the storage may hang, in a process that is given up after storage_timeout.
-    std::string bounded(bool mayHang, const std::vector<Resource>& resources, std::span<const int> keep,
-                        const Work& work) const;
+    std::string bounded(bool mayHang, Call& call, std::span<const int> keep, const Work& work) const;
     // The same, for a call that is about a running QEMU.
-    std::string callFor(const os::Process& process, const Guest& guest, const std::vector<Resource>& resources,
-                        const Work& work) const;
+    std::string callFor(const os::Process& process, Call& call, const Work& work) const;
     bool mayHang(const os::Process& process, const Guest& guest, const std::vector<Resource>& resources) const;
-
-    Answer registerHere(const Guest& guest, const std::vector<Resource>& resources, const qemu::VesselEnds& ends) const;
-    // A refusal, or "" where it is granted. Nothing: the vessel or a lease file was changed by somebody else meanwhile.
-    using Attempt = std::optional<std::string>;
-    Attempt acquireHere(const os::Process& process, const Guest& guest, const std::vector<Resource>& resources,
-                        std::string_view state) const;
-    Attempt acquireReadOnlyHere(const os::Process& process, const Guest& guest,
-                                const std::vector<Resource>& resources) const;
-    Attempt detachHere(const os::Process& process, const Guest& guest, const std::vector<Resource>& resources) const;
-
-    // Lets the guest in on freshly opened leases; `own` is the QEMU that may have them open already, or 0.
-    Attempt admit(const Guest& guest, const lease::Incarnation& self, std::vector<Place>& places,
-                  const lease::Pause& pause, pid_t own) const;
-    Answer upgrade(const Guest& guest, const lease::Incarnation& self, qemu::StoredLease& stored) const;
-    void recordOwner(const Guest& guest, const lease::Incarnation& self, const qemu::StoredLease& stored) const;
+    std::string changeHandoff(const Guest& guest, const std::vector<Resource>& resources,
+                              std::uint32_t (*step)(const lease::Incarnation&, std::span<const lease::Share>)) const;
 
     Settings settings_;
     Warn warn_;
     std::string bootId_;
+    std::uint64_t caller_; // the number of this libvirtd, which no other has
     mutable storage::MountTable mounts_;
 };
 

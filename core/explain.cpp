@@ -26,7 +26,7 @@ std::string quote(std::string_view text) {
 }
 
 std::string subjectOf(const qemu::StoredLease& stored) {
-    return (stored.named ? "lease " : "image ") + quote(stored.path);
+    return (stored.named ? "lease " : stored.lower ? "backing file " : "image ") + quote(stored.path);
 }
 
 // Not gmtime(3): it takes a lock of the C library, which another thread of libvirtd may have held when this process was
@@ -144,14 +144,16 @@ std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, 
     std::string names = marks.empty() ? "" : listNames(Namer(stored), marks);
     switch (refusal.obstacle) {
     case Obstacle::guestPresent:
+        if (stored.lower && mode == Mode::readOnly)
+            return subject + " is in use by " + (names.empty() ? "a guest that writes to it" : names) + "; guest " +
+                   self + " reads it below its own image and cannot run meanwhile: shut the other guest down or " +
+                   "detach it there, and try again";
         return subject + " is in use by " + (names.empty() ? "a reader on another host" : names) + "; guest " + self +
                " cannot have it: shut the other guest down or detach it there, and try again";
     case Obstacle::sameGuest:
         return "guest " + self + " already runs elsewhere with " + subject + ": " +
                (names.empty() ? "no name is known" : names) +
-               "; it has not handed it over: use it there, migrate it, or shut it down there first (a guest "
-               "that "
-               "was started paused has to be resumed once before it can migrate)";
+               "; it has not handed it over: use it there, migrate it, or shut it down there first";
     case Obstacle::stateTaken:
         return "guest " + self + " was taken over with " + subject + " by " + (names.empty() ? "another QEMU" : names) +
                "; what is left here is older than that one: destroy this guest, and use the other";

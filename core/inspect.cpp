@@ -523,7 +523,7 @@ bool isQemu(pid_t pid) {
 }
 
 StoredView viewOf(qemu::StoredLease&& stored) {
-    StoredView view{.path = os::printable(stored.path), .mode = static_cast<Mode>(stored.mode), .owned = true};
+    StoredView view{.path = os::printable(stored.path), .mode = stored.mode, .owned = true};
     view.medium = mediumName(stored);
     view.stored = std::move(stored);
     if (view.mode == Mode::readOnly || !view.stored.lease.open())
@@ -553,9 +553,8 @@ Protection fillIn(GuestView& guest, Read read) {
     guest.tag = std::move(found->tag);
     for (qemu::StoredLease& stored : found->leases) {
         if (stored.companion)
-            guest.companions.push_back(std::move(stored));
-        else
-            guest.leases.push_back(viewOf(std::move(stored)));
+            guest.companions.push_back(std::move(*stored.companion));
+        guest.leases.push_back(viewOf(std::move(stored)));
     }
     return Protection::leased;
 }

@@ -46,7 +46,7 @@ int tryReadPastTheCache(const StoredLease& stored) {
 // Where marks are files even a look takes locks and sweeps, and storage that is leased like that tells a loss
 // otherwise: the host resets itself (OCFS2), or nothing of it can be reached any more (FUSE).
 bool isTaken(const StoredLease& stored, const Incarnation& self) {
-    if (static_cast<lease::Mode>(stored.mode) != lease::Mode::exclusive || stored.directory.open())
+    if (stored.mode != Mode::exclusive || stored.directory.open())
         return false;
     AnyMedium medium(stored, self);
     if (!medium->note().owner)

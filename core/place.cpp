@@ -43,9 +43,14 @@ int tryStat(const std::string& path, const Settings& settings, struct stat& stat
     return stat(path.c_str(), &status) == 0 ? 0 : errno;
 }
 
+// The name by which it is opened.
+const std::string& wayTo(const Resource& resource) {
+    return resource.through.empty() ? resource.path : resource.through;
+}
+
 struct stat statResource(const Resource& resource, const Settings& settings) {
     struct stat status, link;
-    int error = tryStat(resource.path, settings, status);
+    int error = tryStat(wayTo(resource), settings, status);
     if (error == 0)
         return status;
     if (error == ENOENT && lstat(resource.path.c_str(), &link) == 0)
@@ -90,13 +95,13 @@ OpenImage openImage(const Resource& resource, const Settings& settings, bool loo
     bool writable = resource.mode != Mode::readOnly && !device;
     // Who only looks breaks no lease and needs no permission.
     int flags = look ? O_PATH : (writable ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_NOCTTY;
-    int error = os::tryOpen(resource.path, flags, image.fd);
+    int error = os::tryOpen(wayTo(resource), flags, image.fd);
     // Where root is squashed only the image's owner may open it. The descriptor can be locked and read by root
     // afterwards: permissions are checked at open.
     if (error == EACCES && geteuid() == 0) {
         os::FileSystemUser user(settings.imageUser.value_or(status.st_uid),
                                 settings.imageGroup.value_or(status.st_gid));
-        error = os::tryOpen(resource.path, flags, image.fd);
+        error = os::tryOpen(wayTo(resource), flags, image.fd);
     }
     if (error != 0)
         throw Error(Fault::system, std::string("cannot lease the image: ") +
@@ -150,6 +155,17 @@ void refuseOtherNames(const Resource& resource, const OpenImage& image) {
                            "itself is; give the guest that path");
 }
 
+// The path that the lease goes by, without symbolic links.
+std::string identifyingPath(const Resource& resource, const OpenImage& image) {
+    std::string path = os::pathOf(image.fd.get());
+    FileId file;
+    // QEMU may have a file open whose name has gone, or that was never here (another mount namespace).
+    if (!resource.through.empty() &&
+        (os::tryIdentify(path, file) != 0 || file != os::fileIdOf(image.status)))
+        unusable(resource, "its lease goes by its path, and the path does not lead to the file that QEMU has open");
+    return path;
+}
+
 // The rest of the message that storage without a lock to trust is refused with.
 const char* const kOtherwise = " (or set file_lockspace_dir, or storage_locks if you know better, in "
                                "qemu-leasehold.conf)";
@@ -176,7 +192,7 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const St
         Lockspace lockspace = storage::openLockspace(settings.fileLockspaceDir, "file_lockspace_dir",
                                                      settings.storageLocks, Missing::refused);
         refuseLocalLockspace(resource, found, lockspace);
-        std::string path = os::pathOf(image.fd.get(), resource.path);
+        std::string path = identifyingPath(resource, image);
         stored.image = std::move(image.fd);
         putInto(place, lockspace, "file-" + storage::hashName(path), "file '" + path + "'", self);
         stored.flocksImage = found.flockImage && stored.directory.open();
@@ -186,7 +202,7 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const St
         unusable(resource, "it is on " + found.name + ", and " + found.reason + kOtherwise);
     if (found.lock == LockKind::flock) {
         refuseOtherNames(resource, image);
-        std::string directory = directoryOf(os::pathOf(image.fd.get(), resource.path)) + "/" + kBesideName;
+        std::string directory = directoryOf(identifyingPath(resource, image)) + "/" + kBesideName;
         Lockspace lockspace = storage::openLockspace(directory, "beside image '" + resource.path + "'",
                                                      settings.storageLocks, ifMissing(self));
         refuseLocalLockspace(resource, found, lockspace);
@@ -195,6 +211,16 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const St
         putInto(place, lockspace, number, "the image with inode number " + number, self);
         stored.flocksImage = found.flockImage;
         return;
+    }
+    // Only what is open for writing can go over from reading to writing in one step, which nothing else can come
+    // between (lease::upgradeAll). Elsewhere others see that it is read: there nothing is opened for writing that is
+    // only read, which would copy a file of an overlay, for one.
+    if (found.hidesReadLocks && !resource.through.empty()) {
+        os::Fd writable;
+        if (os::tryOpen(resource.through, O_RDWR | O_NONBLOCK | O_NOCTTY, writable) == 0) {
+            image.fd = std::move(writable);
+            stored.writable = true;
+        }
     }
     stored.lease = std::move(image.fd);
     stored.leaseFile = stored.file;
@@ -305,7 +331,7 @@ namespace {
 // Without an incarnation nothing is made.
 Place placeResource(const Resource& resource, const Incarnation* self, const Settings& settings) {
     Place place;
-    place.stored.mode = static_cast<std::uint8_t>(resource.mode);
+    place.stored.mode = resource.mode;
     place.stored.writable = resource.mode != Mode::readOnly;
     place.stored.path = nameOf(resource);
     if (resource.named) {
@@ -331,21 +357,14 @@ Place placeResource(const Resource& resource, const Incarnation* self, const Set
 
 } // namespace
 
-Place openPlace(const Resource& resource, const Incarnation& self, const Settings& settings) {
-    return placeResource(resource, &self, settings);
-}
+namespace {
 
-Place findPlace(const Resource& resource, const Settings& settings) {
-    return placeResource(resource, nullptr, settings);
-}
-
-std::optional<Place> openCompanion(const Place& place, const Incarnation& self, const Settings& settings) {
+void addCompanion(Place& place, const Incarnation& self, const Settings& settings) {
     const qemu::StoredLease& main = place.stored;
     if (place.ofThisHost || main.named || !main.image.open())
-        return std::nullopt;
+        return;
     Place companion;
     qemu::StoredLease& stored = companion.stored;
-    stored.companion = true;
     stored.file = main.file;
     stored.mode = main.mode;
     stored.path = main.path;
@@ -357,7 +376,24 @@ std::optional<Place> openCompanion(const Place& place, const Incarnation& self, 
                   static_cast<unsigned long long>(main.file.inode));
     putInto(companion, openHostLockspace(settings, &self), std::string("file-") + known,
             std::string("device and inode ") + known, &self);
-    return companion;
+    place.stored.companion = std::make_unique<qemu::StoredLease>(std::move(stored));
+}
+
+} // namespace
+
+Place openPlace(const Resource& resource, const Incarnation& self, const Settings& settings) {
+    Place place = placeResource(resource, &self, settings);
+    addCompanion(place, self, settings);
+    return place;
+}
+
+Place findPlace(const Resource& resource, const Settings& settings) {
+    return placeResource(resource, nullptr, settings);
+}
+
+std::optional<FileId> tryIdentifyResource(const Resource& resource, const Settings& settings) {
+    struct stat status;
+    return tryStat(resource.path, settings, status) == 0 ? std::optional(os::fileIdOf(status)) : std::nullopt;
 }
 
 std::optional<FileId> identifyResource(const Resource& resource, const Settings& settings) {
@@ -413,6 +449,11 @@ lease::Medium& AnyMedium::operator*() {
 }
 
 void writeOwner(const qemu::StoredLease& stored, const lease::OwnerRecord& record) {
+    // With root's rights an attribute can be set through a descriptor that is open for reading: not where the vessel
+    // might have it from a QEMU that was broken into.
+    int flags = fcntl(stored.lease.get(), F_GETFL);
+    if (flags < 0 || (flags & O_ACCMODE) == O_RDONLY)
+        return;
     if (stored.onImage())
         lease::writeRecord(stored.lease.get(), record);
     else
@@ -434,7 +475,7 @@ bool isListed(const qemu::StoredLease& stored, const Incarnation& self) {
         // An NFS client keeps a file that was removed while somebody on this host has it open, under the hidden name
         // .nfsNUMBER (Linux fs/nfs/unlink.c, nfs_sillyrename): hosts that come later do not find it. No lease file has
         // such a name.
-        std::string path = os::pathOf(stored.lease.get(), "");
+        std::string path = os::pathOf(stored.lease.get());
         return status.st_nlink > 0 && !path.substr(path.rfind('/') + 1).starts_with('.');
     }
     if (errno == ESTALE) // NFS
@@ -443,8 +484,13 @@ bool isListed(const qemu::StoredLease& stored, const Incarnation& self) {
 }
 
 void sweepLease(const qemu::StoredLease& stored) {
-    if (stored.onImage() || stored.directory.open())
-        return; // a gate is never removed
+    if (stored.directory.open()) {
+        // A gate is never removed. Its file of marks is dead without a flock, whoever has a copy of the descriptor.
+        os::unflock(stored.lease.get(), stored.path);
+        return;
+    }
+    if (stored.onImage())
+        return;
     // A QEMU that was broken into would have us remove whatever it has open.
     if (!storage::isTrusted(stored.lease.get(), stored.path))
         return;

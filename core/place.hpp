@@ -33,9 +33,11 @@ struct Resource {
     std::string path;
     lease::Mode mode = lease::Mode::exclusive;
     std::optional<NamedLease> named = std::nullopt;
+    // Opened through this (os::pathThrough), not by its path: a file that QEMU has open already.
+    std::string through = "";
 };
 
-// The lease of a resource, opened. Nothing is locked yet; a file set has an empty file in it.
+// The lease of a resource, opened, with its companion. Nothing is locked yet; a file set has an empty file in it.
 struct Place {
     qemu::StoredLease stored;
     storage::Storage storage; // that the marks are on
@@ -48,6 +50,10 @@ struct Place {
 // What people and the guest's vessel call it: the image's path, or key and target of a named lease.
 std::string nameOf(const Resource& resource);
 
+// A lease that goes by a path or by a name does not know an image again that is reached in another way: through a
+// second mount, after it was moved, or as another node of one device. So it has a companion, a second lease of this
+// host by device and inode, unless it is on the image itself, or a lease of this host already.
+//
 // Throws Error, naming the resource, what is wrong with it, and what to do.
 Place openPlace(const Resource& resource, const lease::Incarnation& self, const Settings& settings);
 
@@ -55,13 +61,10 @@ Place openPlace(const Resource& resource, const lease::Incarnation& self, const 
 // them. The image is opened with O_PATH (open(2)).
 Place findPlace(const Resource& resource, const Settings& settings);
 
-// A lease that goes by a path or by a name does not know an image again that is reached in another way: through a
-// second mount, after it was moved, or as another node of one device. So beside it goes a second lease of this host, by
-// device and inode. Nothing where the lease is on the image itself, or a lease of this host already.
-std::optional<Place> openCompanion(const Place& place, const lease::Incarnation& self, const Settings& settings);
-
 // What the guest's vessel calls the resource (StoredLease::file); nothing when the path leads nowhere.
 std::optional<os::FileId> identifyResource(const Resource& resource, const Settings& settings);
+// The same where what cannot be told is as good as nothing.
+std::optional<os::FileId> tryIdentifyResource(const Resource& resource, const Settings& settings);
 
 // The marks of a stored lease. The descriptors stay where they are.
 class AnyMedium {

@@ -210,12 +210,6 @@ int acquire(LockManager* manager, const char* state, unsigned int flags, int, in
                                             "require_lease_for_disks = 0 in qemu-leasehold.conf");
         if (flags & LOCK_ACQUIRE_REGISTER_ONLY)
             return answer(current.registerGuest(request.guest, request.resources));
-        // A block commit gives its base back to readers like this; an ordinary read-only image comes the same way.
-        bool readOnly = !request.resources.empty();
-        for (const Resource& resource : request.resources)
-            readOnly = readOnly && resource.mode == lease::Mode::readOnly;
-        if (readOnly)
-            return answer(current.acquireReadOnly(request.guest, request.resources));
         return answer(current.acquire(request.guest, request.resources, state ? state : ""));
     });
 }

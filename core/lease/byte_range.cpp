@@ -70,6 +70,12 @@ void ByteRangeMedium::removeAll() {
     os::unlock(fd_, kWholeArea, name_);
 }
 
+bool ByteRangeMedium::any(MarkKind first, MarkKind last) const {
+    std::int64_t start = kMarkArea + (static_cast<std::int64_t>(first) << kKindShift);
+    std::int64_t kinds = static_cast<std::int64_t>(last) - static_cast<std::int64_t>(first) + 1;
+    return os::findConflict(fd_, os::LockType::write, {start, kinds << kKindShift}, name_).has_value();
+}
+
 std::vector<Mark> ByteRangeMedium::look() const {
     // F_OFD_GETLK names one lock of a range: ask again for what is left and right of it until nothing is found.
     std::vector<Mark> marks;

@@ -269,6 +269,13 @@ void FileSetMedium::removeAll() {
         os::unflock(image_, name_);
 }
 
+bool FileSetMedium::any(MarkKind first, MarkKind last) const {
+    std::vector<Mark> marks = look();
+    return std::any_of(marks.begin(), marks.end(), [&](const Mark& mark) {
+        return (mark.kind >= first && mark.kind <= last) || mark.kind == MarkKind::foreign;
+    });
+}
+
 std::vector<Mark> FileSetMedium::look() const {
     Gate gate(directory_, name_);
     std::vector<Mark> marks;

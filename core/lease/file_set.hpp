@@ -42,6 +42,7 @@ public:
     void remove(const Mark& mark) override;
     void removeHandoff() override;
     void removeAll() override;
+    bool any(MarkKind first, MarkKind last) const override;
     std::vector<Mark> look() const override;
     Note note() const override;
     void setNote(const Note& note) override;

@@ -5,6 +5,8 @@
 // The vocabulary of the lease protocol: modes, marks, and who placed them. Knows no file and no lock.
 // DESIGN.md, "The lease protocol", says what each mark is for.
 
+#include "core/mode.hpp"
+
 #include <array>
 #include <cstdint>
 #include <optional>
@@ -13,8 +15,7 @@
 
 namespace leasehold::lease {
 
-// How a guest uses a resource (libvirt: nothing, <shareable/>, <readonly/>).
-enum class Mode : std::uint8_t { exclusive, shared, readOnly };
+using leasehold::Mode;
 
 // Guests of different domains may use one resource at once only in these combinations.
 constexpr bool compatible(Mode one, Mode other) {

@@ -36,6 +36,10 @@ public:
     // All of one's own marks, in one step.
     virtual void removeAll() = 0;
 
+    // Whether anybody else has a mark of these kinds up, from `first` to `last`, or a foreign lock among them: one
+    // question, however many there are.
+    virtual bool any(MarkKind first, MarkKind last) const = 0;
+
     // The marks of all others. Each is read at an instant of its own; a mark that stays up during the whole call is
     // always among them.
     virtual std::vector<Mark> look() const = 0;

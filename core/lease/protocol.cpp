@@ -52,6 +52,16 @@ View look(const Incarnation& self, const Share& share) {
     return view;
 }
 
+// A reader asks for writers alone: there may be a thousand other readers.
+View lookForWriters(const Incarnation& self, const Share& share) {
+    static_assert(static_cast<int>(MarkKind::presentShared) == static_cast<int>(MarkKind::presentExclusive) + 1);
+    return share.medium->any(MarkKind::presentExclusive, MarkKind::presentShared) ? look(self, share) : View{};
+}
+
+View lookAs(const Incarnation& self, const Share& share) {
+    return share.mode == Mode::readOnly ? lookForWriters(self, share) : look(self, share);
+}
+
 Answer refuse(std::size_t share, Obstacle obstacle, View& view) {
     return Refusal{share, obstacle, std::move(view.marks)};
 }
@@ -95,24 +105,31 @@ private:
 // The steps of registerAll, with what they know of each share.
 class Registrar {
 public:
-    Registrar(const Incarnation& self, std::span<const Share> shares, const Patience& patience)
-        : self_(self), shares_(shares), waiter_(patience), joined_(shares.size(), false) {}
+    Registrar(const Incarnation& self, std::span<const Share> shares, const Patience& patience, Entry entry)
+        : self_(self), shares_(shares), waiter_(patience), entry_(entry), joined_(shares.size(), false) {}
 
     Registration run() {
         Registration result;
         result.refusal = takeAll();
         // One step per resource: a libvirtd that dies here takes the rest along with its descriptors.
+        std::uint32_t token = entry_ == Entry::waiting && !result.refusal ? drawId() : 0;
         for (std::size_t i = 0; i < shares_.size(); i++) {
             if (result.refusal)
                 shares_[i].medium->removeAll();
             else if (!joined_[i] && shares_[i].mode != Mode::readOnly)
-                shares_[i].medium->setNote({.owner = true});
+                own(shares_[i], token);
         }
         result.joined = joined_;
         return result;
     }
 
 private:
+    void own(const Share& share, std::uint32_t token) {
+        if (token != 0)
+            place(share, {MarkKind::handoff, self_.domain, token});
+        share.medium->setNote({.owner = true, .leaving = false, .token = token});
+    }
+
     Answer takeAll() {
         // Whoever looks first never touches an owner mark while somebody is present: a rogue start cannot make a
         // rightful Acquire fail.
@@ -135,7 +152,7 @@ private:
     }
 
     Answer lookFirst(std::size_t i) {
-        View view = look(self_, shares_[i]);
+        View view = lookAs(self_, shares_[i]);
         joined_[i] = view.peers > 0;
         return refuseStrangers(i, view);
     }
@@ -184,7 +201,7 @@ private:
 
     Answer lookAgain(std::size_t i) {
         const Share& share = shares_[i];
-        View view = look(self_, share);
+        View view = lookAs(self_, share);
         if (Answer refusal = refuseStrangers(i, view))
             return refusal;
         if (share.mode == Mode::readOnly)
@@ -227,6 +244,7 @@ private:
     const Incarnation& self_;
     std::span<const Share> shares_;
     Waiter waiter_;
+    Entry entry_;
     std::vector<bool> joined_;
 };
 
@@ -258,11 +276,13 @@ private:
 
     Answer takeAll() {
         for (std::size_t i = 0; i < shares_.size(); i++)
-            if (shares_[i].mode != Mode::readOnly)
-                turn_[i].before = shares_[i].medium->note();
+            turn_[i].before = shares_[i].mode == Mode::readOnly ? Note{.owner = true} : shares_[i].medium->note();
         for (std::size_t i = 0; i < shares_.size(); i++)
             if (Answer refusal = waitForTurn(i))
                 return refusal;
+        // Whoever had all owner marks before has looked with them in hand already.
+        if (std::all_of(turn_.begin(), turn_.end(), [](const Turn& turn) { return turn.before.owner; }))
+            return std::nullopt;
         for (std::size_t i = 0; i < shares_.size(); i++)
             if (Answer refusal = takeOwner(i))
                 return refusal;
@@ -313,7 +333,7 @@ private:
 
     Answer takeOwner(std::size_t i) {
         const Share& share = shares_[i];
-        if (share.mode == Mode::readOnly)
+        if (turn_[i].before.owner)
             return std::nullopt;
         while (share.medium->tryPlace(ownerMark(share.mode, self_), LockType::write) == LockOutcome::contended) {
             View view = look(self_, share);
@@ -325,7 +345,7 @@ private:
                                                : Obstacle::beingTaken,
                               view);
         }
-        turn_[i].took = !turn_[i].before.owner;
+        turn_[i].took = true;
         return std::nullopt;
     }
 
@@ -335,12 +355,15 @@ private:
                 // Granted always: the token is the source's, and only its successor may quote it. If it is busy
                 // nevertheless, somebody else has marked the token as used, which is all that matters.
                 (void)shares_[i].medium->tryPlace({MarkKind::taken, self_.domain, *quoted_}, LockType::write);
-        // Not before all owners are ours: until here a refusal only gives back.
-        for (const Share& share : shares_)
-            if (share.mode != Mode::readOnly) {
-                share.medium->setNote({.owner = true});
-                share.medium->removeHandoff();
-            }
+        // Not before all owners are ours: until here a refusal only gives back. Whoever died between a note and its mark
+        // may have left a handoff that no note tells of.
+        for (std::size_t i = 0; i < shares_.size(); i++) {
+            if (shares_[i].mode == Mode::readOnly)
+                continue;
+            if (turn_[i].before != Note{.owner = true})
+                shares_[i].medium->setNote({.owner = true});
+            shares_[i].medium->removeHandoff();
+        }
     }
 
     const Incarnation& self_;
@@ -352,8 +375,9 @@ private:
 
 } // namespace
 
-Registration registerAll(const Incarnation& self, std::span<const Share> shares, const Patience& patience) {
-    return Registrar(self, shares, patience).run();
+Registration registerAll(const Incarnation& self, std::span<const Share> shares, const Patience& patience,
+                         Entry entry) {
+    return Registrar(self, shares, patience, entry).run();
 }
 
 Answer acquireAll(const Incarnation& self, std::span<const Share> shares, std::optional<std::uint32_t> quoted,
@@ -425,30 +449,82 @@ void offer(const Incarnation& self, const Share& share, std::uint32_t token) {
         raiseHandoff(self, share, share.medium->note(), token, false);
 }
 
+namespace {
+
+// Whether anybody but this incarnation itself is in the way of its writing. Its other description shows as a reader.
+View lookPastOneself(const Incarnation& self, const Share& share) {
+    View view = look(self, share);
+    Mark own = presentMark(Mode::readOnly, self);
+    view.strangers = std::any_of(view.marks.begin(), view.marks.end(), [&](const Mark& mark) {
+        auto mode = presentMode(mark);
+        return mode && mark != own && !compatible(*mode, Mode::exclusive);
+    });
+    return view;
+}
+
+// `owner` for reading, again. Whoever is in the way has looked, or will look, sees our `present` and goes.
+bool takeOwnerForReading(const Share& share, const Patience& patience) {
+    Waiter waiter(patience);
+    while (share.medium->tryPlace({MarkKind::owner, 0, 0}, LockType::read) == LockOutcome::contended)
+        if (!waiter.again())
+            return false;
+    return true;
+}
+
+} // namespace
+
 void downgrade(const Incarnation& self, const Share& share) {
     share.medium->setNote({});
+    share.medium->removeHandoff();
     place(share, presentMark(Mode::readOnly, self));
     // Our own write lock becomes a read lock in one step that cannot be refused: nobody else holds the byte.
-    place(share, {MarkKind::owner, 0, 0}, LockType::read);
+    if (!takeOwnerForReading(share, {[](milliseconds) { return false; }, milliseconds(0)}))
+        throw Error(Fault::system, "a lease for reading is kept busy by somebody who wants to write; try again");
     share.medium->remove(presentMark(Mode::exclusive, self));
 }
 
-Answer upgrade(const Incarnation& self, const Share& share) {
-    Share exclusive{share.medium, Mode::exclusive};
-    if (share.medium->tryPlace({MarkKind::owner, 0, 0}, LockType::write) == LockOutcome::contended) {
-        // Refused, and the read lock is still there (fcntl(2), unlike flock(2)).
-        View view = look(self, exclusive);
-        return refuse(0, view.foreign ? Obstacle::foreignLock : Obstacle::guestPresent, view);
+Answer upgradeAll(const Incarnation& self, std::span<const Share> reading, std::span<const Share> writing,
+                  const Patience& patience) {
+    constexpr Mark owner{MarkKind::owner, 0, 0};
+    auto inPlace = [&](std::size_t i) { return reading[i].medium == writing[i].medium; };
+    auto giveBack = [&](std::size_t i) {
+        if (inPlace(i)) {
+            place(reading[i], owner, LockType::read);
+            writing[i].medium->remove(presentMark(Mode::exclusive, self));
+            return;
+        }
+        writing[i].medium->removeAll();
+        // Whoever is refused it is a reader by its `present` alone, until the next call makes the lease whole.
+        (void)takeOwnerForReading(reading[i], patience);
+    };
+    auto giveBackAll = [&](std::size_t count) {
+        for (std::size_t i = 0; i < count; i++)
+            giveBack(i);
+    };
+    for (std::size_t i = 0; i < writing.size(); i++) {
+        // Two descriptions of one file are strangers to the kernel. `present` keeps writers out meanwhile.
+        if (!inPlace(i))
+            reading[i].medium->remove(owner);
+        if (writing[i].medium->tryPlace(owner, LockType::write) == LockOutcome::granted)
+            continue;
+        // A refused conversion leaves the lock for reading (fcntl(2), unlike flock(2)).
+        View view = lookPastOneself(self, writing[i]);
+        giveBackAll(inPlace(i) ? i : i + 1);
+        return refuse(i, view.foreign ? Obstacle::foreignLock : Obstacle::guestPresent, view);
     }
-    place(share, presentMark(Mode::exclusive, self));
-    View view = look(self, exclusive);
-    if (Answer refusal = refuseStrangers(0, view)) {
-        place(share, {MarkKind::owner, 0, 0}, LockType::read);
-        share.medium->remove(presentMark(Mode::exclusive, self));
-        return refusal;
+    for (const Share& share : writing)
+        place(share, presentMark(Mode::exclusive, self));
+    for (std::size_t i = 0; i < writing.size(); i++) {
+        View view = lookPastOneself(self, writing[i]);
+        if (Answer refusal = refuseStrangers(i, view)) {
+            giveBackAll(writing.size());
+            return refusal;
+        }
     }
-    share.medium->remove(presentMark(Mode::readOnly, self));
-    share.medium->setNote({.owner = true});
+    for (std::size_t i = 0; i < writing.size(); i++) {
+        reading[i].medium->remove(presentMark(Mode::readOnly, self));
+        writing[i].medium->setNote({.owner = true});
+    }
     return std::nullopt;
 }
 

@@ -65,11 +65,16 @@ struct Patience {
 
 // Before QEMU opens the images: take the lease where nobody else is, join where another incarnation of this domain
 // would hand over. A refusal leaves no mark. `joined`, one for each share, tells which are not owned yet.
+//
+// `waiting`: the guest does not run before the next acquireAll, and shows a handoff until then, as one that is suspended
+// does: libvirt calls nothing when a guest migrates that never ran.
 struct Registration {
     Answer refusal;
     std::vector<bool> joined;
 };
-Registration registerAll(const Incarnation& self, std::span<const Share> shares, const Patience& patience);
+enum class Entry { waiting, running };
+Registration registerAll(const Incarnation& self, std::span<const Share> shares, const Patience& patience,
+                         Entry entry = Entry::waiting);
 
 // Before the guest runs. `quoted` is the token of the state that libvirt passed, if it is one of this domain.
 // Idempotent. A refusal gives back what this call took, and keeps what was held before.
@@ -85,10 +90,14 @@ std::uint32_t inquireAll(const Incarnation& self, std::span<const Share> shares)
 // A resource that was added to a suspended guest: puts up the handoff that its others show.
 void offer(const Incarnation& self, const Share& share, std::uint32_t token);
 
-// From exclusive to read-only without a moment in which an exclusive guest could come in.
+// From exclusive to read-only without a moment in which an exclusive guest could come in. Also what heals an upgrade or
+// a downgrade that was interrupted: whatever marks of these are up, those of a reader are afterwards.
 void downgrade(const Incarnation& self, const Share& share);
 
-// From read-only to exclusive: granted when no other reader is there. A refusal leaves the read-only lease.
-Answer upgrade(const Incarnation& self, const Share& share);
+// From read-only to exclusive, all of them or none: granted when no other reader is there. A refusal leaves the
+// read-only leases. `writing` are the same resources through descriptors that may place `owner` for writing; the same
+// media as those of `reading` where these may.
+Answer upgradeAll(const Incarnation& self, std::span<const Share> reading, std::span<const Share> writing,
+                  const Patience& patience);
 
 } // namespace leasehold::lease

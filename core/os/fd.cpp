@@ -49,8 +49,8 @@ FileId identify(int fd, const std::string& what, mode_t* type) {
     return file;
 }
 
-int tryIdentify(const std::string& path, FileId& file) {
-    return identifyAt(AT_FDCWD, path.c_str(), 0, file);
+int tryIdentify(const std::string& path, FileId& file, mode_t* type) {
+    return identifyAt(AT_FDCWD, path.c_str(), 0, file, type);
 }
 
 FileId fileIdOf(const struct stat& status) {
@@ -65,10 +65,38 @@ bool isMountRoot(int fd, const std::string& what) {
     return (status.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0; // Linux 5.8
 }
 
-std::string pathOf(int fd, const std::string& fallback) {
+namespace {
+
+// 0, or the error number. A path that fills the room may be longer than it (readlink(2)).
+int tryPathOf(int fd, std::string& path) {
     char target[PATH_MAX];
     ssize_t length = readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), target, sizeof target);
-    return length > 0 && target[0] == '/' ? std::string(target, static_cast<std::size_t>(length)) : fallback;
+    if (length < 0)
+        return errno;
+    if (length == sizeof target || target[0] != '/')
+        return ENAMETOOLONG;
+    path.assign(target, static_cast<std::size_t>(length));
+    return 0;
+}
+
+} // namespace
+
+std::string pathOf(int fd) {
+    std::string path;
+    if (int error = tryPathOf(fd, path))
+        throw SystemError(error, "find the path of", "/proc/self/fd/" + std::to_string(fd));
+    return path;
+}
+
+std::string pathOf(int fd, const std::string& fallback) {
+    std::string path;
+    return tryPathOf(fd, path) == 0 ? path : fallback;
+}
+
+std::string targetOf(const std::string& link) {
+    char target[PATH_MAX];
+    ssize_t length = readlink(link.c_str(), target, sizeof target);
+    return length > 0 ? std::string(target, static_cast<std::size_t>(length)) : link;
 }
 
 int tryOpen(const std::string& path, int flags, Fd& fd) {

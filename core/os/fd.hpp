@@ -50,13 +50,19 @@ struct FileId {
 FileId identify(int fd, const std::string& what, mode_t* type = nullptr);
 FileId fileIdOf(const struct stat& status);
 // What is already known of it: no server is asked. 0, or the error number.
-[[nodiscard]] int tryIdentify(const std::string& path, FileId& file);
+[[nodiscard]] int tryIdentify(const std::string& path, FileId& file, mode_t* type = nullptr);
 
 // Whether the file is what a mount leads to: a bind mount of this very file, or the root of a file system.
 bool isMountRoot(int fd, const std::string& what);
 
-// Where the open file is now, without symbolic links; `fallback` where /proc does not tell.
+// Where the open file is now, without symbolic links. Throws where /proc does not tell all of it: what a lease is known
+// by must not be a guess.
+std::string pathOf(int fd);
+// The same for people, with `fallback` where /proc does not tell.
 std::string pathOf(int fd, const std::string& fallback);
+
+// What a link of /proc/PID/fd says, for people: the path where the file was opened, however it is called now.
+std::string targetOf(const std::string& link);
 
 // open(2) with O_CLOEXEC added; EINTR retried.
 Fd openFile(const std::string& path, int flags);

@@ -31,22 +31,29 @@ int pidfdGetfd(int pidfd, int number) {
     return static_cast<int>(syscall(__NR_pidfd_getfd, pidfd, number, 0));
 }
 
-// The entries of a /proc directory whose names are numbers. That of a process that is gone or forbidden has none; but
-// what could not be looked at is not empty.
-std::vector<int> numbersIn(const std::string& directory) {
-    std::vector<int> numbers;
+// The entries of a /proc directory whose names are numbers. 0, or the error number: what could not be looked at is not
+// empty.
+int tryListNumbers(const std::string& directory, std::vector<int>& numbers) {
     std::unique_ptr<DIR, int (*)(DIR*)> dir(opendir(directory.c_str()), closedir);
-    if (!dir && (errno == ENOENT || errno == ESRCH || errno == EACCES || errno == EPERM))
-        return numbers;
     if (!dir)
-        throw SystemError(errno, "list", directory);
-    while (dirent* entry = readdir(dir.get())) {
+        return errno;
+    while (dirent* entry = (errno = 0, readdir(dir.get()))) {
         const char* end = entry->d_name + std::char_traits<char>::length(entry->d_name);
         int number = 0;
         if (auto [rest, error] = std::from_chars(entry->d_name, end, number); error == std::errc() && rest == end)
             numbers.push_back(number);
     }
+    int error = errno;
     std::sort(numbers.begin(), numbers.end());
+    return error;
+}
+
+// The same for a process that may be gone or forbidden, and has none then.
+std::vector<int> numbersIn(const std::string& directory) {
+    std::vector<int> numbers;
+    int error = tryListNumbers(directory, numbers);
+    if (error != 0 && error != ENOENT && error != ESRCH && error != EACCES && error != EPERM)
+        throw SystemError(error, "list", directory);
     return numbers;
 }
 
@@ -106,6 +113,10 @@ std::vector<int> Process::descriptors() const {
     return numbersIn(procPath(pid_, "fd"));
 }
 
+int Process::tryListDescriptors(std::vector<int>& numbers) const {
+    return tryListNumbers(procPath(pid_, "fd"), numbers);
+}
+
 std::string commandName(pid_t pid) {
     std::string name = readFileIfPossible(procPath(pid, "comm"), 64).value_or("");
     // The process chooses its name itself: no control characters from there into messages.
@@ -115,29 +126,6 @@ std::string commandName(pid_t pid) {
 
 std::vector<pid_t> listProcesses() {
     return numbersIn("/proc");
-}
-
-bool hasOpen(const Process& process, const FileId& file, Access access) {
-    for (int number : process.descriptors()) {
-        FileId found;
-        // The descriptor may lead to a server that does not answer.
-        int error = tryIdentify(procPath(process.pid(), "fd/") + std::to_string(number), found);
-        if (error == ENOENT || error == ESRCH)
-            continue; // closed meanwhile
-        if (error != 0)
-            return true;
-        if (found != file)
-            continue;
-        // flags:	0100002 -- octal, as for open(2)
-        std::string path = procPath(process.pid(), "fdinfo/") + std::to_string(number);
-        std::string info = readFileIfPossible(path, 1 << 20).value_or("");
-        unsigned flags = 0;
-        std::size_t at = info.find("flags:");
-        bool told = at != std::string::npos && std::sscanf(info.c_str() + at, "flags: %o", &flags) == 1;
-        if (access == Access::any || !told || (flags & O_ACCMODE) != O_RDONLY)
-            return true;
-    }
-    return false;
 }
 
 std::vector<pid_t> findLockHolders(const FileId& file, std::int64_t first, std::int64_t last) {

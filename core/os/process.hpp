@@ -34,8 +34,10 @@ public:
     std::optional<Fd> takeDescriptor(int number) const;
     bool mayTakeDescriptors() const;
 
-    // The numbers of its open descriptors, ascending.
+    // The numbers of its open descriptors, ascending; none when it is gone or may not be looked at.
     std::vector<int> descriptors() const;
+    // The same, with the error number of what could not be looked at, or 0.
+    [[nodiscard]] int tryListDescriptors(std::vector<int>& numbers) const;
 
 private:
     Process(pid_t pid, Fd pidfd) : pid_(pid), pidfd_(std::move(pidfd)) {}
@@ -49,10 +51,6 @@ std::string commandName(pid_t pid);
 
 // All processes of this pid namespace, as /proc lists them.
 std::vector<pid_t> listProcesses();
-
-// Whether the process has the file open: at all, or for writing. In doubt, yes; for a process that is gone, no.
-enum class Access { any, write };
-bool hasOpen(const Process& process, const FileId& file, Access access);
 
 // Processes that have the file open through a descriptor with an open-file-description lock on one of the bytes
 // first..last (/proc/PID/fdinfo). The lock may be of any type. Needs root for other users' processes; those that may

@@ -6,6 +6,8 @@
 // one exception: a lock of ours on these bytes keeps QEMU from starting. Source: QEMU block/file-posix.c
 // (RAW_LOCK_PERM_BASE, RAW_LOCK_SHARED_BASE) and include/block/block-common.h (BLK_PERM_*).
 
+#include "core/mode.hpp"
+
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -19,7 +21,7 @@ namespace leasehold::qemu {
 constexpr std::int64_t kUsesBase = 100;
 constexpr std::int64_t kDeniesBase = 200;
 
-enum class Use { exclusive, shared, readOnly };
+using Use = Mode; // of the image by a guest
 
 // What the process on the other side does with the image, as far as it is in the way.
 struct ImageConflict {

@@ -32,7 +32,8 @@ constexpr std::size_t kMaxMessages = 64;
 constexpr std::size_t kMaxLeases = 2048;
 constexpr std::size_t kMaxPath = 4096;
 constexpr std::size_t kMaxName = 1024;
-constexpr std::uint8_t kMaxMode = 2; // lease::Mode has three
+constexpr std::uint8_t kMaxMode = 2;
+constexpr std::uint8_t kMaxStage = 3;
 // Two generations of the largest guests at once. The default of some 200 KiB takes 7 messages.
 constexpr int kSendBuffer = 8 * 1024 * 1024;
 
@@ -60,17 +61,19 @@ struct Header {
     std::uint32_t totalLeases;
     std::int32_t numbers[2]; // of the pair's ends in QEMU: sending, receiving
     std::uint64_t socketInodes[2];
+    std::uint64_t caller; // appended after the first version
 };
-static_assert(sizeof(Header) == 88);
+static_assert(sizeof(Header) == 96);
 constexpr std::size_t kFirstHeader = 88; // the size in the first version, and so the least
 
-// Followed by the path, and then by the FileId of each of its descriptors.
+// Followed by the path, and then by the FileId of each of its descriptors. Further paths are appended to the first one,
+// each after a NUL, as far as there is room for all of them. A companion follows its lease.
 struct Entry {
     os::FileId file;
     std::uint8_t mode;
     std::uint8_t flags;
     std::uint8_t descriptors; // which: kHasImage, kHasDirectory; `lease` always
-    std::uint8_t reserved;
+    std::uint8_t stage; // 0 in the first version
     std::uint32_t pathLength;
 };
 static_assert(sizeof(Entry) == 24 && sizeof(os::FileId) == 16);
@@ -83,6 +86,7 @@ constexpr std::uint8_t kGuarded = 1 << 3;
 constexpr std::uint8_t kFlocksImage = 1 << 4;
 constexpr std::uint8_t kNamed = 1 << 5;
 constexpr std::uint8_t kCompanion = 1 << 6;
+constexpr std::uint8_t kLower = 1 << 7;
 
 constexpr std::uint8_t kHasImage = 1 << 0;
 constexpr std::uint8_t kHasDirectory = 1 << 1;
@@ -96,12 +100,18 @@ std::uint64_t inodeOf(const os::Fd& socket) {
     return os::identify(socket.get(), "the vessel").inode;
 }
 
+// A lease or a companion as it travels: one after the other.
+struct Part {
+    StoredLease lease;
+    std::uint8_t descriptors = 0; // which it has
+    bool companion = false;
+};
+
 // Everything that a message says, before anything is done with it.
 struct Message {
     Header header{};
     GuestTag tag;
-    std::vector<StoredLease> leases;         // without descriptors yet
-    std::vector<std::uint8_t> descriptors;   // of each: which it has
+    std::vector<Part> parts;                 // without descriptors yet
     std::vector<os::FileId> descriptorFiles; // what these lead to, in one row
 };
 
@@ -119,7 +129,28 @@ std::uint8_t descriptorsOf(const StoredLease& lease) {
     return (lease.image.open() ? kHasImage : 0) | (lease.directory.open() ? kHasDirectory : 0);
 }
 
-std::string encodeMessage(Header header, const GuestTag& tag, std::span<const StoredLease> leases) {
+// The same without its contents: what is about to travel.
+struct PartView {
+    const StoredLease* lease;
+    bool companion;
+};
+
+std::vector<PartView> flatten(std::span<const StoredLease> leases) {
+    std::vector<PartView> parts;
+    for (const StoredLease& lease : leases)
+        visitParts(lease, [&](const StoredLease& part) { parts.push_back({&part, &part != &lease}); });
+    return parts;
+}
+
+std::string namesOf(const StoredLease& lease) {
+    std::string names = lease.path.substr(0, kMaxPath);
+    for (const std::string& alias : lease.aliases)
+        if (names.size() + 1 + alias.size() <= kMaxPath)
+            names += '\0' + alias;
+    return names;
+}
+
+std::string encodeMessage(Header header, const GuestTag& tag, std::span<const PartView> parts) {
     std::memcpy(header.magic, kMagic, sizeof kMagic);
     header.version = kVersion;
     header.headerSize = sizeof(Header);
@@ -127,19 +158,26 @@ std::string encodeMessage(Header header, const GuestTag& tag, std::span<const St
     std::copy(tag.uuid.begin(), tag.uuid.end(), header.uuid);
     header.incarnation = tag.incarnation;
     header.nameLength = static_cast<std::uint32_t>(std::min(tag.name.size(), kMaxName));
-    header.leases = static_cast<std::uint32_t>(leases.size());
+    header.leases = static_cast<std::uint32_t>(parts.size());
     std::string text(reinterpret_cast<const char*>(&header), sizeof header);
     text.append(tag.name, 0, header.nameLength);
-    for (const StoredLease& lease : leases) {
+    for (const PartView& part : parts) {
+        const StoredLease& lease = *part.lease;
+        std::string names = namesOf(lease);
         std::uint8_t flags = (lease.writable ? kWritable : 0) | (lease.joined ? kJoined : 0) |
                              (lease.remote ? kRemote : 0) | (lease.guarded ? kGuarded : 0) |
                              (lease.flocksImage ? kFlocksImage : 0) | (lease.named ? kNamed : 0) |
-                             (lease.companion ? kCompanion : 0);
+                             (part.companion ? kCompanion : 0) | (lease.lower ? kLower : 0);
         std::uint8_t which = descriptorsOf(lease);
-        Entry entry{lease.file, lease.mode, flags,
-                    which,      0,          static_cast<std::uint32_t>(std::min(lease.path.size(), kMaxPath))};
+        Entry entry{};
+        entry.file = lease.file;
+        entry.mode = static_cast<std::uint8_t>(lease.mode);
+        entry.flags = flags;
+        entry.descriptors = which;
+        entry.stage = static_cast<std::uint8_t>(lease.stage);
+        entry.pathLength = static_cast<std::uint32_t>(names.size());
         text.append(reinterpret_cast<const char*>(&entry), sizeof entry);
-        text.append(lease.path, 0, entry.pathLength);
+        text += names;
         visitDescriptors(lease, which, [&](const os::Fd& fd) {
             os::FileId file = os::identify(fd.get(), lease.path);
             text.append(reinterpret_cast<const char*>(&file), sizeof file);
@@ -163,28 +201,38 @@ public:
         for (std::uint32_t i = 0; i < header.leases; i++) {
             Entry entry{};
             copyStored(entry, header.entrySize);
-            StoredLease lease;
+            Part part;
+            StoredLease& lease = part.lease;
             lease.file = entry.file;
             if (entry.mode > kMaxMode)
                 hostile("an unknown mode");
             if (entry.descriptors & ~(kHasImage | kHasDirectory))
                 hostile("unknown descriptors");
-            lease.mode = entry.mode;
+            lease.mode = static_cast<Mode>(entry.mode);
+            // Of a later version: not settled is always true of it.
+            lease.stage = entry.stage > kMaxStage ? Stage::changing : static_cast<Stage>(entry.stage);
             lease.writable = entry.flags & kWritable;
             lease.joined = entry.flags & kJoined;
             lease.remote = entry.flags & kRemote;
             lease.guarded = entry.flags & kGuarded;
             lease.flocksImage = entry.flags & kFlocksImage;
             lease.named = entry.flags & kNamed;
-            lease.companion = entry.flags & kCompanion;
-            lease.path = take(entry.pathLength, kMaxPath);
-            message.descriptors.push_back(entry.descriptors);
+            lease.lower = entry.flags & kLower;
+            part.companion = entry.flags & kCompanion;
+            part.descriptors = entry.descriptors;
+            std::string names = take(entry.pathLength, kMaxPath);
+            lease.path = names.substr(0, names.find('\0'));
+            for (std::size_t end = lease.path.size(); end < names.size();) {
+                std::size_t begin = end + 1;
+                end = std::min(names.find('\0', begin), names.size());
+                lease.aliases.push_back(names.substr(begin, end - begin));
+            }
             visitDescriptors(lease, entry.descriptors, [&](const os::Fd&) {
                 os::FileId file;
                 copy(&file, sizeof file);
                 message.descriptorFiles.push_back(file);
             });
-            message.leases.push_back(std::move(lease));
+            message.parts.push_back(std::move(part));
         }
         if (!text_.empty())
             hostile("a message is too long");
@@ -245,15 +293,16 @@ private:
     std::string_view text_;
 };
 
-void sendMessage(int socket, const std::string& text, std::span<const StoredLease> leases) {
+void sendMessage(int socket, const std::string& text, std::span<const PartView> parts) {
     iovec data{const_cast<char*>(text.data()), text.size()};
     msghdr header{};
     header.msg_iov = &data;
     header.msg_iovlen = 1;
     alignas(cmsghdr) char control[CMSG_SPACE(kMaxDescriptorsPerMessage * sizeof(int))];
     std::vector<int> numbers;
-    for (const StoredLease& lease : leases)
-        visitDescriptors(lease, descriptorsOf(lease), [&](const os::Fd& fd) { numbers.push_back(fd.get()); });
+    for (const PartView& part : parts)
+        visitDescriptors(*part.lease, descriptorsOf(*part.lease),
+                         [&](const os::Fd& fd) { numbers.push_back(fd.get()); });
     if (!numbers.empty()) {
         std::size_t size = numbers.size() * sizeof(int);
         header.msg_control = control;
@@ -269,12 +318,12 @@ void sendMessage(int socket, const std::string& text, std::span<const StoredLeas
             throw SystemError(errno, "store the leases in", "its QEMU");
 }
 
-// How many of the leases fit into one message.
-std::size_t fitting(std::span<const StoredLease> leases) {
+// How many of them fit into one message.
+std::size_t fitting(std::span<const PartView> parts) {
     std::size_t size = sizeof(Header) + kMaxName, descriptors = 0, count = 0;
-    for (const StoredLease& lease : leases) {
-        size += sizeof(Entry) + std::min(lease.path.size(), kMaxPath);
-        visitDescriptors(lease, descriptorsOf(lease), [&](const os::Fd&) {
+    for (const PartView& part : parts) {
+        size += sizeof(Entry) + namesOf(*part.lease).size();
+        visitDescriptors(*part.lease, descriptorsOf(*part.lease), [&](const os::Fd&) {
             size += sizeof(os::FileId);
             descriptors++;
         });
@@ -289,16 +338,18 @@ std::size_t fitting(std::span<const StoredLease> leases) {
 // messages, also when not all of them could be sent.
 void sendGeneration(int socket, Header header, const GuestTag& tag, std::span<const StoredLease> leases,
                     std::size_t& sent) {
-    std::vector<std::span<const StoredLease>> parts;
-    for (auto rest = leases; parts.empty() || !rest.empty(); rest = rest.subspan(parts.back().size()))
-        parts.push_back(rest.first(fitting(rest)));
-    if (parts.size() > kMaxMessages || leases.size() > kMaxLeases)
-        throw Error(Fault::unsupported, "a guest with " + std::to_string(leases.size()) +
+    std::vector<PartView> all = flatten(leases);
+    std::vector<std::span<const PartView>> messages;
+    for (std::span<const PartView> rest = all; messages.empty() || !rest.empty();
+         rest = rest.subspan(messages.back().size()))
+        messages.push_back(rest.first(fitting(rest)));
+    if (messages.size() > kMaxMessages || all.size() > kMaxLeases)
+        throw Error(Fault::unsupported, "a guest with " + std::to_string(all.size()) +
                                             " leases: leasehold stores at most " + std::to_string(kMaxLeases));
-    header.parts = static_cast<std::uint32_t>(parts.size());
-    header.totalLeases = static_cast<std::uint32_t>(leases.size());
+    header.parts = static_cast<std::uint32_t>(messages.size());
+    header.totalLeases = static_cast<std::uint32_t>(all.size());
     for (header.part = 0; header.part < header.parts; header.part++) {
-        sendMessage(socket, encodeMessage(header, tag, parts[header.part]), parts[header.part]);
+        sendMessage(socket, encodeMessage(header, tag, messages[header.part]), messages[header.part]);
         sent++;
     }
 }
@@ -363,10 +414,10 @@ Message parseMessage(RawMessage raw) {
     if (raw.withDescriptors && raw.fds.size() != message.descriptorFiles.size())
         hostile("descriptors are missing");
     std::size_t next = 0;
-    for (std::size_t i = 0; i < message.leases.size(); i++) {
-        StoredLease& lease = message.leases[i];
+    for (Part& part : message.parts) {
+        StoredLease& lease = part.lease;
         // What libvirt names: the image, where the lease is elsewhere; the directory of a named lease; the only one.
-        std::uint8_t which = message.descriptors[i];
+        std::uint8_t which = part.descriptors;
         std::size_t subject = next + (which != 0);
         lease.leaseFile = message.descriptorFiles[next + (which & kHasDirectory ? (which & kHasImage ? 2 : 1) : 0)];
         visitDescriptors(lease, which, [&](os::Fd& fd) {
@@ -388,6 +439,26 @@ Message parseMessage(RawMessage raw) {
             hostile("a lease belongs to another image");
     }
     return message;
+}
+
+// The parts of a complete generation as leases, each with its companion.
+std::vector<StoredLease> assemble(std::vector<Part> parts) {
+    std::vector<StoredLease> leases;
+    leases.reserve(parts.size());
+    for (Part& part : parts)
+        if (!part.companion)
+            leases.push_back(std::move(part.lease));
+    for (Part& part : parts) {
+        if (!part.companion)
+            continue;
+        auto main = std::find_if(leases.begin(), leases.end(), [&](const StoredLease& lease) {
+            return lease.file == part.lease.file && !lease.companion;
+        });
+        if (main == leases.end())
+            hostile("half of a lease is missing");
+        main->companion = std::make_unique<StoredLease>(std::move(part.lease));
+    }
+    return leases;
 }
 
 bool isVesselOf(std::string_view text, const std::array<unsigned char, 16>& uuid) {
@@ -541,6 +612,10 @@ os::Fd inheritable(const os::Fd& end, int number) {
 
 } // namespace
 
+bool StoredLease::isNamed(const std::string& name) const {
+    return path == name || std::find(aliases.begin(), aliases.end(), name) != aliases.end();
+}
+
 VesselEnds::VesselEnds() {
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
@@ -619,7 +694,8 @@ bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents c
     generation_ = firstGeneration_ = header.generation;
     queued_ = 1;
     queuedBytes_ = waiting;
-    leases_ = std::move(message.leases);
+    caller_ = header.caller;
+    leases_ = assemble(std::move(message.parts));
     return true;
 }
 
@@ -639,7 +715,7 @@ bool Vessel::tryWalk(Contents contents) {
     if (setsockopt(out_.get(), SOL_SOCKET, SO_PEEK_OFF, &start, sizeof start) < 0)
         throw SystemError(errno, "read the leases in", "its QEMU");
     queuedBytes_ = bytesIn(out_.get());
-    std::vector<StoredLease> candidate;
+    std::vector<Part> candidate;
     std::uint32_t nextPart = 0;
     std::uint64_t current = 0;
     std::size_t begun = 0, complete = 0;
@@ -671,15 +747,16 @@ bool Vessel::tryWalk(Contents contents) {
             begun++;
         }
         if (header.generation != current || header.part != nextPart++ ||
-            candidate.size() + message.leases.size() > header.totalLeases)
+            candidate.size() + message.parts.size() > header.totalLeases)
             hostile("parts out of order");
-        std::move(message.leases.begin(), message.leases.end(), std::back_inserter(candidate));
+        std::move(message.parts.begin(), message.parts.end(), std::back_inserter(candidate));
         if (nextPart < header.parts)
             continue;
         if (candidate.size() != header.totalLeases)
             hostile("leases are missing");
-        leases_ = std::move(candidate);
+        leases_ = assemble(std::move(candidate));
         candidate.clear();
+        caller_ = header.caller;
         numbers_ = {header.numbers[0], header.numbers[1]};
         socketInodes_ = {header.socketInodes[0], header.socketInodes[1]};
         complete++;
@@ -694,7 +771,7 @@ bool Vessel::tryWalk(Contents contents) {
     return true;
 }
 
-bool Vessel::tryReplace() {
+bool Vessel::tryReplace(std::uint64_t caller) {
     os::Fd locked = lockOut(*process_);
     auto in = process_->takeDescriptor(numbers_[0]);
     if (!in || !isSeqpacket(in->get()) || inodeOf(*in) != socketInodes_[0] || inodeOf(out_) != socketInodes_[1])
@@ -714,32 +791,36 @@ bool Vessel::tryReplace() {
             (void)ioctl(vessel.out_.get(), SIOCINQ, &vessel.queuedBytes_);
         }
     } recount{*this};
-    takeOut(stale_);
+    if (!tryTakeOut(stale_))
+        throw Error(Fault::system, "old leases cannot be removed from its QEMU: try again");
     stale_ = 0;
     Header header{};
+    header.caller = caller;
     header.generation = ++generation_;
     std::copy(numbers_.begin(), numbers_.end(), header.numbers);
     std::copy(socketInodes_.begin(), socketInodes_.end(), header.socketInodes);
     std::size_t old = queued_;
     sendGeneration(in->get(), header, tag_, leases_, queued_);
+    std::size_t fresh = queued_ - old;
     // From here on the new generation counts. Taking the old messages out closes their descriptors; the leases that
     // are in the new one live on through it.
-    takeOut(old);
-    disordered_ = false;
+    caller_ = caller;
+    disordered_ = !tryTakeOut(old);
+    stale_ = queued_ - fresh;
     return true;
 }
 
-void Vessel::takeOut(std::size_t count) {
+// False when the socket does not let go of them.
+bool Vessel::tryTakeOut(std::size_t count) {
     for (char rest; count > 0;) {
         if (recv(out_.get(), &rest, sizeof rest, MSG_DONTWAIT) >= 0) {
             count--;
             queued_--;
-        } else if (errno == EAGAIN) {
-            return;
         } else if (errno != EINTR) {
-            throw SystemError(errno, "remove old leases from", "its QEMU");
+            return errno == EAGAIN;
         }
     }
+    return true;
 }
 
 std::optional<GuestTag> inspectGuest(pid_t pid) {

@@ -15,13 +15,15 @@
 // and numbers are checked here; that a descriptor is the file the caller means (device and inode) is checked here too,
 // against what the message claims, and by the caller against what it wants.
 //
-// Knows nothing of marks or locks: what a lease is to the protocol is opaque (mode).
+// Knows nothing of marks or locks.
 
+#include "core/mode.hpp"
 #include "core/os/fd.hpp"
 #include "core/os/process.hpp"
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -38,27 +40,50 @@ struct GuestTag {
     bool operator==(const GuestTag&) const = default;
 };
 
+// How far a change of a lease has come; what has to be looked at again before the lease is relied on.
+enum class Stage : std::uint8_t {
+    settled,  // marks, vessel and QEMU's descriptors agree
+    planted,  // by Register: the guest has not run in this QEMU yet
+    added,    // QEMU is about to open the image, or to open it for writing
+    changing, // the marks may still say another mode than this
+};
+
+// A lease in one piece: what libvirt calls it, what carries its marks, and how far it has come.
 struct StoredLease {
-    os::FileId file;          // the image, or the lease file where there is no image: what libvirt's calls name
+    os::FileId file;          // the image, or the lease file where there is no image
     os::FileId leaseFile;     // what the marks are in: the image, a lease file, or the directory of a file set
-    std::uint8_t mode = 0;    // lease::Mode
+    Mode mode = Mode::exclusive;
+    Stage stage = Stage::settled;
+    bool lower = false;       // QEMU has the file open below a top image: libvirt does not name it
     bool writable = false;    // `lease` is open for writing
     bool joined = false;      // another incarnation had the lease when this one registered
     bool remote = false;      // calls on its storage may hang
     bool guarded = false;     // the image's description also holds the guard (image_locks.hpp)
     bool flocksImage = false; // and a flock while the lease is owned
     bool named = false;       // a <lease> element: there is no image
-    bool companion = false;   // beside the lease of the same image that goes by a name
-    std::string path;         // as libvirt named it; for people
+    std::string path;         // as libvirt names it: with QEMU's descriptors, what a lease is known by
+    std::vector<std::string> aliases; // further paths of the same guest that led to the file when it was started
     os::Fd lease;             // carries the marks
     os::Fd image;             // open where `lease` is not the image itself
     os::Fd directory;         // open where the marks are files of a directory; `lease` is one of them
+    // A lease that goes by a name has another one of this host by device and inode (place.hpp). Nothing else of it is
+    // its own but what its marks are in.
+    std::unique_ptr<StoredLease> companion;
 
     // Whether the marks are on the image itself.
     bool onImage() const { return leaseFile == file && !named; }
     // The image; nothing to look at where the lease is a named one.
     int imageFd() const { return image.open() ? image.get() : lease.get(); }
+    bool isNamed(const std::string& name) const;
 };
+
+// The lease itself, then its companion.
+template <typename Lease, typename Visit>
+void visitParts(Lease& lease, Visit visit) {
+    visit(lease);
+    if (lease.companion)
+        visit(*lease.companion);
+}
 
 // The two ends, in the process that will become QEMU. They stay open across exec once they are left to it.
 class VesselEnds {
@@ -93,13 +118,18 @@ public:
 
     const GuestTag& tag() const { return tag_; }
     std::vector<StoredLease>& leases() { return leases_; }
+    const std::vector<StoredLease>& leases() const { return leases_; }
+
+    // Who changed it last: a number of the libvirtd that did, 0 for Register.
+    std::uint64_t caller() const { return caller_; }
 
     // More than one generation is in the queue: an earlier change was interrupted. tryReplace() cures it.
     bool disordered() const { return disordered_; }
 
     // Makes this the set of leases: those of leases(), as they are now. On failure the old set stands. False when
-    // somebody else has changed the vessel since it was read: nothing was done, and what we know of it is old.
-    [[nodiscard]] bool tryReplace();
+    // somebody else has changed the vessel since it was read: nothing was done, and what we know of it is old. Once the
+    // new set counts, nothing is thrown: what could not be taken out is left to the next change.
+    [[nodiscard]] bool tryReplace(std::uint64_t caller = 0);
 
 private:
     enum class Contents { words, everything };
@@ -109,7 +139,7 @@ private:
     bool tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents contents);
     void readAll(Contents contents);
     bool tryWalk(Contents contents);
-    void takeOut(std::size_t count);
+    bool tryTakeOut(std::size_t count);
 
     const os::Process* process_;
     GuestTag tag_;
@@ -117,6 +147,7 @@ private:
     std::array<std::int32_t, 2> numbers_{}; // of the two ends in QEMU: sending, receiving
     std::array<std::uint64_t, 2> socketInodes_{};
     std::uint64_t generation_ = 0;
+    std::uint64_t caller_ = 0;
     std::uint64_t firstGeneration_ = 0; // of the first message in the queue
     int queuedBytes_ = 0;
     std::size_t queued_ = 0; // messages in the queue

@@ -279,7 +279,7 @@ Storage look(int fd, const std::string& path, int depth) {
 
 Storage classify(int fd, const std::string& path, std::span<const Override> overrides) {
     Storage storage = look(fd, path, 0);
-    const Override* told = overrides.empty() ? nullptr : findOverride(overrides, os::pathOf(fd, path));
+    const Override* told = overrides.empty() ? nullptr : findOverride(overrides, os::pathOf(fd));
     if (!told)
         return storage;
     storage.lock = told->lock;

@@ -418,7 +418,8 @@ TEST_F(OpenImage, DetachedImageThatBacksAnOverlayMayBeHadByReaders) {
     EXPECT_EQ(qemu_.command("open-to-read " + backing), "ok");
     EXPECT_TRUE(granted(host_.acquire(guest_, running_.pid(), {{backing}}))) << "its own QEMU reads it: block commit";
     EXPECT_TRUE(granted(host_.detach(guest_, running_.pid(), {{backing}})));
-    EXPECT_EQ(locksOnByte(backing, 1LL << 62), 0u);
+    EXPECT_TRUE(refused(stranger().start(rival_, {{backing}}), kBusy, {backing, "'web'", "read-only"}));
+    EXPECT_TRUE(free(backing, LOCK_RESOURCE_READONLY));
 }
 
 TEST_F(OpenImage, OfAGuestThatHasNoLeaseForItIsNamedBeforeTheStart) {

@@ -8,6 +8,8 @@
  * Knows the layout of the vessel's messages on purpose, and from nowhere else than the comment in core/qemu/vessel.cpp:
  * an attacker does not include our headers either. */
 
+#include "tests/support/orders.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -349,13 +351,17 @@ static int connectTo(const char* path) {
 int main(void) {
     const char* path = getenv("HOSTILE_QEMU_CONTROL");
     int control = path ? connectTo(path) : -1;
-    struct pollfd events[2] = {{.fd = STDIN_FILENO, .events = POLLIN}, {.fd = control, .events = POLLIN}};
+    struct pollfd events[3] = {{.fd = STDIN_FILENO, .events = POLLIN},
+                               {.fd = control, .events = POLLIN},
+                               {.fd = openOrders(), .events = POLLIN}};
     char line[600];
     for (;;) {
-        if (poll(events, 2, -1) < 0 && errno != EINTR)
+        if (poll(events, 3, -1) < 0 && errno != EINTR)
             return 1;
         if (events[0].revents)
             return 0;
+        if (events[2].revents)
+            obeyOrders(events[2].fd);
         if (!events[1].revents)
             continue;
         ssize_t length = read(control, line, sizeof line - 1);

@@ -282,6 +282,7 @@ TEST_P(Interrupted, ChangeIsSetRightByTheNextCall) {
     EXPECT_TRUE(granted(host.acquire(guest_, running.pid(), many, {.state = state.state})));
     for (std::size_t i : {0u, 150u, 299u})
         EXPECT_TRUE(leased(many[i].path));
+    running.qemu->closes(many[299].path);
     EXPECT_TRUE(granted(host.detach(guest_, running.pid(), {many[299]})));
     EXPECT_TRUE(kernelLocksOn(many[299].path).empty());
 }

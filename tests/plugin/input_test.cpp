@@ -497,9 +497,11 @@ TEST_F(Interface, UnknownFlagsParametersAndResourcesOfALaterLibvirtAreIgnored) {
                       return outcome.message();
                   if (kernelLocksOn(disk_).empty())
                       return "no lease";
-                  if (!host.release(guest_, pid, disks, options) || !host.inquire(guest_, pid, disks, options) ||
-                      !host.detach(guest_, pid, disks, options))
-                      return "release, inquire or detach";
+                  if (!host.release(guest_, pid, disks, options) || !host.inquire(guest_, pid, disks, options))
+                      return "release or inquire";
+                  support::order(pid, 'c', disk_);
+                  if (!host.detach(guest_, pid, disks, options))
+                      return "detach";
                   return kernelLocksOn(disk_).empty() ? "" : "still leased";
               }),
               "");

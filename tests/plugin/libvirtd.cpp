@@ -340,7 +340,7 @@ struct Libvirtd::Reply {
     int fdForLabelling = -1;
 };
 
-Libvirtd::Libvirtd(Setup setup) {
+Libvirtd::Libvirtd(Setup setup) : hostile_(setup.hostile) {
     commonLifeline(); // made before the fork, so that all share it
     int ends[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
@@ -368,11 +368,12 @@ Libvirtd::Libvirtd(Setup setup) {
 }
 
 Libvirtd::Libvirtd(Libvirtd&& other) noexcept
-    : pid_(std::exchange(other.pid_, -1)), socket_(std::exchange(other.socket_, -1)) {}
+    : pid_(std::exchange(other.pid_, -1)), socket_(std::exchange(other.socket_, -1)), hostile_(other.hostile_) {}
 
 Libvirtd& Libvirtd::operator=(Libvirtd&& other) noexcept {
     std::swap(pid_, other.pid_);
     std::swap(socket_, other.socket_);
+    std::swap(hostile_, other.hostile_);
     return *this;
 }
 
@@ -451,7 +452,20 @@ StateOutcome Libvirtd::inquire(const Guest& guest, pid_t pid, const std::vector<
     return ask(encodeCall(kInquire, guest, pid, disks, options)).outcome;
 }
 
+namespace {
+
+// libvirt says that it detaches what QEMU has closed.
+void letGo(pid_t pid, const std::vector<Disk>& disks) {
+    for (const Disk& disk : disks)
+        if (support::hasOpen(pid, disk.path))
+            support::order(pid, 'c', disk.path);
+}
+
+} // namespace
+
 Outcome Libvirtd::detach(const Guest& guest, pid_t pid, const std::vector<Disk>& disks, const CallOptions& options) {
+    if (!options.stillOpen && !hostile_)
+        letGo(pid, disks);
     return ask(encodeCall(kDetach, guest, pid, disks, options)).outcome;
 }
 
@@ -468,6 +482,8 @@ void Libvirtd::beginAcquire(const Guest& guest, pid_t pid, const std::vector<Dis
 }
 
 void Libvirtd::beginDetach(const Guest& guest, pid_t pid, const std::vector<Disk>& disks) {
+    if (!hostile_)
+        letGo(pid, disks);
     tell(encodeCall(kDetach, guest, pid, disks, {}));
 }
 

@@ -7,6 +7,7 @@
 // what it started: a process that was really exec'ed and that outlives its libvirtd. Both end with the test, however
 // that ends. Knows nothing of core/: what is asserted here is what a user can see.
 
+#include "tests/support/orders.hpp"
 #include "tests/support/plugin_host.hpp"
 
 #include <gtest/gtest.h>
@@ -38,6 +39,11 @@ public:
     // SIGKILL; returns the moment it is dead, which may be before anybody has reaped it.
     void kill();
     void signal(int number) const;
+
+    // It has the file open when this returns, or no longer.
+    void reads(const std::string& path) const { support::order(pid_, 'r', path); }
+    void writes(const std::string& path) const { support::order(pid_, 'w', path); }
+    void closes(const std::string& path) const { support::order(pid_, 'c', path); }
 
 private:
     pid_t pid_;
@@ -93,6 +99,7 @@ private:
 
     pid_t pid_ = -1;
     int socket_ = -1;
+    bool hostile_ = false;
 };
 
 // Runs the body in a process of its own, with a plugin of its own that nobody has initialised yet, for calls that a

@@ -363,6 +363,10 @@ void PluginHost::becomeGuest(const Guest& guest, std::span<const Disk> disks, co
     if (!outcome)
         _exit(EXIT_FAILURE);
 
+    // QEMU has its images open before anything else is asked of it.
+    for (const Disk& disk : disks)
+        if (disk.type == LOCK_RESOURCE_DISK)
+            (void)!open(disk.path.c_str(), (disk.flags & LOCK_RESOURCE_READONLY ? O_RDONLY : O_RDWR) | O_NONBLOCK);
     const std::string name = "guest=" + guest.name;
     execl(standIn_.c_str(), standIn_.c_str(), "-name", name.c_str(), static_cast<char*>(nullptr));
     const int execErrno = errno;

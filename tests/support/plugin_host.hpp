@@ -78,6 +78,7 @@ struct CallOptions {
     std::vector<LockParam> extraParameters{}; // after uuid, name, id, pid, uri
     std::optional<std::string> state{};       // acquire: the state; release, inquire: what *state holds before the call
     int failureAction = 0;                    // DEFAULT
+    bool stillOpen = false;                   // detach: QEMU keeps the images open
     // RLIMIT_NOFILE of the forked child while it calls the plugin. It has 0, 1, 2 and one more descriptor open.
     std::optional<unsigned> childDescriptorLimit{};
 };

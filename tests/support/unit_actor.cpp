@@ -41,6 +41,11 @@ void SteppedMedium::removeAll() {
     medium_->removeAll();
 }
 
+bool SteppedMedium::any(lease::MarkKind first, lease::MarkKind last) const {
+    step();
+    return medium_->any(first, last);
+}
+
 std::vector<Mark> SteppedMedium::look() const {
     step();
     return medium_->look();
@@ -64,7 +69,7 @@ bool marksAreFiles() {
 os::Fd lockOutside(const std::string& image, os::LockType type) {
     os::Fd program = os::openFile(image, O_RDWR);
     auto outcome = marksAreFiles() ? os::tryFlock(program.get(), type, image)
-                                   : os::tryLock(program.get(), type, {0, lease::kMarkArea + 1}, image);
+                                   : os::tryLock(program.get(), type, {0, 0}, image);
     demand(outcome == os::LockOutcome::granted, image + " is locked already");
     return program;
 }
@@ -98,8 +103,8 @@ lease::Patience Actor::patience() {
     return {[this](std::chrono::milliseconds) { return pause(); }, std::chrono::seconds(pause ? 60 : 0)};
 }
 
-lease::Registration Actor::enter() {
-    return lease::registerAll(self_, shares_, patience());
+lease::Registration Actor::enter(lease::Entry entry) {
+    return lease::registerAll(self_, shares_, patience(), entry);
 }
 
 lease::Answer Actor::acquire(std::optional<std::uint32_t> quoted) {
@@ -115,9 +120,14 @@ void Actor::downgrade() {
 }
 
 lease::Answer Actor::upgrade() {
-    auto answer = lease::upgrade(self_, shares_[0]);
-    if (!answer)
-        mode_ = shares_[0].mode = Mode::exclusive;
+    std::vector<lease::Share> writing = shares_;
+    for (lease::Share& share : writing)
+        share.mode = Mode::exclusive;
+    auto answer = lease::upgradeAll(self_, shares_, writing, patience());
+    if (!answer) {
+        shares_ = writing;
+        mode_ = Mode::exclusive;
+    }
     return answer;
 }
 

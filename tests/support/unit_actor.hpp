@@ -31,6 +31,7 @@ public:
     void remove(const lease::Mark& mark) override;
     void removeHandoff() override;
     void removeAll() override;
+    bool any(lease::MarkKind first, lease::MarkKind last) const override;
     std::vector<lease::Mark> look() const override;
     lease::Note note() const override;
     void setNote(const lease::Note& note) override;
@@ -55,7 +56,7 @@ public:
     const std::vector<lease::Share>& shares() const { return shares_; }
 
     // The calls of the protocol. None waits, unless `pause` is set: then it is called as often as they ask.
-    lease::Registration enter();
+    lease::Registration enter(lease::Entry entry = lease::Entry::running);
     lease::Answer acquire(std::optional<std::uint32_t> quoted = std::nullopt);
     std::uint32_t release() { return lease::releaseAll(self_, shares_); }
     std::uint32_t inquire() { return lease::inquireAll(self_, shares_); }

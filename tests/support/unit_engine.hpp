@@ -40,6 +40,9 @@ protected:
                       throw std::runtime_error(*refusal);
               }) {
             guest.pid = pid();
+            for (const Resource& image : images)
+                if (!image.named)
+                    image.mode == lease::Mode::readOnly ? reads(image.path) : writes(image.path);
         }
     };
 

@@ -2,6 +2,8 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "tests/support/unit_support.hpp"
 
+#include "tests/support/orders.hpp"
+
 #include "core/os/error.hpp"
 
 #include <cstdlib>
@@ -212,13 +214,17 @@ StandIn::StandIn(const std::function<void()>& before) {
     // It is QEMU when it reads its input. Before, the dynamic loader has descriptors of its own open.
     int unread = 1;
     for (int tries = 0; tries < kPatienceMs && unread > 0; tries++) {
-        if (tries == 0 && ::write(lifeline_.get(), ".", 1) != 1)
+        if (tries == 0 && ::write(lifeline_.get(), "\n", 1) != 1)
             fail("writing to the stand-in");
         if (ioctl(lifeline_.get(), FIONREAD, &unread) < 0)
             fail("asking for unread input");
         if (unread > 0 && process_->diedWithin(std::chrono::milliseconds(1)))
             fail("starting the stand-in");
     }
+}
+
+void StandIn::order(char what, const std::string& path) const {
+    support::order(pid_, what, path);
 }
 
 void StandIn::kill() {

@@ -107,7 +107,14 @@ public:
     const os::Process& process() const { return *process_; }
     void kill(); // SIGKILL, and returns when it is reaped
 
+    // It has the file open when this returns, or no longer, as QEMU would.
+    void reads(const std::string& path) const { order('r', path); }
+    void writes(const std::string& path) const { order('w', path); }
+    void closes(const std::string& path) const { order('c', path); }
+
 private:
+    void order(char what, const std::string& path) const;
+
     pid_t pid_ = -1;
     os::Fd lifeline_;
     std::optional<os::Process> process_;

@@ -28,7 +28,7 @@ std::vector<StoredLease> openLeases(const std::vector<std::string>& images, bool
         StoredLease lease;
         lease.lease = os::openFile(image, O_RDWR);
         lease.file = os::identify(lease.lease.get(), image);
-        lease.mode = static_cast<std::uint8_t>(leases.size() % 3);
+        lease.mode = static_cast<Mode>(leases.size() % 3);
         lease.writable = true;
         lease.joined = leases.size() % 2;
         lease.path = image;
@@ -104,7 +104,7 @@ Forgery ForgedVessel::message(const GuestTag& tag, const std::vector<StoredLease
     for (const StoredLease& lease : leases) {
         auto flags = static_cast<std::uint8_t>(lease.writable | lease.joined << 1 | lease.named << 5);
         auto which = static_cast<std::uint8_t>(lease.image.open() | lease.directory.open() << 1);
-        forgery.entries.emplace_back(WireEntry{lease.file.device, lease.file.inode, lease.mode, flags, which, 0,
+        forgery.entries.emplace_back(WireEntry{lease.file.device, lease.file.inode, static_cast<std::uint8_t>(lease.mode), flags, which, 0,
                                                static_cast<std::uint32_t>(lease.path.size())},
                                      lease.path);
         auto& files = forgery.files.emplace_back();

@@ -74,6 +74,7 @@ TEST_F(EngineWithGuests, RefusalNamesImageGuestUuidPidHostAndWhatToDo) {
                                  "pid " + std::to_string(qemu.pid()), "host '" + std::string(host) + "'",
                                  std::string("guest 'mail'"), std::string("try again")})
             EXPECT_NE(text.find(part), std::string::npos) << part << " is not in: " << text;
+    ASSERT_EQ(engine.acquire(web, {{image, Mode::exclusive}}, ""), std::nullopt);
     std::string twin = refusalOf(web, {{image, Mode::exclusive}});
     EXPECT_NE(twin.find("guest 'web' already runs elsewhere"), std::string::npos) << twin;
 }
@@ -143,6 +144,7 @@ TEST_F(EngineWithGuests, HotPlugAndUnplugHoldExactlyWhatIsAttached) {
     EXPECT_EQ(engine.acquire(web, {{second, Mode::exclusive}}, ""), std::nullopt);
     EXPECT_TRUE(held(second));
     EXPECT_EQ(storedFor(qemu, web), 2u);
+    qemu.closes(image);
     engine.detach(web, {{image, Mode::exclusive}});
     EXPECT_FALSE(held(image));
     EXPECT_TRUE(held(second));
@@ -153,7 +155,9 @@ TEST_F(EngineWithGuests, HotPlugAndUnplugHoldExactlyWhatIsAttached) {
 
 TEST_F(EngineWithGuests, ReAcquireForReadingLetsReadersInAndForWritingTakesItBack) {
     Qemu qemu = start(web, {{image, Mode::exclusive}});
-    EXPECT_EQ(engine.acquireReadOnly(web, {{image, Mode::readOnly}}), std::nullopt);
+    qemu.closes(image); // by a snapshot, say: the image is a lower file from now on
+    qemu.reads(image);
+    EXPECT_EQ(engine.acquire(web, {{image, Mode::readOnly}}, ""), std::nullopt);
     {
         Qemu reader = start(mail, {{image, Mode::readOnly}});
         EXPECT_NE(refusalOf(db, {{image, Mode::exclusive}}), "granted");
@@ -285,7 +289,9 @@ TEST_P(EngineWithMedia, ReadersAndSharersComeTogetherAndWritersDoNot) {
 
 TEST_P(EngineWithMedia, BlockCommitGivesItsBaseToReadersAndTakesItBack) {
     Qemu qemu = start(web, {{image, Mode::exclusive}});
-    EXPECT_EQ(engine.acquireReadOnly(web, {{image, Mode::readOnly}}), std::nullopt);
+    qemu.closes(image); // by a snapshot, say: the image is a lower file from now on
+    qemu.reads(image);
+    EXPECT_EQ(engine.acquire(web, {{image, Mode::readOnly}}, ""), std::nullopt);
     {
         Qemu reader = start(mail, {{image, Mode::readOnly}});
         EXPECT_NE(refusalOf(db, {{image, Mode::exclusive}}), "granted");

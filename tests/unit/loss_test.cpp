@@ -28,7 +28,7 @@ protected:
         stored.leaseFile = os::identify(stored.lease.get(), path);
         stored.file = {stored.leaseFile.device, stored.leaseFile.inode + 1};
         stored.image = os::openFile(path, O_RDONLY);
-        stored.mode = static_cast<std::uint8_t>(lease::Mode::exclusive);
+        stored.mode = lease::Mode::exclusive;
         stored.writable = stored.remote = true;
         stored.path = path;
         return stored;

@@ -103,6 +103,7 @@ TEST_F(InALockspace, LeaseFileGoesWithTheDetachUnlessAnotherGuestUsesIt) {
     engine.detach(web, {{image, Mode::shared}});
     EXPECT_EQ(countFiles(settings.fileLockspaceDir), 1u);
     EXPECT_TRUE(says(refusalOf(web, {{image}}), "'mail'"));
+    two.closes(image);
     engine.detach(mail, {{image, Mode::shared}});
     EXPECT_EQ(countFiles(settings.fileLockspaceDir), 0u);
     EXPECT_EQ(refusalOf(web, {{image}}), "granted");
@@ -182,7 +183,7 @@ protected:
                  [&] { engine.release(web, {{image}}); }, [&] { engine.inquire(web, {{image}}); },
                  [&] { (void)engine.acquire(web, {{image}}, ""); },
                  [&] {
-                     (void)engine.acquireReadOnly(web, {{image, Mode::readOnly}});
+                     (void)engine.acquire(web, {{image, Mode::readOnly}}, "");
                  },
                  [&] { engine.detach(web, {{image}}); }})
             (void)errorOf(call);
@@ -361,6 +362,7 @@ TEST_F(Device, IsOneLeaseUnderAllItsNodes) {
     EXPECT_TRUE(says(refusalOf(mail, {{node}}), "in use by guest 'web'"));
     EXPECT_TRUE(says(refusalOf(mail, {{loop->path(), Mode::readOnly}}), "in use by guest 'web'"));
     EXPECT_TRUE(says(refusalOf(mail, {{node}, {loop->path()}}), "twice"));
+    qemu.closes(loop->path());
     engine.detach(web, {{node}});
     EXPECT_EQ(refusalOf(mail, {{loop->path()}}), "granted");
 }

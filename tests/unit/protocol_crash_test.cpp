@@ -165,7 +165,7 @@ TEST_F(LibvirtdsDeath, DuringADowngradeOrUpgradeLetsNoWriterIn) {
         EXPECT_TRUE(granted(guest->enter()));
         return *guest;
     };
-    EXPECT_EQ(atEveryStep(one, interrupted([](Actor& actor) { actor.downgrade(); }), die, writersRefused), 4);
+    EXPECT_EQ(atEveryStep(one, interrupted([](Actor& actor) { actor.downgrade(); }), die, writersRefused), 5);
     auto reading = [&]() -> Actor& {
         one().downgrade();
         return *guest;

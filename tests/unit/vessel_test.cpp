@@ -40,7 +40,7 @@ protected:
         for (std::size_t i = 0; i < images.size(); i++) {
             const StoredLease& lease = vessel.leases()[i];
             EXPECT_EQ(lease.path, images[i]);
-            EXPECT_EQ(lease.mode, i % 3);
+            EXPECT_EQ(lease.mode, static_cast<Mode>(i % 3));
             EXPECT_EQ(lease.joined, i % 2 != 0);
             EXPECT_TRUE(lease.writable);
             EXPECT_EQ(os::identify(lease.lease.get(), lease.path), lease.file);
@@ -69,9 +69,10 @@ void expectSameWithoutDescriptors(const StandIn& qemu, Vessel& vessel) {
     for (std::size_t i = 0; i < manifest->leases.size(); i++) {
         const StoredLease &read = manifest->leases[i], &whole = vessel.leases()[i];
         EXPECT_EQ(std::tie(read.file, read.leaseFile, read.mode, read.writable, read.joined, read.remote, read.guarded,
-                           read.flocksImage, read.named, read.companion, read.path),
+                           read.flocksImage, read.named, read.lower, read.stage, read.path),
                   std::tie(whole.file, whole.leaseFile, whole.mode, whole.writable, whole.joined, whole.remote,
-                           whole.guarded, whole.flocksImage, whole.named, whole.companion, whole.path));
+                           whole.guarded, whole.flocksImage, whole.named, whole.lower, whole.stage,
+                           whole.path));
     }
 }
 

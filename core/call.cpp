@@ -1,0 +1,790 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/call.hpp"
+
+#include "core/explain.hpp"
+#include "core/lease/state.hpp"
+#include "core/loss.hpp"
+#include "core/os/error.hpp"
+#include "core/os/text.hpp"
+#include "core/qemu/image_locks.hpp"
+
+#include <algorithm>
+#include <ctime>
+#include <thread>
+
+#include <sys/stat.h>
+
+namespace leasehold {
+
+namespace {
+
+using lease::Incarnation;
+using lease::Share;
+using os::FileId;
+using os::OpenFiles;
+using qemu::Stage;
+using qemu::StoredLease;
+using std::chrono::milliseconds;
+
+// How long a newcomer waits for somebody who is between two steps: microseconds, unless that somebody is stopped.
+constexpr milliseconds kEntryWait{500};
+
+[[noreturn]] void unusable(const std::string& path, const std::string& problem) {
+    throw Error(Fault::unsupported, "cannot lease '" + path + "': " + problem);
+}
+
+[[noreturn]] void refuseTwice(const std::string& one, const std::string& other) {
+    unusable(one, "the guest has it twice" + (one == other ? "" : ", the second time as '" + other + "'") +
+                      "; detach one of them, or mark both disks <shareable/> or <readonly/> if they have one path");
+}
+
+void setMode(StoredLease& lease, Mode mode) {
+    visitParts(lease, [&](StoredLease& part) { part.mode = mode; });
+}
+
+// Whether libvirt means this lease. Two <lease> elements may look alike to people, so those go by their files.
+bool means(const Resource& resource, const StoredLease& lease) {
+    return !resource.named && !lease.named && lease.isNamed(resource.path);
+}
+
+// QEMU keeps no directory open that it makes a disk of (VVFAT).
+bool isDirectory(const StoredLease& lease) {
+    mode_t type = 0;
+    os::identify(lease.imageFd(), lease.path, &type);
+    return S_ISDIR(type);
+}
+
+template <typename Leases>
+std::vector<const StoredLease*> pointersTo(const Leases& leases) {
+    return {leases.begin(), leases.end()};
+}
+
+// What the guest writes to: readers are compatible and have nothing to hand over.
+std::vector<const StoredLease*> writtenOf(const std::vector<StoredLease>& leases) {
+    std::vector<const StoredLease*> written;
+    for (const StoredLease& lease : leases)
+        if (lease.mode != Mode::readOnly)
+            written.push_back(&lease);
+    return written;
+}
+
+// The token of the handoff that the guest has up on the leases it holds: it is suspended, or has not run yet.
+std::optional<std::uint32_t> handoffOf(const Incarnation& self, const std::vector<const StoredLease*>& leases) {
+    for (const StoredLease* lease : leases) {
+        lease::Note note = AnyMedium(*lease, self)->note();
+        if (note.owner && note.token != 0)
+            return note.token;
+    }
+    return std::nullopt;
+}
+
+const std::string kGranted; // no refusal to tell
+
+} // namespace
+
+void Call::about(const std::string& path) {
+    if (report_)
+        report_[path.copy(report_, reportSize_ - 1)] = '\0';
+}
+
+bool Call::pause(milliseconds time) const {
+    if (process_)
+        return !process_->diedWithin(time);
+    std::this_thread::sleep_for(time);
+    return true;
+}
+
+void Call::restart() {
+    holdings_.reset();
+    fresh_.clear();
+    dropped_.clear();
+    replaced_.clear();
+    looked_ = changed_ = false;
+    kept_.clear();
+}
+
+bool Call::tryOpen(const os::Process& process) {
+    restart();
+    process_ = &process;
+    holdings_ = Holdings::open(process, guest_.uuid, surroundings_.caller);
+    if (holdings_)
+        self_ = holdings_->self();
+    return holdings_.has_value();
+}
+
+void Call::recordOwner(const StoredLease& whole, const StoredLease& part) const {
+    if (whole.mode == Mode::readOnly)
+        return; // read-only media are not written to, not even beside their data
+    writeOwner(part, {.domain = guest_.name,
+                      .uuid = guest_.uuid,
+                      .incarnation = self_.id,
+                      .host = os::hostName(),
+                      .bootId = surroundings_.bootId,
+                      .pid = guest_.pid,
+                      .mode = whole.mode,
+                      .since = time(nullptr)});
+}
+
+void Call::checkStillHeld(const StoredLease& part) {
+    about(part.path);
+    if (auto loss = findLoss(part, self_))
+        throw Error(Fault::invalid, "the lease on '" + part.path + "' " + *loss +
+                                        ": another guest may have written to it; destroy this guest and start it "
+                                        "again");
+}
+
+// A program outside leasehold that has the image: in words, or nothing. The guest's own QEMU may have it: the base of a
+// block commit, a lower file.
+std::optional<std::string> Call::findOutsider(const StoredLease& stored, bool hidesQemu, Mode mode) const {
+    if (stored.named)
+        return std::nullopt;
+    pid_t own = process_ ? process_->pid() : 0;
+    auto conflict = qemu::findImageConflict(stored.imageFd(), mode, hidesQemu, stored.path);
+    if (!conflict)
+        return std::nullopt;
+    std::vector<pid_t> holders = os::findLockHolders(stored.file, conflict->byte, conflict->byte);
+    bool onlyOwn =
+        !holders.empty() && std::all_of(holders.begin(), holders.end(), [&](pid_t pid) { return pid == own; });
+    if (onlyOwn)
+        return std::nullopt;
+    return explainOutsider(stored.path, conflict->words, holders, own);
+}
+
+// One lease for each resource, however many names lead to it.
+void Call::openAll(const std::vector<Resource>& resources) {
+    std::vector<std::optional<FileId>> files;
+    std::vector<std::size_t> places;
+    for (const Resource& resource : resources) {
+        about(resource.path);
+        // Before it is opened a second time: what is there by then would be in our own way.
+        auto file = resources.size() > 1 ? identifyResource(resource, settings_) : std::nullopt;
+        auto twin = file ? std::find(files.begin(), files.end(), file) : files.end();
+        if (twin == files.end()) {
+            places.push_back(fresh_.size());
+            fresh_.push_back(openPlace(resource, self_, settings_));
+        } else {
+            auto at = static_cast<std::size_t>(twin - files.begin());
+            const Resource& other = resources[at];
+            if (resource.mode != other.mode || resource.mode == Mode::exclusive)
+                refuseTwice(other.path, resource.path);
+            places.push_back(places[at]);
+            if (StoredLease& stored = fresh_[places[at]].stored; !stored.isNamed(nameOf(resource)))
+                stored.aliases.push_back(nameOf(resource));
+        }
+        files.push_back(file);
+    }
+    checkNotThere();
+}
+
+// What comes to a lease file that the guest has already would be in its own way.
+void Call::checkNotThere() const {
+    std::vector<std::pair<FileId, const std::string*>> files;
+    auto collect = [&](const StoredLease& lease) {
+        visitParts(lease, [&](const StoredLease& part) { files.emplace_back(part.leaseFile, &part.path); });
+    };
+    if (holdings_)
+        std::for_each(holdings_->leases().begin(), holdings_->leases().end(), collect);
+    for (const Place& place : fresh_)
+        collect(place.stored);
+    std::sort(files.begin(), files.end());
+    for (std::size_t i = 1; i < files.size(); i++)
+        if (files[i - 1].first == files[i].first)
+            refuseTwice(*files[i - 1].second, *files[i].second);
+}
+
+// Lets the guest in on freshly opened leases.
+Call::Attempt Call::admit(std::span<Place> places, lease::Entry entry) {
+    std::vector<const StoredLease*> leases;
+    for (const Place& place : places)
+        leases.push_back(&place.stored);
+    Shares shares(self_, leases);
+    lease::Patience patience{[this](milliseconds time) { return pause(time); }, kEntryWait};
+    auto deadline = std::chrono::steady_clock::now() + kEntryWait;
+    lease::Registration registration = lease::registerAll(self_, shares.all(), patience, entry);
+    while (registration.refusal &&
+           areLingering(shares.partOf(registration.refusal->share), *registration.refusal, surroundings_.bootId) &&
+           std::chrono::steady_clock::now() < deadline && pause(milliseconds(5)))
+        registration = lease::registerAll(self_, shares.all(), patience, entry);
+    if (registration.refusal) {
+        const StoredLease& refused = shares.partOf(registration.refusal->share);
+        return explainRefusal(guest_, refused, refused.mode, *registration.refusal);
+    }
+    for (Place& place : places) {
+        if (!place.caution.empty())
+            surroundings_.warn(place.caution);
+        StoredLease& stored = place.stored;
+        bool listed = true;
+        visitParts(stored, [&](StoredLease& part) {
+            std::size_t share = shares.indexOf(part);
+            part.joined = registration.joined[share];
+            listed = listed && isListed(part, self_);
+        });
+        if (!listed)
+            return std::nullopt; // a lease file was swept between opening and locking it
+        stored.guarded = place.guardable && stored.joined && !stored.named;
+        if (stored.guarded)
+            qemu::putUpGuard(stored.imageFd(), stored.path);
+        // The source of a migration holds QEMU's locks rightfully until the guest runs here. If it is no migration QEMU
+        // dies of them, and libvirt shows what the guest's log says since.
+        if (stored.joined) {
+            surroundings_.warn(explainJoin(guest_, stored, shares.all()[shares.indexOf(stored)].medium->look()));
+        } else if (settings_.outsiders != Settings::Outsiders::ignore) {
+            if (auto outsider = findOutsider(stored, place.hidesQemu, stored.mode)) {
+                if (settings_.outsiders == Settings::Outsiders::refuse)
+                    return outsider;
+                surroundings_.warn(*outsider);
+            }
+        }
+        visitParts(stored, [&](const StoredLease& part) { part.joined ? void() : recordOwner(stored, part); });
+    }
+    return kGranted;
+}
+
+std::string Call::enter(const qemu::VesselEnds& ends) {
+    std::string refusal = insist([&] {
+        restart();
+        self_ = {lease::hashDomain(guest_.uuid), lease::drawId()};
+        openAll(resources_);
+        return admit(fresh_, lease::Entry::waiting);
+    });
+    if (!refusal.empty())
+        return refusal;
+    for (Place& place : fresh_) {
+        place.stored.stage = Stage::planted;
+        dropped_.push_back(std::move(place.stored));
+    }
+    ends.plant({guest_.uuid, self_.id, guest_.name}, dropped_);
+    return kGranted;
+}
+
+bool Call::isFirstRun() {
+    return std::any_of(holdings_->leases().begin(), holdings_->leases().end(),
+                       [](const StoredLease& lease) { return lease.stage == Stage::planted; });
+}
+
+// Where somebody died between vessel and marks: the marks follow the vessel.
+bool Call::heal() {
+    bool healed = false;
+    for (StoredLease& lease : holdings_->leases()) {
+        if (lease.stage != Stage::changing)
+            continue;
+        about(lease.path);
+        if (lease.mode == Mode::readOnly) {
+            Shares shares(self_, {&lease});
+            for (const Share& share : shares.all())
+                lease::downgrade(self_, share);
+        }
+        lease.stage = Stage::settled;
+        healed = true;
+    }
+    return healed;
+}
+
+// What the guest's QEMU has closed, or nobody but QEMU itself keeps: its marks go with its descriptors. At once where
+// that asks no server: a process that another thread has just forked may have copies.
+void Call::giveBack(StoredLease& lease) {
+    Shares shares(self_, {&lease});
+    for (const Share& share : shares.all())
+        share.medium->removeAll();
+    visitParts(lease, [](const StoredLease& part) { sweepLease(part); });
+}
+
+// From writing to reading. False: somebody else changes the vessel.
+bool Call::lower(const Leases& leases) {
+    for (StoredLease* lease : leases) {
+        setMode(*lease, Mode::readOnly);
+        lease->lower = true;
+        lease->stage = Stage::changing;
+    }
+    // The vessel must never claim more than the marks hold: it says read-only first.
+    if (!holdings_->tryStore())
+        return false;
+    for (StoredLease* lease : leases) {
+        about(lease->path);
+        Shares shares(self_, {lease});
+        for (const Share& share : shares.all())
+            lease::downgrade(self_, share);
+        lease->stage = Stage::settled;
+    }
+    changed_ = true;
+    return true;
+}
+
+// Makes the three agree: the marks, the vessel, and what QEMU has open. False: somebody else changes the vessel.
+bool Call::agree(Naming naming) {
+    Holdings& h = *holdings_;
+    const bool everything = naming == Naming::all && !resources_.empty();
+    auto isMeant = [&](const StoredLease& lease) {
+        return std::any_of(resources_.begin(), resources_.end(),
+                           [&](const Resource& resource) { return means(resource, lease); });
+    };
+    auto isUnsettled = [&](const StoredLease& lease) {
+        return lease.stage != Stage::settled || (everything && !lease.lower && !lease.named && !isMeant(lease));
+    };
+    if (naming == Naming::all && !h.inherited() && std::none_of(h.leases().begin(), h.leases().end(), isUnsettled))
+        return true;
+    changed_ = heal() || (h.inherited() && !isFirstRun());
+    const OpenFiles& opened = h.opened();
+    looked_ = opened.complete();
+    if (!looked_)
+        surroundings_.warn("guest '" + guest_.name + "': what its QEMU (pid " + std::to_string(guest_.pid) +
+                           ") has open cannot be told (" + opened.gap() + "): its leases stay as they are");
+
+    // What libvirt lets go, by its path or, where that is another one than when it came, by its file.
+    std::vector<std::optional<FileId>> released;
+    for (const Resource& resource : resources_)
+        if (naming == Naming::released && (resource.named || !h.findNamed(resource.path)))
+            released.push_back(identifyResource(resource, settings_));
+    auto isReleased = [&](const StoredLease& lease) {
+        bool byName =
+            lease.named && std::any_of(resources_.begin(), resources_.end(), [&](const Resource& resource) {
+                return resource.named && nameOf(resource) == lease.path && !identifyResource(resource, settings_);
+            });
+        return naming == Naming::released &&
+               (byName || isMeant(lease) || std::find(released.begin(), released.end(), lease.file) != released.end());
+    };
+
+    Leases falling, closed;
+    std::vector<const StoredLease*> vanished;
+    for (StoredLease& lease : h.leases()) {
+        bool let = isReleased(lease), meant = isMeant(lease);
+        if (lease.named) {
+            if (let)
+                closed.push_back(&lease);
+            continue;
+        }
+        OpenFiles::Use use = opened.useOf(lease.file);
+        // A plug that this very libvirtd is about, and Register's leases of a QEMU that never ran.
+        bool pending = lease.stage == Stage::planted || (lease.stage == Stage::added && !h.inherited());
+        if (use == OpenFiles::Use::none) {
+            if (!looked_ && let)
+                kept_ = lease.path;
+            if (!looked_ || (!let && isDirectory(lease)))
+                continue;
+            if (let || (!pending && (lease.lower || !everything || !meant)))
+                closed.push_back(&lease);
+            continue;
+        }
+        if (lease.lower && lease.mode == Mode::exclusive && everything && meant) {
+            // The base of an active commit, which the guest now has for its own.
+            lease.lower = false;
+            changed_ = true;
+        }
+        if (use == OpenFiles::Use::reads && lease.mode == Mode::exclusive && looked_) {
+            // A top image that is open for reading only may still be written to: with auto-read-only QEMU opens it
+            // for writing when the guest runs. So libvirt has to say that it is none any more.
+            bool over = lease.lower ? !pending : (everything && !meant && !pending);
+            if (let || over) {
+                falling.push_back(&lease);
+                continue;
+            }
+        }
+        if (lease.stage == Stage::added &&
+            !(lease.lower && lease.mode == Mode::exclusive && use == OpenFiles::Use::reads && !h.inherited())) {
+            lease.stage = Stage::settled;
+            changed_ = true;
+        } else if (let && lease.stage == Stage::settled && !lease.lower && use == OpenFiles::Use::reads &&
+                   lease.mode == Mode::shared) {
+            surroundings_.warn("guest '" + guest_.name + "': its lease of '" + lease.path +
+                               "' stays as it is: its QEMU still has it open");
+        }
+    }
+    // A QEMU that opens a file anew has it open all the time, but a look is not one instant.
+    if (std::any_of(closed.begin(), closed.end(), [](const StoredLease* lease) { return !lease->named; })) {
+        const OpenFiles& again = h.lookAgain();
+        std::erase_if(closed, [&](const StoredLease* lease) {
+            return !lease->named && (!again.complete() || again.useOf(lease->file) != OpenFiles::Use::none);
+        });
+    }
+    if (!falling.empty() && !lower(falling))
+        return false;
+    if (!closed.empty()) {
+        for (StoredLease* lease : closed)
+            dropped_.push_back(std::move(*lease));
+        std::erase_if(h.leases(), [](const StoredLease& lease) { return !lease.lease.open(); });
+        changed_ = true;
+    }
+    if (!changed_)
+        return true;
+    if (!h.tryStore())
+        return false;
+    changed_ = false;
+    for (StoredLease& lease : dropped_)
+        // Nobody waits for a server because of what is gone: closing gives the lock back too, after the answer.
+        if (naming == Naming::released || !lease.remote || isMeant(lease))
+            giveBack(lease);
+    return true;
+}
+
+// Which lease belongs to which disk. A path is looked up for what is new, and where it is the only thing that can tell
+// whether something is.
+Call::Plan Call::plan(Naming naming) {
+    Holdings& h = *holdings_;
+    Plan plan;
+    for (const Resource& resource : resources_) {
+        StoredLease* lease = resource.named ? nullptr : h.findNamed(resource.path);
+        bool only = h.countTops() == 1; // then one is all
+        if (lease && !lease->lower && naming == Naming::one) {
+            about(resource.path);
+            // The guest has it. Is it about to open another file of the same name?
+            auto file = only ? tryIdentifyResource(resource, settings_) : identifyResource(resource, settings_);
+            if (file != lease->file) {
+                if (!only)
+                    lease = nullptr;
+                else if (file)
+                    plan.doubtful = resource;
+            }
+        } else if (!lease) {
+            about(resource.path);
+            if (auto file = identifyResource(resource, settings_))
+                lease = h.findFile(*file);
+            if (!lease && resource.named) // one whose file was deleted by hand is still this guest's
+                for (StoredLease& known : h.leases())
+                    if (known.named && known.path == nameOf(resource))
+                        lease = &known;
+        }
+        if (naming == Naming::one)
+            plan.runs = only && lease && !lease->lower;
+        if (!lease) {
+            plan.added.push_back(resource);
+            continue;
+        }
+        bool reads = looked_ && h.opened().useOf(lease->file) != OpenFiles::Use::writes;
+        if (resource.mode == Mode::exclusive && lease->mode == Mode::readOnly && lease->lower) {
+            plan.rising.push_back(lease);
+            plan.written.push_back(resource);
+        } else if (resource.mode == Mode::readOnly && lease->mode == Mode::exclusive) {
+            // The end of a block commit; or a second disk that QEMU will refuse.
+            if (naming == Naming::one && reads)
+                plan.falling.push_back(lease);
+            else
+                plan.known.push_back(lease);
+        } else if (resource.mode != lease->mode) {
+            unusable(resource.path, std::string("the guest has it already, ") + describeMode(lease->mode) +
+                                        ", and cannot have it " + describeMode(resource.mode) +
+                                        " as well: detach the other disk first");
+        } else {
+            plan.known.push_back(lease);
+            if (lease->lower && resource.mode == Mode::readOnly) {
+                lease->lower = false; // a disk of its own as well
+                lease->path = resource.path;
+                changed_ = true;
+            }
+        }
+    }
+    auto tidy = [](Leases& leases) {
+        std::sort(leases.begin(), leases.end());
+        leases.erase(std::unique(leases.begin(), leases.end()), leases.end());
+    };
+    tidy(plan.known);
+    tidy(plan.falling);
+    return plan;
+}
+
+// The path of the guest's only image leads to another file now. If the guest is about to run, that does not concern it.
+// If it is about to open that file as well, nothing of it must be written to without a lease. Either way holds here:
+// the lease is taken if it can be had (and given back when QEMU does not open the file), and where somebody else has it
+// QEMU's own image locks have to be in the way of a second writer.
+Call::Attempt Call::admitDoubtful(const Resource& resource) {
+    std::string refusal;
+    Place place;
+    try {
+        place = openPlace(resource, self_, settings_);
+        if (holdings_->findFile(place.stored.file))
+            return kGranted; // under another name
+        Attempt attempt = admit({&place, 1}, lease::Entry::running);
+        if (!attempt)
+            return attempt;
+        refusal = *attempt;
+    } catch (const Error& error) {
+        refusal = error.what();
+    }
+    if (refusal.empty()) {
+        place.stored.stage = Stage::added;
+        fresh_.push_back(std::move(place));
+        return kGranted;
+    }
+    bool qemuRefuses = place.stored.lease.open() &&
+                       qemu::findImageConflict(place.stored.imageFd(), resource.mode, false, resource.path).has_value();
+    if (resource.mode == Mode::readOnly || qemuRefuses) {
+        surroundings_.warn("guest '" + guest_.name + "': '" + resource.path +
+                           "' leads to another file than the one its QEMU has open. It keeps its lease of that one and "
+                           "has none of the other (" +
+                           refusal + ")");
+        return kGranted;
+    }
+    return "'" + resource.path + "' leads to another file than the one that guest '" + guest_.name +
+           "' has open, and it may be about to open that one: restore the path, and try again (" + refusal + ")";
+}
+
+// From reading to writing, all of them or none: a block commit into a lower file.
+Call::Attempt Call::raise(const Plan& plan) {
+    if (plan.rising.empty())
+        return kGranted;
+    Holdings& h = *holdings_;
+    std::vector<Place> places(plan.rising.size());
+    for (std::size_t i = 0; i < plan.rising.size(); i++) {
+        StoredLease& lease = *plan.rising[i];
+        const Resource& resource = plan.written[i];
+        about(resource.path);
+        // A lease on the image itself has a descriptor for reading; the others are files of leasehold's own.
+        places[i] =
+            lease.onImage() && !lease.writable ? openPlace(resource, self_, settings_) : findPlace(resource, settings_);
+        if (places[i].stored.file != lease.file)
+            unusable(resource.path, "it is not the file that the guest has open below its image");
+        // There a look does not see that this guest reads it, while the lease goes from one descriptor to the other.
+        if (places[i].hidesQemu && lease.onImage() && !lease.writable)
+            unusable(resource.path, "on NFSv3 the guest can write to a file below its image only if that could be "
+                                    "opened for writing when the guest was started; shut it down, and use qemu-img "
+                                    "commit");
+        if (settings_.outsiders == Settings::Outsiders::ignore)
+            continue;
+        auto outsider = findOutsider(lease, places[i].hidesQemu, Mode::exclusive);
+        if (outsider && settings_.outsiders == Settings::Outsiders::refuse)
+            return outsider;
+        if (outsider)
+            surroundings_.warn(*outsider);
+    }
+    for (StoredLease* lease : plan.rising)
+        lease->stage = Stage::changing;
+    if (!h.tryStore())
+        return std::nullopt;
+    Shares reading(self_, pointersTo(plan.rising));
+    std::vector<AnyMedium> media;
+    media.reserve(places.size());
+    std::vector<Share> writing;
+    for (std::size_t i = 0; i < reading.all().size(); i++) {
+        const StoredLease& part = reading.partOf(i);
+        auto at = std::find(plan.rising.begin(), plan.rising.end(), &part) - plan.rising.begin();
+        writing.push_back({reading.all()[i].medium, Mode::exclusive});
+        if (&part != &reading.wholeOf(i) || !part.onImage() || part.writable)
+            continue;
+        media.emplace_back(places[static_cast<std::size_t>(at)].stored, self_);
+        writing.back().medium = &*media.back();
+    }
+    lease::Patience patience{[this](milliseconds time) { return pause(time); }, kEntryWait};
+    auto refusal = lease::upgradeAll(self_, reading.all(), writing, patience);
+    for (StoredLease* lease : plan.rising)
+        lease->stage = Stage::settled;
+    if (refusal) {
+        const StoredLease& refused = reading.partOf(refusal->share);
+        std::string words = explainRefusal(guest_, refused, Mode::exclusive, *refusal);
+        // If this fails the next call finds `changing`, and nothing to do.
+        return h.tryStore() ? Attempt(words) : std::nullopt;
+    }
+    for (std::size_t i = 0; i < plan.rising.size(); i++) {
+        StoredLease& lease = *plan.rising[i];
+        if (lease.onImage() && !lease.writable) {
+            replaced_.push_back(std::exchange(lease.lease, std::move(places[i].stored.lease)));
+            lease.writable = true;
+        }
+        setMode(lease, Mode::exclusive);
+        lease.path = plan.written[i].path;
+        lease.stage = Stage::added;
+        visitParts(lease, [&](const StoredLease& part) { recordOwner(lease, part); });
+    }
+    changed_ = true;
+    return kGranted;
+}
+
+// What is thrown is an answer here: a guest does not do without its image because a file below it is on storage that
+// has no locks. The log says so, and status shows it.
+Call::Attempt Call::admitLower(const Resource& resource, const FileId& file) {
+    try {
+        return insist([&]() -> Attempt {
+            about(resource.path);
+            Place place = openPlace(resource, self_, settings_);
+            if (place.stored.file != file)
+                return kGranted; // QEMU has closed it meanwhile
+            visitParts(place.stored, [](StoredLease& part) { part.lower = true; });
+            Attempt attempt = admit({&place, 1}, lease::Entry::running);
+            if (attempt == kGranted)
+                fresh_.push_back(std::move(place));
+            return attempt;
+        });
+    } catch (const Error& error) {
+        if (FileId now; os::tryIdentify(resource.through, now) != 0 || now != file)
+            return kGranted; // closed meanwhile
+        surroundings_.warn("guest '" + guest_.name + "' reads '" + resource.path +
+                           "' below its image without a lease: " + error.what());
+        return kGranted;
+    }
+}
+
+// The files that QEMU has open for reading and that libvirt does not name: what lies below the images. Refuses where a
+// guest that has not run yet would read what somebody writes. One that runs is not harmed.
+Call::Attempt Call::leaseLower(bool firstRun) {
+    if (!settings_.leaseBackingFiles || !looked_)
+        return kGranted;
+    Holdings& h = *holdings_;
+    const OpenFiles opened = h.opened();
+    std::vector<FileId> seen;
+    for (const Place& place : fresh_)
+        seen.push_back(place.stored.file);
+    for (const os::OpenFile& open : opened.all()) {
+        if (open.writable || h.findFile(open.file) || opened.useOf(open.file) != OpenFiles::Use::reads ||
+            std::find(seen.begin(), seen.end(), open.file) != seen.end())
+            continue;
+        seen.push_back(open.file);
+        std::string through = os::pathThrough(*process_, open.number);
+        Resource resource{
+            .path = os::targetOf(through), .mode = Mode::readOnly, .named = std::nullopt, .through = through};
+        Attempt refusal = admitLower(resource, open.file);
+        if (refusal != kGranted && firstRun)
+            return refusal;
+        if (refusal != kGranted)
+            surroundings_.warn(*refusal);
+    }
+    changed_ = changed_ || !fresh_.empty();
+    checkNotThere();
+    return kGranted;
+}
+
+std::string Call::acquire(const os::Process& process, std::string_view state) {
+    return insist([&]() -> Attempt {
+        if (tryOpen(process))
+            return acquireHere(state);
+        if (process.diedWithin(milliseconds(0)))
+            throw Error(Fault::system, "its QEMU has ended: start the guest");
+        return settings_.guestsWithoutLease == Settings::Unleased::allow ? kGranted : explainNoVessel(guest_);
+    });
+}
+
+Call::Attempt Call::acquireHere(std::string_view state) {
+    Holdings& h = *holdings_;
+    // libvirt names all disks of a guest that is about to run, and quotes the state that it was given when the guest
+    // stopped. It names one disk, and no state, where that is plugged or its use changes.
+    Naming naming = resources_.size() == 1 && state.empty() ? Naming::one : Naming::all;
+    bool waiting = isFirstRun();
+    if (!agree(naming))
+        return std::nullopt;
+    Plan plan = this->plan(naming);
+    openAll(plan.added);
+    if (Attempt refusal = admit(fresh_, lease::Entry::running); refusal != kGranted)
+        return refusal;
+    for (Place& place : fresh_)
+        place.stored.stage = plan.runs ? Stage::settled : Stage::added;
+    if (plan.doubtful)
+        if (Attempt refusal = admitDoubtful(*plan.doubtful); refusal != kGranted)
+            return refusal;
+    if (Attempt refusal = raise(plan); refusal != kGranted)
+        return refusal;
+    if (!plan.falling.empty() && !lower(plan.falling))
+        return std::nullopt;
+
+    std::vector<const StoredLease*> written;
+    for (StoredLease* lease : plan.known)
+        if (lease->mode != Mode::readOnly) {
+            visitParts(*lease, [&](const StoredLease& part) { checkStillHeld(part); });
+            written.push_back(lease);
+        }
+    for (const Place& place : fresh_)
+        if (place.stored.mode != Mode::readOnly)
+            written.push_back(&place.stored);
+    Shares shares(self_, written);
+    auto begun = std::chrono::steady_clock::now();
+    lease::Patience patience{[this](milliseconds time) { return pause(time); }, settings_.handoffWait};
+    if (auto refusal = lease::acquireAll(self_, shares.all(), lease::parseState(state, guest_.uuid), patience)) {
+        const StoredLease& refused = shares.partOf(refusal->share);
+        std::string text = explainRefusal(guest_, refused, refused.mode, *refusal);
+        if (settings_.handoffWait > milliseconds(0) &&
+            std::chrono::steady_clock::now() - begun >= settings_.handoffWait)
+            text += "; waited " + std::to_string(settings_.handoffWait.count() / 1000) +
+                    " s for the image to be handed over (option handoff_wait in qemu-leasehold.conf)";
+        return text;
+    }
+    // Not of a guest that waits for its first run while a disk is plugged.
+    bool firstRun = waiting && plan.runs;
+    if (!waiting || firstRun)
+        if (Attempt refusal = leaseLower(firstRun); refusal != kGranted)
+            return refusal;
+
+    // A disk that is added to a suspended guest goes along when that guest migrates: libvirt calls nothing then.
+    if (auto token = plan.runs || fresh_.empty() ? std::nullopt : handoffOf(self_, writtenOf(h.leases())))
+        for (const Place& place : fresh_) {
+            Shares added(self_, {&place.stored});
+            for (const Share& share : added.all())
+                lease::offer(self_, share, *token);
+        }
+
+    // The handoff is complete: the guard may go, and from now on the record names us.
+    auto complete = [&](StoredLease& lease) {
+        if (lease.guarded)
+            qemu::takeDownGuard(lease.imageFd(), lease.path);
+        visitParts(lease, [&](StoredLease& part) {
+            if (part.joined)
+                recordOwner(lease, part);
+            changed_ = changed_ || part.joined;
+            part.guarded = part.joined = false;
+        });
+    };
+    for (StoredLease* lease : plan.known)
+        complete(*lease);
+    for (StoredLease& lease : h.leases())
+        if (firstRun && lease.stage == Stage::planted) {
+            lease.stage = Stage::settled;
+            changed_ = true;
+        }
+    for (Place& place : fresh_) {
+        complete(place.stored);
+        changed_ = true;
+    }
+    for (Place& place : fresh_)
+        h.leases().push_back(std::move(place.stored));
+    fresh_.clear();
+    if (changed_ && !h.tryStore())
+        return std::nullopt; // what is fresh vanishes with our descriptors
+    return kGranted;
+}
+
+void Call::detach(const os::Process& process) {
+    insist([&]() -> Attempt {
+        if (!tryOpen(process))
+            return kGranted;
+        return detachHere();
+    });
+}
+
+Call::Attempt Call::detachHere() {
+    if (!agree(Naming::released))
+        return std::nullopt;
+    if (!isFirstRun())
+        leaseLower(false);
+    for (Place& place : fresh_)
+        holdings_->leases().push_back(std::move(place.stored));
+    fresh_.clear();
+    if (changed_ && !holdings_->tryStore())
+        return std::nullopt;
+    if (!kept_.empty())
+        throw Error(Fault::system, "whether its QEMU has closed '" + kept_ + "' cannot be told (" +
+                                       holdings_->opened().gap() +
+                                       "): the lease stays until that can be told, or "
+                                       "until the guest ends");
+    return kGranted;
+}
+
+std::string Call::changeHandoff(const os::Process& process, HandoffStep step) {
+    return insist([&]() -> Attempt {
+        if (!tryOpen(process))
+            return kGranted;
+        return changeHandoffHere(step);
+    });
+}
+
+Call::Attempt Call::changeHandoffHere(HandoffStep step) {
+    Holdings& h = *holdings_;
+    if (!agree(Naming::all))
+        return std::nullopt;
+    if (looked_ && !isFirstRun())
+        leaseLower(false);
+    for (Place& place : fresh_)
+        h.leases().push_back(std::move(place.stored));
+    fresh_.clear();
+    if (changed_ && !h.tryStore())
+        return std::nullopt;
+    Shares shares(self_, writtenOf(h.leases()));
+    return lease::encodeState(guest_.uuid, step(self_, shares.all()));
+}
+
+} // namespace leasehold

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#pragma once
+
+// One call of libvirt about one guest: which lease belongs to which disk, what has to change, and the change itself.
+// DESIGN.md, "Whose lease it is", is the page to read first.
+//
+// A change is one transaction, whatever is changed, and with all companions: it counts from the instant at which the
+// vessel says it. Whatever dies or fails before leaves what was, whatever dies after leaves what is to be; where marks
+// of leases in the vessel have to change as well, these say `changing` meanwhile, and the next call makes the marks
+// whole.
+//
+//     plug       marks on new descriptions     -> the vessel has them
+//     upgrade    vessel: changing              -> marks -> the vessel says exclusive
+//     downgrade  the vessel says reading       -> marks
+//     give back  the vessel has it no longer   -> marks
+//
+// What a call has open lives as long as this object, which outlives the answer: closing may take as long as a storage
+// likes. Called by the engine alone.
+
+#include "core/engine.hpp"
+#include "core/holdings.hpp"
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace leasehold {
+
+// What does not change from call to call.
+struct Surroundings {
+    const Settings& settings;
+    const Engine::Warn& warn;
+    const std::string& bootId;
+    std::uint64_t caller; // Holdings::open
+};
+
+class Call {
+public:
+    Call(const Surroundings& surroundings, const Guest& guest, const std::vector<Resource>& resources)
+        : surroundings_(surroundings), settings_(surroundings.settings), guest_(guest), resources_(resources) {}
+
+    // A refusal, or "" where it is granted. Each throws where nothing was decided.
+    std::string enter(const qemu::VesselEnds& ends);
+    std::string acquire(const os::Process& process, std::string_view state);
+    void detach(const os::Process& process);
+
+    // `step` changes the marks of what the guest writes to, and gives a token; the state that names it.
+    using HandoffStep = std::uint32_t (*)(const lease::Incarnation&, std::span<const lease::Share>);
+    std::string changeHandoff(const os::Process& process, HandoffStep step);
+
+    // Where it says whose storage it is waiting for, while it does: shared with the process that may give it up.
+    void reportTo(char* place, std::size_t size) { report_ = place, reportSize_ = size; }
+    const Guest& guest() const { return guest_; }
+    const std::vector<Resource>& resources() const { return resources_; }
+
+private:
+    using Leases = std::vector<qemu::StoredLease*>;
+    // Nothing: the vessel or a lease file was changed by somebody else meanwhile, and the call begins anew.
+    using Attempt = std::optional<std::string>;
+
+    // What libvirt's call says about the guest's disks.
+    enum class Naming {
+        all,      // these are all of them: it runs, stops or migrates
+        one,      // this one is new, or its use is changed; or it is the only one, and the guest runs
+        released, // these are no longer the guest's own
+    };
+
+    // What is to be done for the resources that are named.
+    struct Plan {
+        Leases known;                  // the guest has them already
+        Leases rising;                 // it reads them, and is about to write
+        std::vector<Resource> written; // the resources of `rising`
+        Leases falling;                // it wrote to them, and only reads from now on
+        std::vector<Resource> added;
+        std::optional<Resource> doubtful; // known, but its path leads to another file now
+        bool runs = true;                 // not a plug
+    };
+
+    bool tryOpen(const os::Process& process);
+    Attempt acquireHere(std::string_view state);
+    Attempt detachHere();
+    Attempt changeHandoffHere(HandoffStep step);
+
+    bool agree(Naming naming);
+    bool heal();
+    Plan plan(Naming naming);
+    void openAll(const std::vector<Resource>& resources);
+    void checkNotThere() const;
+    Attempt admit(std::span<Place> places, lease::Entry entry);
+    Attempt admitDoubtful(const Resource& resource);
+    Attempt raise(const Plan& plan);
+    bool lower(const Leases& leases);
+    Attempt leaseLower(bool firstRun);
+    Attempt admitLower(const Resource& resource, const os::FileId& file);
+    bool isFirstRun();
+    void giveBack(qemu::StoredLease& lease);
+    std::optional<std::string> findOutsider(const qemu::StoredLease& stored, bool hidesQemu, Mode mode) const;
+    void recordOwner(const qemu::StoredLease& whole, const qemu::StoredLease& part) const;
+    void checkStillHeld(const qemu::StoredLease& part);
+    void about(const std::string& path);
+    bool pause(std::chrono::milliseconds time) const;
+    void restart();
+
+    const Surroundings& surroundings_;
+    const Settings& settings_;
+    const Guest& guest_;
+    const std::vector<Resource>& resources_;
+    char* report_ = nullptr;
+    std::size_t reportSize_ = 0;
+
+    const os::Process* process_ = nullptr;
+    lease::Incarnation self_;
+    std::optional<Holdings> holdings_;
+    std::vector<Place> fresh_;               // not in the vessel yet
+    std::vector<qemu::StoredLease> dropped_; // not in the vessel any more
+    std::vector<os::Fd> replaced_;           // descriptors that others took the place of
+    std::string kept_;                       // detached, but nothing tells whether QEMU has closed it
+    bool looked_ = false;                    // at what QEMU has open
+    bool changed_ = false;                   // the vessel does not say yet what leases() says
+};
+
+} // namespace leasehold

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "core/os/open_files.hpp"
+
+#include "core/os/error.hpp"
+
+#include <cerrno>
+
+#include <sys/stat.h>
+
+namespace leasehold::os {
+
+namespace {
+
+// A guest with 1000 disks and as many network queues has a few thousand. Each costs two system calls.
+constexpr std::size_t kMaxDescriptors = 65536;
+
+} // namespace
+
+OpenFiles OpenFiles::read(const Process& process) {
+    OpenFiles open;
+    std::vector<int> numbers;
+    if (int error = process.tryListDescriptors(numbers)) {
+        if (error == EMFILE || error == ENFILE || error == ENOMEM) // ours to complain about
+            throw SystemError(error, "list", "/proc/" + std::to_string(process.pid()) + "/fd");
+        if (error != ENOENT && error != ESRCH)
+            open.gap_ = SystemError(error, "list", "/proc/" + std::to_string(process.pid()) + "/fd").what();
+        return open;
+    }
+    if (numbers.size() > kMaxDescriptors) {
+        numbers.resize(kMaxDescriptors);
+        open.gap_ = "it has more than " + std::to_string(kMaxDescriptors) + " descriptors";
+    }
+    for (int number : numbers) {
+        std::string path = pathThrough(process, number);
+        OpenFile found{.file = {}, .number = number, .type = 0, .writable = false};
+        int error = tryIdentify(path, found.file, &found.type);
+        struct stat link;
+        // The link's permissions say how the descriptor was opened (Linux fs/proc/fd.c, tid_fd_update_inode).
+        if (error == 0 && (S_ISREG(found.type) || S_ISBLK(found.type)))
+            error = lstat(path.c_str(), &link) == 0 ? 0 : errno;
+        else if (error == 0)
+            continue;
+        if (error == ENOENT || error == ESRCH)
+            continue; // closed meanwhile
+        if (error != 0) {
+            open.gap_ = SystemError(error, "look at", path).what();
+            continue;
+        }
+        found.writable = (link.st_mode & S_IWUSR) != 0;
+        open.files_.push_back(found);
+    }
+    return open;
+}
+
+OpenFiles::Use OpenFiles::useOf(const FileId& file) const {
+    Use use = Use::none;
+    for (const OpenFile& open : files_)
+        if (open.file == file)
+            use = open.writable ? Use::writes : use == Use::writes ? use : Use::reads;
+    return use;
+}
+
+std::string pathThrough(const Process& process, int number) {
+    return "/proc/" + std::to_string(process.pid()) + "/fd/" + std::to_string(number);
+}
+
+} // namespace leasehold::os
