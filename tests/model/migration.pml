@@ -390,7 +390,8 @@ proctype Rogue() { LOCALS; byte s;
 #endif
 #ifdef NE
 byte ne=NE;
-/* lease::registerAll of another domain, in any mode; D's mode is incompatible with it, or the same */
+/* lease::registerAll of another domain, in any mode; D's mode is incompatible with it, or the same. Beside an exclusive D a
+ * reader takes the same steps as a writer: what it asks for is D's present marks, and its owner for reading keeps D's out. */
 #ifdef SW
 #define FREEFORE (emode==2 -> entry==0 : ENTRYFREE)
 #define EENTER if :: emode==2 -> ON(readers,E) :: else -> entry=E+1 fi

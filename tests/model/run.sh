@@ -36,7 +36,7 @@ show() {
 holds() { line check holds "$@"; }
 caught() { line check caught "$@"; }
 title() { line echo "== $*"; }
-M=migration.pml R=resources.pml F=fileset.pml L=lockspace.pml
+M=migration.pml R=resources.pml C=change.pml F=fileset.pml L=lockspace.pml
 
 title "one resource: chains of migrations"
 holds "3 migrations, 2 user operations"                               $M -DNMIG=3 -DNOP=2 -DREL1
@@ -60,9 +60,17 @@ holds "shared-write: 3 hosts start one domain, a QEMU dies"           $M -DSW -D
 holds "shared-write: 2 hosts start one domain, a stranger"            $M -DSW -DCOLD=2 -DNE=1
 holds "3 domains, any modes: never do all fail"                       modes.pml -DN=3 -DRETRY=2
 holds "... where remote read locks are invisible (NFSv3)"             modes.pml -DN=3 -DRETRY=2 -DNFS3
-holds "... a QEMU dies (also: a reader's migration)"                  modes.pml -DN=3 -DRETRY=2 -DNK=1
+holds "... a QEMU dies (also: a reader's migration)"                  modes.pml -DN=3 -DRETRY=0 -DNK=1 -DNOL2
+holds "... readers come and go"                                       modes.pml -DN=3 -DRETRY=1 -DCOMES -DNOL2
 holds "... downgrade and upgrade"                                     modes.pml -DN=3 -DRETRY=2 -DDOWN
 holds "3 domains that share resources pairwise"                       two.pml -DN=3
+title "a lease goes from exclusive to reading and back"
+holds "two guests, three calls, two libvirtds die at any step"        $C -DNOP=3 -DNCR=2
+holds "... where the descriptor is open for reading only"             $C -DNOP=3 -DNCR=2 -DB=1
+holds "two guests, another in any mode, libvirtd dies"                $C -DNOP=1 -DNE=1 -DNCR=1
+holds "... where the descriptor is open for reading only"             $C -DNOP=1 -DNE=1 -DNCR=1 -DB=1
+holds "another in any mode, a QEMU and a libvirtd die"                $C -DNOP=1 -DNE=1 -DNCR=1 -DNK=1 -DALONE
+holds "where read locks are invisible (NFSv3), libvirtd dies"         $C -DNOP=1 -DNE=1 -DNCR=1 -DNFS3
 title "shared-write in a migration"
 holds "2 migrations, a stranger in any mode"                          $M -DSW -DNMIG=2 -DNOP=0 -DREL1 -DNE=1
 holds "... libvirtd dies"                                             $M -DSW -DNMIG=2 -DNOP=1 -DREL1 -DNCR=1
@@ -112,7 +120,17 @@ caught "modes: present before owner (both fail)"                      modes.pml 
 caught "modes: place, look, and no owner for shared and read-only"    modes.pml -DN=2 -DRETRY=2 -DTEXT
 caught "modes: the same on NFSv3 (two writers)"                       modes.pml -DN=2 -DRETRY=2 -DTEXT -DNFS3 -DNOL2
 caught "modes: no look after owner"                                   modes.pml -DN=2 -DRETRY=2 -DM_NOLOOK
+caught "modes: a reader asks only before it takes owner"              modes.pml -DN=2 -DRETRY=2 -DM_ASKONCE
 caught "downgrade by unlock and lock"                                 modes.pml -DN=2 -DRETRY=2 -DDOWN -DM_DOWNDROP
+caught "downgrade: the marks before the vessel"                       $C -DNOP=1 -DALONE -DM_VESSELLAST
+caught "upgrade: the vessel before the marks"                         $C -DNOP=1 -DALONE -DM_VESSELFIRST
+caught "no call knows of a change that did not end"                   $C -DNOP=1 -DALONE -DNCR=1 -DM_NOHEAL
+caught "nobody asks whether QEMU writes: exclusive for ever"          $C -DNOP=1 -DALONE -DNCR=1 -DM_NOFACT
+caught "a refused upgrade gives one share back"                       $C -DNOP=1 -DM_UNDOONE
+caught "upgrade through a second description without a look"          $C -DNOP=2 -DB=1 -DM_NOLOOK
+caught "... present goes with owner"                                  $C -DNOP=1 -DNE=1 -DALONE -DB=1 -DM_DROPPR
+caught "... where read locks are invisible (NFSv3)"                   $C -DNOP=1 -DNE=1 -DALONE -DB=1 -DNFS3
+caught "... the description of before goes last"                      $C -DNOP=1 -DALONE -DNCR=1 -DB=1 -DM_TIDYLAST
 caught "shared-write: a joiner does not look again"                   $M -DSW -DNMIG=1 -DNOP=0 -DREL1 -DNE=1 -DNK=1 -DM_NOJLOOK
 caught "shared-write: a third incarnation may join"                   $M -DSW -DNMIG=2 -DNOP=1 -DREL1 -DM_CROWD
 caught "file set without gate"                                        $F -DNOP=2 -DM_NOGATE -DM_NONLINK
