@@ -170,6 +170,9 @@ if [ $deep ]; then
   wait; parallel=1 limit=1800; export MEM=12000 HASH=26 OPT=-O2
   title "deep"
   holds "3 migrations, 3 operations, a QEMU and a libvirtd die"       $M -DNMIG=3 -DNOP=3 -DREL1 -DNK=1 -DNCR=1
+  holds "with a stranger, a QEMU dies"                                $M -DNMIG=2 -DNOP=1 -DREL1 -DNE=1 -DNK=1
+  holds "with a stranger, libvirtd dies"                              $M -DNMIG=2 -DNOP=1 -DREL1 -DNE=1 -DNCR=1
+  holds "with a rogue: qcow2 and the guard"                           $M -DNMIG=2 -DNOP=1 -DREL1 -DNR=1 -DMETA -DGUARD
   holds "with a rogue, libvirtd dies"                                 $M -DNMIG=2 -DNOP=2 -DREL1 -DNR=1 -DNCR=1
   holds "with a rogue, a QEMU dies"                                   $M -DNMIG=2 -DNOP=2 -DREL1 -DNR=1 -DNK=1
   holds "with a stranger, a QEMU and a libvirtd die"                  $M -DNMIG=2 -DNOP=1 -DREL1 -DNE=1 -DNK=1 -DNCR=1
@@ -178,7 +181,9 @@ if [ $deep ]; then
   holds "file set, 2 migrations, a QEMU dies mark by mark"            $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNK=1
   holds "file set, 2 migrations, a stranger"                          $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNE=1
   holds "file set, libvirtd, QEMU and flock(1) on the image"          $F -DNOP=2 -DIMAGE -DCONV -DNS=1 -DNC=1 -DNK=1
+  holds "exclusive to reading, two guests, another, libvirtd dies"    $C -DNOP=2 -DNE=1 -DNCR=1 -DB=1
   holds "lease file, shared guests, one dies"                         $L -DSHARED -DNK=1
+  holds "two resources, 2 operations, a QEMU and a libvirtd die"      $R -DNMIG=2 -DNOP=2 -DNK=1 -DNCR=1
   holds "two resources, hot-plug, stranger, a QEMU and a libvirtd die" $R -DNMIG=2 -DNOP=1 -DNHP=2 -DNE=1 -DNK=1 -DNCR=1
 fi
 wait
