@@ -42,7 +42,7 @@ title "one resource: chains of migrations"
 holds "3 migrations, 2 user operations"                               $M -DNMIG=3 -DNOP=2 -DREL1
 holds "2 migrations, Release once or twice"                           $M -DNMIG=2 -DNOP=1
 holds "3 migrations, libvirtd dies at any step"                       $M -DNMIG=3 -DNOP=1 -DREL1 -DNCR=1
-holds "2 migrations, two QEMUs die at any step"                       $M -DNMIG=2 -DNOP=1 -DREL1 -DNK=2
+holds "2 migrations, two QEMUs die at any step"                       $M -DNMIG=2 -DNOP=0 -DREL1 -DNK=2
 holds "2 migrations, a QEMU and a libvirtd die"                       $M -DNMIG=2 -DNOP=1 -DREL1 -DNK=1 -DNCR=1
 holds "with a stranger"                                               $M -DNMIG=2 -DNOP=1 -DREL1 -DNE=1
 holds "with a stranger, a QEMU dies"                                  $M -DNMIG=1 -DNOP=1 -DREL1 -DNE=1 -DNK=1
@@ -51,7 +51,8 @@ holds "with a rogue: qcow2 and the guard"                             $M -DNMIG=
 holds "with a rogue: raw image, no guard; a QEMU dies"                $M -DNMIG=1 -DNOP=1 -DREL1 -DNR=1 -DNK=1
 holds "owner given up to any peer, not only to a joiner"              $M -DNMIG=2 -DNOP=2 -DREL1 -DNCR=1 -DANYPEER
 holds "nothing goes wrong: every migration succeeds"                  $M -DNMIG=3 -DNOP=1 -DLIVE
-holds "... with a stranger that tries twice"                          $M -DNMIG=2 -DNOP=0 -DNE=2 -DLIVE
+holds "... with a stranger that tries twice"                          $M -DNMIG=2 -DNOP=0 -DNE=2 -DLIVE -DRAN
+holds "... the first one of a guest that never ran"                   $M -DNMIG=1 -DNOP=0 -DNE=2 -DLIVE -DNEVER
 title "one resource: cold starts"
 holds "3 hosts start one domain: exactly one wins"                    $M -DCOLD=3
 holds "... with the guard, a QEMU dies"                               $M -DCOLD=3 -DGUARD -DNK=1
