@@ -191,14 +191,14 @@ void tellWhatToRestart(bool enabled) {
                      "To have lost leases acted upon: systemctl enable --now leasehold-watch\n";
 }
 
-struct Orders {
+struct SwitchOrders {
     bool dryRun = false, force = false;
     int timeout = kStorageTimeout;
     std::string config = LEASEHOLD_CONF, qemuConfig = LIBVIRT_QEMU_CONF, plugin = LOCK_DRIVER;
 };
 
-Orders parse(Options& options, const char* verb, const Words& arguments, bool enables) {
-    Orders orders;
+SwitchOrders parse(Options& options, const char* verb, const Words& arguments, bool enables) {
+    SwitchOrders orders;
     options.add("dry-run", orders.dryRun, "Show the change, and do not make it");
     options.add("force", orders.force, "Also while guests are in the way");
     options.add("timeout", orders.timeout, "How long libvirt may take to answer (10)");
@@ -215,7 +215,8 @@ Orders parse(Options& options, const char* verb, const Words& arguments, bool en
 }
 
 // Shows and makes the change, unless guests are in the way of it.
-int apply(const Orders& orders, QemuConf& conf, Protection inTheWay, const std::string& consequence, bool enables) {
+int apply(const SwitchOrders& orders, QemuConf& conf, Protection inTheWay, const std::string& consequence,
+          bool enables) {
     printChange(orders.qemuConfig, conf.before(), conf.after());
     std::vector<std::string> guests = guestsWith(inTheWay, orders.timeout);
     bool refused = !guests.empty() && !orders.force;
@@ -240,7 +241,7 @@ int enable(const Words& arguments) {
         "enable", "",
         "Makes leasehold libvirt's lock manager: shows the change to qemu.conf, makes it, and says what to\n"
         "restart. Refuses while guests run that have no leases.");
-    Orders orders = parse(options, "enable", arguments, true);
+    SwitchOrders orders = parse(options, "enable", arguments, true);
     // With either of them wrong libvirtd's QEMU driver would not start.
     (void)loadSettings(orders.config);
     if (std::string version = versionOfPlugin(orders.plugin); version != LEASEHOLD_VERSION)
@@ -268,7 +269,7 @@ int disable(const Words& arguments) {
     Options options("disable", "",
                     "Makes libvirt go without leasehold: shows the change to qemu.conf, makes it, and says what to\n"
                     "restart. Refuses while guests run that have leases.");
-    Orders orders = parse(options, "disable", arguments, false);
+    SwitchOrders orders = parse(options, "disable", arguments, false);
     QemuConf conf(orders.qemuConfig);
     auto manager = conf.lockManager();
     if (manager != "leasehold") {

@@ -4,8 +4,12 @@
 """Fixtures: the lab lives for the whole run, a host from its first use on, guests and images for one test.
 
 After every test all guests are destroyed, and then no image may carry a lock any more: a lease ends with its QEMU.
+
+And the choice of tests (README.md, "Short and long"): --long runs everything, --other-release what depends on the
+versions of libvirt and QEMU. Several processes share the work (python3-pytest-xdist): each has a lab of its own.
 """
 
+import os
 import pathlib
 import re
 import shutil
@@ -13,6 +17,75 @@ import subprocess
 
 import hosts
 import pytest
+
+
+STOCK, WITHOUT_LOCKS = "stock QEMU", "QEMU without image locks"
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("leasehold")
+    group.addoption("--long", action="store_true", default=bool(os.environ.get("LEASEHOLD_LONG")),
+                    help="everything, with both kinds of QEMU (or LEASEHOLD_LONG=1)")
+    group.addoption("--other-release", action="store_true", default=bool(os.environ.get("LEASEHOLD_OTHER_RELEASE")),
+                    help="only what libvirt calls: the tests that README.md's table names (or "
+                         "LEASEHOLD_OTHER_RELEASE=1)")
+
+
+def pytest_configure(config):
+    for marker in ("quick: shows the main job; what a person runs first",
+                   "both_emulators: the image locks of the stock QEMU take part in this; the short run has both kinds",
+                   "short(when, other_release): the parameters (a dictionary) with which this is in the short run",
+                   "waits: for half a minute, and computes nothing; begins first",
+                   "long: only in the long run"):
+        config.addinivalue_line("markers", marker)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """-n auto: the tests wait more than they compute."""
+    return os.cpu_count() + 1
+
+
+def tests_of_the_table():
+    """Those that the table "What libvirt calls" in README.md names: (file, how the name begins)."""
+    text = (hosts.HERE / "README.md").read_text().split("\n## What libvirt calls")[1].split("\n## ")[0]
+    found, file = set(), None
+    for line in text.splitlines():
+        for word, name in re.findall(r"(\w+):|`(\w+)(?:\.\.\.)?`", line.split("|")[3] if line.startswith("|") else ""):
+            file = word or file
+            if name:
+                found.add((f"test_{file}.py", f"test_{name}"))
+    return found
+
+
+def is_in_short_run(item, of_other_release, named):
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    choice = item.get_closest_marker("short")
+    file = pathlib.Path(item.fspath).name
+    if of_other_release and not any(file == f and item.originalname.startswith(name) for f, name in named):
+        return False
+    if item.get_closest_marker("long"):
+        return False
+    if choice and of_other_release and "other_release" in choice.kwargs:
+        return choice.kwargs["other_release"](parameters)
+    if choice:
+        return choice.kwargs["when"](parameters)
+    if parameters.get("emulator") != STOCK:
+        return True
+    return bool(item.get_closest_marker("quick" if of_other_release else "both_emulators"))
+
+
+def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.get_closest_marker("waits") is None)
+    other = config.getoption("--other-release")
+    if config.getoption("--long"):
+        return
+    named = tests_of_the_table() if other else ()
+    mine = [item for item in items if hosts.HERE in pathlib.Path(item.fspath).parents]
+    chosen = {item for item in mine if is_in_short_run(item, other, named)}
+    left = set(mine) - chosen
+    items[:] = [item for item in items if item not in left]
+    config.hook.pytest_deselected(items=list(left))
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +126,8 @@ def images(lab, request):
         for host in lab.running_hosts():
             host.stop()  # the next test gets fresh ones
         raise
-    left = {path.name: locks for path in directory.rglob("*") if path.is_file() and (locks := hosts.locks_on(path))}
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    left = {path.name: locks for path, locks in hosts.locks_on_each(files).items() if locks}
     shutil.rmtree(directory, ignore_errors=True)
     assert not left, f"locks outlived every guest: {left}"
 
@@ -64,11 +138,11 @@ def image(lab, images):
     return lambda name="disk.img", **options: lab.image(images / name, **options)
 
 
-@pytest.fixture(params=["stock QEMU", "QEMU without image locks"])
+@pytest.fixture(params=[STOCK, WITHOUT_LOCKS])
 def emulator(lab, request):
     """Twice: with the stock QEMU, whose own image locks leasehold must get along with, and with one whose image locks
     never refuse, so that the lease alone decides (QEMU's locks do not cross hosts on every storage)."""
-    return hosts.QEMU if request.param == "stock QEMU" else lab.emulator_without_locks
+    return hosts.QEMU if request.param == STOCK else lab.emulator_without_locks
 
 
 @pytest.fixture
@@ -80,6 +154,13 @@ def guest(lab, images):
         name = lab.unique("guest")
         return hosts.Guest(name, disks, serial=images.parent / f"{name}.serial", **options)
     return make
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests have counted (record_property), whichever process they ran in."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties if report.when == "call" else ():
+            terminalreporter.write_line(f"{name}: {value}")
 
 
 def pytest_assertrepr_compare(op, left, right):

@@ -63,7 +63,7 @@ def walk(lab):
     print(f"alpha$ virsh migrate --live {db.name} qemu+ssh://beta/system &")
     play(beta, "start", copy.name, succeeds=False)
     alpha.hurry(db)
-    out, err = migration.communicate(timeout=60)
+    out, err = migration.communicate(timeout=hosts.PATIENCE)
     assert migration.returncode == 0, err
     play(beta, "domstate", db.name)
     alpha.define(copy)

@@ -46,13 +46,15 @@ def runs(host, guest):
 
 def leased(*images):
     """leasehold's marks are on the image, far beyond its data, and nowhere else beside QEMU's lock bytes."""
-    for image in images if LEASEHOLD else ():
-        locks = hosts.locks_on(image)
-        assert hosts.marks_on(image), f"no lease on {image}: {locks}"
-        for lock in locks:
+    if not LEASEHOLD:
+        return
+    marks, locks = hosts.marks_on_each(images), hosts.locks_on_each(images)
+    for image in images:
+        assert marks[image], f"no lease on {image}: {locks[image]}"
+        for lock in locks[image]:
             assert lock.is_mark or 100 <= lock.start <= lock.end < 300, f"a lock in the data of {image}: {lock}"
 
 
 def not_leased(*images):
-    for image in images:
-        assert not hosts.marks_on(image), f"still leased: {image}"
+    left = [image for image, marks in hosts.marks_on_each(images).items() if marks]
+    assert not left, f"still leased: {left}"

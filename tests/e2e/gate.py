@@ -14,11 +14,13 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 
 # libvirt, src/remote/remote_protocol.x: REMOTE_PROGRAM, and REMOTE_PROC_DOMAIN_MIGRATE_*3_PARAMS
 PROGRAM = 0x20008086
 STEPS = {"begin": 302, "prepare": 303, "perform": 305, "finish": 306, "confirm": 307}
 CALL, REPLY = 0, 1
+PATIENCE = 120  # seconds
 
 
 class Gate:
@@ -54,12 +56,12 @@ class Gate:
                 end.shutdown(socket.SHUT_RDWR)
         self.opened.set()
 
-    def wait(self, migration, seconds=20):
+    def wait(self, migration):
         """Returns when the step has been reached."""
+        deadline = time.monotonic() + PATIENCE
         while not self.somebody_waits.wait(0.02):
-            seconds -= 0.02
             assert migration.poll() is None, f"the migration ended early: {migration.communicate()}"
-            assert seconds > 0, "the migration does not come to this step"
+            assert time.monotonic() < deadline, "the migration does not come to this step"
 
     def accept(self):
         with contextlib.suppress(OSError):

@@ -4,7 +4,8 @@
 """Several "hosts" on one machine: each a stock libvirtd in its own mount, UTS and PID namespace.
 
 Lab   a temporary directory with images, the boot sector, the emulator without image locks, and the hosts.
-Host  one libvirtd with its own /etc/libvirt, /run/libvirt, /var/lib/libvirt; driven with virsh as a user would.
+Host  one libvirtd with its own /etc/libvirt, /run/libvirt, /var/lib/libvirt; driven with virsh as a user would where
+      a test is about what virsh does or says, and by libvirt's API where something only has to happen or is polled.
 Guest what `virsh define` needs to know. It belongs to no host: it may migrate.
 
 A host's first process (host_init.sh) lives as long as a pipe that this process holds open; when the test run ends,
@@ -28,9 +29,19 @@ import time
 import uuid as uuids
 from xml.sax.saxutils import escape, quoteattr
 
+try:
+    import libvirt
+except ImportError:
+    libvirt = None
+else:
+    libvirt.registerErrorHandler(lambda *_: None, None)  # it would print every refusal
+
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 QEMU = "/usr/bin/qemu-system-x86_64"
+
+# Seconds until something that must happen counts as not happening: long, for a machine that does other things as well.
+PATIENCE = 120
 
 # leasehold's marks are single bytes from here on, far beyond any data (DESIGN.md, "Media").
 MARKS = 1 << 62
@@ -47,6 +58,8 @@ def requirements():
     for program in ("libvirtd", "virsh", "qemu-img", "qemu-io", "unshare", "nsenter", "as", "ld", "cc", QEMU):
         if not shutil.which(program):
             raise Missing(f"{program} is not installed")
+    if not libvirt:
+        raise Missing("python3-libvirt is not installed")
     if subprocess.run(["unshare", "-m", "-u", "-p", "-f", "true"], capture_output=True).returncode != 0:
         raise Missing("cannot create mount, UTS and PID namespaces here")
 
@@ -70,7 +83,7 @@ def libvirt_version():
     return tuple(int(number) for number in ok("libvirtd", "--version").split()[-1].split(".")[:2])
 
 
-def wait_until(condition, what, seconds=15.0):
+def wait_until(condition, what, seconds=PATIENCE):
     """Polls until condition() is true and returns its value; fails after so many seconds, saying what not."""
     deadline = time.monotonic() + seconds
     while True:
@@ -98,7 +111,7 @@ class Result:
         return f"$ {self.command}\n{self.out}{self.err}(exit {self.rc})"
 
 
-def run(*command, timeout=60, **options):
+def run(*command, timeout=PATIENCE, **options):
     command = [str(word) for word in command]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
@@ -130,36 +143,54 @@ class Lock:
         return self.kind == "OFDLCK" and self.start >= MARKS
 
 
-def locks_on(path):
-    """Every lock on the file, from /proc/locks, whoever holds it and wherever the descriptor is parked.
+def locks_on_each(paths):
+    """{path: every lock on the file}, from /proc/locks, whoever holds it and wherever the descriptor is parked.
 
     The kernel hands that list out a page at a time, and when locks come and go in between, of whatever process on this
     machine, it leaves out some that stay. What counts is what three looks agree on."""
-    status = os.stat(path)
-    wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    inodes = {path: inode_of(path) for path in paths}
+    wanted = set(inodes.values())
     looks = [look_for_locks(wanted) for _ in range(3)]
     while not looks[-3] == looks[-2] == looks[-1]:
         looks.append(look_for_locks(wanted))
-    return looks[-1]
+    return {path: looks[-1].get(inode, []) for path, inode in inodes.items()}
+
+
+def locks_on(path):
+    return locks_on_each([path])[path]
+
+
+def inode_of(path):
+    """A file as /proc/locks names it."""
+    status = os.stat(path)
+    return f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
 
 
 def look_for_locks(wanted):
-    found = []
+    found = {}
     for line in pathlib.Path("/proc/locks").read_text().splitlines():
         words = line.split()
         if "->" in words:
             continue  # somebody who waits has nothing
         _, kind, _, access, pid, inode, start, end = words
-        if inode == wanted:
+        if inode in wanted:
             end = (1 << 63) - 1 if end == "EOF" else int(end)
-            found.append(Lock(kind, access == "WRITE", int(pid), int(start), end))
-    return sorted(found, key=lambda lock: (lock.kind, lock.start))
+            found.setdefault(inode, []).append(Lock(kind, access == "WRITE", int(pid), int(start), end))
+    for locks in found.values():
+        locks.sort(key=lambda lock: (lock.kind, lock.start))
+    return found
 
 
 def marks_on(path):
-    """leasehold's marks on the image itself, or as flocked files beside it."""
-    files = (path.parent / ".leasehold" / str(path.stat().st_ino)).glob("*-*")
-    return [lock for lock in locks_on(path) if lock.is_mark] + [lock for file in files for lock in locks_on(file)]
+    return marks_on_each([path])[path]
+
+
+def marks_on_each(paths):
+    """{path: leasehold's marks on the image itself, or as flocked files beside it}"""
+    beside = {path: [*(path.parent / ".leasehold" / str(path.stat().st_ino)).glob("*-*")] for path in paths}
+    locks = locks_on_each([*paths, *(file for files in beside.values() for file in files)])
+    return {path: [lock for lock in locks[path] if lock.is_mark] + sum((locks[file] for file in beside[path]), [])
+            for path in paths}
 
 
 def lock_holders(path):
@@ -202,7 +233,7 @@ def foreign_qemu(host, image):
     finally:
         with contextlib.suppress(ProcessLookupError, ValueError):
             kill_and_wait(only_child(process.pid))
-        process.wait(timeout=30)
+        process.wait(timeout=PATIENCE)
 
 
 def only_child(pid):
@@ -285,7 +316,9 @@ class Guest:
 
 # --- hosts --------------------------------------------------------------------------------------------------------
 
-# What libvirt would write outside its own directories, or needs systemd, root's groups or cgroups for, is off.
+# What libvirt would write outside its own directories, or needs systemd, root's groups or cgroups for, is off. The
+# filter: libvirtd does not ask each new QEMU for 400 properties of its processor, one by one, which takes longer than
+# all the rest of a start.
 QEMU_CONF = """\
 security_driver = "none"
 user = "root"
@@ -296,7 +329,13 @@ cgroup_controllers = []
 namespaces = []
 clear_emulator_capabilities = 0
 stdio_handler = "file"
+capability_filters = [ "cpu-unavailable-features" ]
 """
+
+STATES = ("no state", "running", "idle", "paused", "in shutdown", "shut off", "crashed", "pmsuspended")  # as virsh says
+
+# Linux' codes of the keys that the boot sector knows.
+KEYS = dict(p=25, r=19, d=32, w=17, c=46, b=48)
 
 # Where libvirt keeps things, and the directory of ours that is bound there. The cache is shared by all hosts: it
 # holds what libvirtd found out about QEMU, which takes seconds and is the same everywhere.
@@ -312,7 +351,7 @@ class Host:
         self.socket = self.dir / "run" / "libvirt-sock"
         self.uri = f"qemu+unix:///system?socket={self.socket}"
         self.uuid = str(uuids.uuid4())
-        self.init = self.libvirtd = self.virtlockd = None
+        self.init = self.libvirtd = self.virtlockd = self.connection = None
 
     # A host starts when somebody first wants it, so that a test pays for what it uses.
 
@@ -335,11 +374,12 @@ class Host:
     def stop(self):
         """Power cut: everything on the host is gone when this returns."""
         if self.init:
+            self.disconnect()
             self.init.stdin.close()
-            self.init.wait(timeout=30)
+            self.init.wait(timeout=PATIENCE)
             for process in (self.libvirtd, self.virtlockd):
                 if process:
-                    process.wait(timeout=30)
+                    process.wait(timeout=PATIENCE)
             self.init.stdout.close()
         self.init = self.libvirtd = self.virtlockd = None
 
@@ -402,23 +442,29 @@ class Host:
         self.libvirtd = self.spawn("/usr/sbin/libvirtd", "-p", "/run/libvirt/libvirtd.pid", env=env, log="stderr.log")
         if expect_failure:
             return
-        def answers():
+        def guests():
             assert self.libvirtd.poll() is None, f"libvirtd on {self.name} ended: {self.log()[-2000:]}"
-            return self.socket.exists() and self.virsh("list", "--name")
-        running = wait_until(answers, f"libvirtd on {self.name} answers", 60)
-        for name in running.out.split():
+            with contextlib.suppress(libvirt.libvirtError):
+                return self.socket.exists() and [self.ask(lambda libvirtd: libvirtd.listAllDomains(
+                    libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE))]
+        [running] = wait_until(guests, f"libvirtd on {self.name} answers")
+        for guest in running:
             def connected():
-                control = self.virsh("domcontrol", name)
-                return not control or not control.out.startswith(("job", "occupied"))
-            wait_until(connected, f"libvirtd on {self.name} has {name} again", 60)
+                try:
+                    return self.ask(lambda _: guest.controlInfo()[0]) not in (libvirt.VIR_DOMAIN_CONTROL_JOB,
+                                                                              libvirt.VIR_DOMAIN_CONTROL_OCCUPIED)
+                except libvirt.libvirtError:
+                    return True
+            wait_until(connected, f"libvirtd on {self.name} has {guest.name()} again")
 
     def kill_libvirtd(self):
         """kill -9. Guests live on."""
         if self.libvirtd:
             with contextlib.suppress(ProcessLookupError, FileNotFoundError, ValueError):
                 os.kill(self.libvirtd_pid(), signal.SIGKILL)
-            self.libvirtd.wait(timeout=30)
+            self.libvirtd.wait(timeout=PATIENCE)
             self.libvirtd = None
+            self.disconnect()
             self.socket.unlink(missing_ok=True)
 
     def revive(self):
@@ -429,6 +475,7 @@ class Host:
             crashes = [line for line in ok("dmesg").splitlines() if "libvirtd" in line and "segfault" in line]
             assert crashes and " in libvirt_driver_qemu.so" in crashes[-1], f"libvirtd ended: {self.log()[-2000:]}"
             self.libvirtd = None
+            self.disconnect()
             self.socket.unlink(missing_ok=True)
         if not self.libvirtd:
             self.start_libvirtd()
@@ -447,7 +494,8 @@ class Host:
         return found
 
     def settled_descriptors(self):
-        """The same when the count has stopped falling (closing monitors and event loops takes libvirtd a moment)."""
+        """The same when the count has stopped falling (closing monitors and event loops takes libvirtd a moment). Where
+        that takes longer these are some too many; so compare with what libvirtd comes down to: comes_down_to()."""
         last, since = self.libvirtd_descriptors(), time.monotonic()
         while time.monotonic() - since < 0.5:
             now = self.libvirtd_descriptors()
@@ -457,6 +505,11 @@ class Host:
             time.sleep(0.05)
         return last
 
+    def comes_down_to(self, before):
+        """libvirtd has no more descriptors again than it had."""
+        wait_until(lambda: len(self.libvirtd_descriptors()) <= len(before),
+                   f"libvirtd on {self.name} has no more than {len(before)} descriptors")
+
     def log(self):
         return "".join(path.read_text(errors="replace") for path in
                        (self.dir / "log" / "libvirtd.log", self.dir / "log" / "stderr.log") if path.exists())
@@ -465,19 +518,51 @@ class Host:
         for path in (self.dir / "log").glob("*.log"):
             os.truncate(path, 0)
 
+    # --- libvirt's API
+
+    def ask(self, question):
+        """question(connection): over one connection, which lives as long as libvirtd. That costs a thirtieth of what a
+        virsh does. libvirtd is killed when there is never an answer; then this fails, as every question does."""
+        watchdog = threading.Timer(PATIENCE, self.kill_silent_libvirtd)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            if not self.connection:
+                self.connection = libvirt.open(self.uri)
+            return question(self.connection)
+        finally:
+            watchdog.cancel()
+
+    def kill_silent_libvirtd(self):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError, ValueError, AttributeError):
+            os.kill(self.libvirtd_pid(), signal.SIGKILL)
+
+    def disconnect(self):
+        if self.connection:
+            with contextlib.suppress(libvirt.libvirtError):
+                self.connection.close()
+            self.connection = None
+
+    def domain(self, guest, action):
+        """action(domain) must succeed."""
+        try:
+            return self.ask(lambda libvirtd: action(libvirtd.lookupByName(guest.name)))
+        except libvirt.libvirtError as error:
+            raise AssertionError(f"on {self.name}, guest {guest.name}: {error}") from None
+
     # --- virsh
 
-    def virsh(self, *words, timeout=60):
+    def virsh(self, *words, timeout=PATIENCE):
         result = run("virsh", "-q", "-c", self.uri, *words, timeout=timeout)
         result.command = " ".join(["virsh", *map(str, words)])
         return result
 
-    def ok(self, *words, timeout=60):
+    def ok(self, *words, timeout=PATIENCE):
         result = self.virsh(*words, timeout=timeout)
         assert result, f"on {self.name}: {result}"
         return result.out.strip()
 
-    def refused(self, *words, timeout=60):
+    def refused(self, *words, timeout=PATIENCE):
         """virsh must say no; returns what it printed."""
         result = self.virsh(*words, timeout=timeout)
         assert not result, f"on {self.name} this was not refused: {result}"
@@ -499,35 +584,51 @@ class Host:
         try:
             yield virsh
         finally:
-            virsh.communicate(timeout=30)
+            virsh.communicate(timeout=PATIENCE)
 
     # --- guests
 
     def define(self, guest):
-        path = self.lab.dir / f"{guest.name}.xml"
-        path.write_text(guest.xml())
-        self.ok("define", path)
+        self.ask(lambda libvirtd: libvirtd.defineXML(guest.xml()))
 
-    def start_guest(self, guest, *options):
+    def start_guest(self, guest, paused=False):
         self.define(guest)
-        self.ok("start", guest.name, *options)
+        self.domain(guest, lambda domain: domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0))
+
+    def suspend(self, guest):
+        self.domain(guest, lambda domain: domain.suspend())
+
+    def resume(self, guest):
+        self.domain(guest, lambda domain: domain.resume())
+
+    def destroy(self, guest):
+        self.domain(guest, lambda domain: domain.destroy())
 
     def state(self, guest):
-        """running, paused, shut off ...; "absent" when the host does not know the guest."""
-        result = self.virsh("domstate", guest.name)
-        return result.out.strip() if result else "absent"
+        """running, paused, shut off ...; "absent" when the host does not know the guest, or no libvirtd answers."""
+        for _ in range(2):
+            try:
+                return STATES[self.ask(lambda libvirtd: libvirtd.lookupByName(guest.name).state()[0])]
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    break
+                self.disconnect()  # of a libvirtd that is no longer there
+        return "absent"
 
-    def wait_state(self, guest, state, seconds=15):
-        wait_until(lambda: self.state(guest) == state, f"{guest.name} on {self.name} is {state}", seconds)
+    def wait_state(self, guest, state):
+        wait_until(lambda: self.state(guest) == state, f"{guest.name} on {self.name} is {state}")
 
     def press(self, guest, key):
-        pressed = self.virsh("send-key", guest.name, f"KEY_{key.upper()}")
-        # One that ends by this key may do so before its QEMU has answered.
-        assert pressed or "from qemu monitor" in pressed.err, str(pressed)
+        try:
+            self.ask(lambda libvirtd: libvirtd.lookupByName(guest.name).sendKey(
+                libvirt.VIR_KEYCODE_SET_LINUX, 0, [KEYS[key]], 1, 0))
+        except libvirt.libvirtError as error:
+            # One that ends by this key may do so before its QEMU has answered.
+            assert "from qemu monitor" in str(error), str(error)
 
-    def boot(self, guest, *options):
+    def boot(self, guest):
         """Start and wait until the boot sector runs (most tests need not wait: the lease is there before)."""
-        self.start_guest(guest, *options)
+        self.start_guest(guest)
         wait_until(lambda: guest.said("R"), f"{guest.name} has booted")
 
     def pid_here(self, guest):
@@ -553,7 +654,7 @@ class Host:
     def hmp(self, guest, command):
         return self.ok("qemu-monitor-command", guest.name, "--hmp", command)
 
-    def migrate_to(self, other, guest, *options, timeout=60, **kw):
+    def migrate_to(self, other, guest, *options, timeout=PATIENCE, **kw):
         return self.virsh(*self.migrate_words(other, guest, *options, **kw), timeout=timeout)
 
     def migrate_words(self, other, guest, *options, to=None):
@@ -571,13 +672,13 @@ class Host:
         Its QEMU has no image locks of its own: when it is refused, the lock manager did it."""
         stranger = Guest(self.lab.unique("stranger"), [Disk(image, "vda", mode)],
                          emulator=self.lab.emulator_without_locks)
-        path = self.lab.dir / f"{stranger.name}.xml"
-        path.write_text(stranger.xml())
-        result = self.virsh("create", path)
-        if result:
-            self.kill_qemu(stranger)  # quicker than virsh destroy, which gives QEMU time to say goodbye
-            self.wait_state(stranger, "absent")
-        return result
+        try:
+            self.ask(lambda libvirtd: libvirtd.createXML(stranger.xml()))
+        except libvirt.libvirtError as error:
+            return Result(f"create {stranger.name}", 1, "", f"error: {error}\n")
+        self.kill_qemu(stranger)  # quicker than virsh destroy, which gives QEMU time to say goodbye
+        self.wait_state(stranger, "absent")
+        return Result(f"create {stranger.name}", 0, "", "")
 
     # --- a migration that takes as long as we let it
 
@@ -586,18 +687,20 @@ class Host:
         if not guest.said("D"):
             self.press(guest, "d")
             wait_until(lambda: guest.said("D"), "the guest dirties its RAM")
-        self.ok("migrate-setspeed", guest.name, "1")
+        self.domain(guest, lambda domain: domain.migrateSetMaxSpeed(1))
         words = self.migrate_words(other, guest, "--live", *options, **kw)
         process = self.virsh_in_background(*words, through=through)
         def copies():
             assert process.poll() is None, f"the migration ended early: {process.communicate()}"
-            return "Memory remaining" in self.virsh("domjobinfo", guest.name).out
+            with contextlib.suppress(libvirt.libvirtError):
+                job = self.ask(lambda libvirtd: libvirtd.lookupByName(guest.name).jobStats())
+                return job["type"] and job.get("memory_remaining")
         wait_until(copies, "RAM is being copied")
         return process
 
     def hurry(self, guest):
         """Lets a slow migration come to its end."""
-        self.ok("migrate-setspeed", guest.name, "1000")
+        self.domain(guest, lambda domain: domain.migrateSetMaxSpeed(1000))
 
     # --- storage that only this host sees
 
@@ -638,13 +741,19 @@ class Host:
         for pid in self.qemus():
             with contextlib.suppress(ProcessLookupError):
                 kill_and_wait(pid)
-        deadline = time.monotonic() + 2
-        while self.ok("list", "--name") and time.monotonic() < deadline:
-            time.sleep(0.02)
-        for name in self.ok("list", "--all", "--name").splitlines():
-            self.virsh("destroy", name)
-            self.virsh("undefine", name, "--managed-save", "--snapshots-metadata", "--checkpoints-metadata")
-        left = self.ok("list", "--all", "--name")
+        for domain in self.ask(lambda libvirtd: libvirtd.listAllDomains()):
+            # It has to notice by itself; if it does not, destroy tells it.
+            deadline = time.monotonic() + 2
+            with contextlib.suppress(libvirt.libvirtError):
+                while self.ask(lambda _: domain.isActive()) and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                if self.ask(lambda _: domain.isActive()):
+                    self.ask(lambda _: domain.destroy())
+            with contextlib.suppress(libvirt.libvirtError):
+                self.ask(lambda _: domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+                                                        | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                                                        | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA))
+        left = [domain.name() for domain in self.ask(lambda libvirtd: libvirtd.listAllDomains())]
         assert not left, f"guests left on {self.name}: {left}"
 
 
@@ -655,7 +764,7 @@ def kill_and_wait(pid):
         os.kill(pid, signal.SIGKILL)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        assert poll.poll(15000), f"process {pid} survived SIGKILL"
+        assert poll.poll(1000 * PATIENCE), f"process {pid} survived SIGKILL"
     finally:
         os.close(pidfd)
 
@@ -694,7 +803,7 @@ class Adversary:
     def __exit__(self, *_):
         self.go_on = False
         self.thread.join()
-        self.virsh.communicate(timeout=60)
+        self.virsh.communicate(timeout=PATIENCE)
         self.host.ok("destroy", self.guest.name)
 
     def tries(self):

@@ -98,7 +98,7 @@ def finishing(source, target, guest):
         migration = source.virsh_in_background(*source.migrate_words(target, guest, "--live", to=gate.uri))
         try:
             gate.wait(migration)
-            assert thief.has_it.wait(10)
+            assert thief.has_it.wait(hosts.PATIENCE)
             status = target.dir / "run" / "qemu" / f"{guest.name}.xml"
             hosts.wait_until(lambda: "phase='finish3'" in status.read_text(), "the destination finishes")
             yield migration, thief.let_go

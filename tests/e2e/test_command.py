@@ -53,9 +53,9 @@ def test_status_follows_a_guest_through_its_life(anywhere, alpha, beta, lab, ima
     found = status_of(alpha, mover)
     [lease] = found["leases"]
     assert lease["image"] == str(disk) and lease["state"] == "held" and lease["mode"] == "exclusive", found
-    alpha.ok("suspend", mover.name)
+    alpha.suspend(mover)
     assert status_of(alpha, mover)["leases"][0]["state"] == "suspended"
-    alpha.ok("resume", mover.name)
+    alpha.resume(mover)
     assert (result := alpha.migrate_to(beta, mover, "--live")), result
     assert status_of(beta, mover)["leases"][0]["state"] == "held"
     assert not alpha.inside(COMMAND, "status", mover.name)
@@ -138,7 +138,7 @@ def test_enable_waits_for_guests_without_leases_and_disable_for_those_with(alpha
         alpha.kill_libvirtd()
         alpha.start_libvirtd()
         assert hosts.marks_on(new.disks[0].path), "it keeps its lease until it ends"
-        alpha.ok("destroy", new.name)
+        alpha.destroy(new)
 
 
 def test_check_and_enable_say_whether_libvirtd_has_loaded_the_plugin(alpha, switch, tmp_path):

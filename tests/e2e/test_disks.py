@@ -33,9 +33,9 @@ def test_the_last_of_several_readers_frees_the_image(alpha, beta, image, guest, 
     alpha.start_guest(readers[0])
     beta.start_guest(readers[1])
     expect.taken(alpha, disk)
-    alpha.ok("destroy", readers[0].name)
+    alpha.destroy(readers[0])
     expect.taken(alpha, disk)
-    beta.ok("destroy", readers[1].name)
+    beta.destroy(readers[1])
     expect.free(alpha, disk)
 
 
@@ -51,6 +51,8 @@ def attach(host, guest, disk, target="sda", *options):
     return host.virsh("attach-disk", guest.name, disk, target, "--subdriver", "raw", *options)
 
 
+@pytest.mark.both_emulators
+@pytest.mark.quick
 def test_an_attached_disk_is_leased_and_a_detached_one_is_free(alpha, beta, image, scsi):
     extra = image("extra.img")
     alpha.start_guest(scsi)
@@ -72,7 +74,7 @@ def test_a_disk_of_another_guest_cannot_be_attached(alpha, beta, image, guest, s
         assert not refusal
         expect.names_holder(refusal.err, extra, owner, beta)
     expect.runs(alpha, scsi)
-    beta.ok("destroy", owner.name)
+    beta.destroy(owner)
     assert attach(alpha, scsi, extra)
     expect.taken(beta, extra, by=(scsi, alpha))
 
@@ -80,13 +82,13 @@ def test_a_disk_of_another_guest_cannot_be_attached(alpha, beta, image, guest, s
 def test_disks_come_and_go_while_the_guest_is_suspended(alpha, beta, image, scsi):
     extra = image("extra.img")
     alpha.start_guest(scsi)
-    alpha.ok("suspend", scsi.name)
+    alpha.suspend(scsi)
     assert attach(alpha, scsi, extra)
     expect.taken(beta, extra, by=(scsi, alpha))
     alpha.ok("detach-disk", scsi.name, "sda")
     expect.free(beta, extra)
     assert attach(alpha, scsi, extra)
-    alpha.ok("resume", scsi.name)
+    alpha.resume(scsi)
     expect.taken(beta, extra, scsi.disks[0].path, by=(scsi, alpha))
 
 
@@ -134,14 +136,14 @@ def test_a_libvirtd_killed_in_the_middle_of_hot_plugging_loses_no_lease(alpha, b
         plug = alpha.virsh_in_background("attach-disk", scsi.name, extra, "sda", "--subdriver", "raw")
         hosts.wait_until(lambda: hosts.locks_on(extra) or plug.poll() is not None, "the image is locked")
         alpha.kill_libvirtd()
-        plug.communicate(timeout=30)
+        plug.communicate(timeout=hosts.PATIENCE)
         alpha.start_libvirtd()
         if not given_up(alpha, scsi):
             expect.taken(beta, scsi.disks[0].path, by=(scsi, alpha))
             if "sda" in alpha.ok("domblklist", scsi.name):
                 expect.taken(beta, extra, by=(scsi, alpha))
             # libvirtd itself forgets the block device that it had half added, and cannot add another under its name.
-            alpha.ok("destroy", scsi.name)
+            alpha.destroy(scsi)
         assert not hosts.locks_on(extra)
         alpha.ok("start", scsi.name)
         assert attach(alpha, scsi, extra)
@@ -182,8 +184,8 @@ def test_whenever_libvirtd_is_killed_what_qemu_has_open_is_leased(alpha, beta, l
                 expect.leased(path)
                 expect.taken(beta, path)
         assert hosts.access_to(disk, qemu)
-        alpha.ok("suspend", plugged.name)
-        alpha.ok("resume", plugged.name)
+        alpha.suspend(plugged)
+        alpha.resume(plugged)
         alpha.kill_qemu(plugged)
         assert not hosts.locks_on(disk) and not hosts.locks_on(extra)
 
@@ -220,12 +222,13 @@ def chained(alpha, image, guest, emulator):
     return chained, base, overlay
 
 
+@pytest.mark.both_emulators
 def test_a_snapshot_moves_the_lease_to_the_overlay(alpha, beta, chained):
     owner, _, overlay = chained
     expect.taken(beta, overlay, by=(owner, alpha))
-    alpha.ok("suspend", owner.name)
+    alpha.suspend(owner)
     expect.taken(beta, overlay, by=(owner, alpha))
-    alpha.ok("resume", owner.name)
+    alpha.resume(owner)
     expect.taken(beta, overlay, by=(owner, alpha))
 
 
@@ -233,11 +236,11 @@ def test_a_snapshot_of_a_suspended_guest_moves_the_lease_too(alpha, beta, image,
     base = image("base.img")
     owner = guest(base, emulator=emulator)
     alpha.start_guest(owner)
-    alpha.ok("suspend", owner.name)
+    alpha.suspend(owner)
     overlay = base.with_name("overlay.qcow2")
     alpha.ok("snapshot-create-as", owner.name, "s1", "--disk-only", "--no-metadata",
              "--diskspec", f"vda,file={overlay}")
-    alpha.ok("resume", owner.name)
+    alpha.resume(owner)
     expect.taken(beta, overlay, by=(owner, alpha))
 
 
@@ -263,16 +266,18 @@ def test_an_internal_snapshot_and_the_way_back_to_it_keep_the_lease(alpha, beta,
     expect.taken(beta, disk, by=(owner, alpha))
 
 
+@pytest.mark.both_emulators
 def test_an_active_block_commit_moves_the_lease_back_to_the_base(alpha, beta, chained):
     owner, base, overlay = chained
     alpha.ok("blockcommit", owner.name, "vda", "--active", "--pivot", "--wait")
     expect.taken(beta, base, by=(owner, alpha))
     expect.free(beta, overlay)
-    alpha.ok("suspend", owner.name)
+    alpha.suspend(owner)
     expect.taken(beta, base, by=(owner, alpha))
-    alpha.ok("resume", owner.name)
+    alpha.resume(owner)
 
 
+@pytest.mark.both_emulators
 def test_an_inactive_block_commit_leaves_the_base_to_readers(alpha, beta, lab, chained):
     owner, base, middle = chained
     top = base.with_name("top.qcow2")
@@ -284,6 +289,7 @@ def test_an_inactive_block_commit_leaves_the_base_to_readers(alpha, beta, lab, c
     expect.runs(alpha, owner)
 
 
+@pytest.mark.both_emulators
 def test_a_block_copy_leases_the_copy_and_its_pivot_frees_the_original(alpha, beta, image, guest, emulator):
     disk = image()
     owner = guest(disk, emulator=emulator)
@@ -337,9 +343,9 @@ def test_three_hundred_disks_are_leased_and_freed_together(alpha, beta, image, i
     alpha.start_guest(big)
     expect.leased(*paths)
     expect.taken(beta, paths[0], paths[1], paths[150], paths[300], by=(big, alpha))
-    alpha.ok("suspend", big.name)
+    alpha.suspend(big)
     expect.leased(*paths)
-    alpha.ok("resume", big.name)
+    alpha.resume(big)
     alpha.ok("detach-disk", big.name, disks[7].target)
     expect.not_leased(paths[7])
     expect.leased(paths[6], paths[8], paths[300])
@@ -356,7 +362,7 @@ def test_a_guest_gets_all_its_images_or_none(alpha, beta, image, guest, emulator
     expect.names_holder(alpha.refused("start", greedy.name), theirs, owner, beta)
     expect.not_leased(mine, also_mine)
     expect.free(beta, mine, also_mine)
-    beta.ok("destroy", owner.name)
+    beta.destroy(owner)
     alpha.ok("start", greedy.name)
     expect.taken(beta, mine, theirs, also_mine, by=(greedy, alpha))
 
@@ -406,8 +412,8 @@ def test_one_guest_may_name_the_same_readonly_image_twice(alpha, beta, image, gu
     alpha.start_guest(twice)
     expect.taken(beta, tools)
     expect.free(beta, tools, mode="readonly")
-    alpha.ok("suspend", twice.name)
-    alpha.ok("resume", twice.name)
+    alpha.suspend(twice)
+    alpha.resume(twice)
     expect.taken(beta, tools)
 
 
@@ -444,7 +450,7 @@ def test_the_lease_does_not_change_a_byte_of_the_image(alpha, image, guest, emul
     before = disk.read_bytes()
     owner = guest(disk, emulator=emulator)
     alpha.boot(owner)
-    alpha.ok("suspend", owner.name)
-    alpha.ok("resume", owner.name)
-    alpha.ok("destroy", owner.name)
+    alpha.suspend(owner)
+    alpha.resume(owner)
+    alpha.destroy(owner)
     assert disk.read_bytes() == before

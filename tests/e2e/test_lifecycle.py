@@ -18,6 +18,8 @@ def protected(guest, disk, emulator):
     return guest(disk, emulator=emulator)
 
 
+@pytest.mark.both_emulators
+@pytest.mark.quick
 def test_a_running_guest_has_its_image_on_every_host(alpha, beta, disk, protected):
     alpha.start_guest(protected)
     expect.taken(alpha, disk, by=(protected, alpha))
@@ -27,19 +29,21 @@ def test_a_running_guest_has_its_image_on_every_host(alpha, beta, disk, protecte
 
 
 def test_a_guest_started_paused_has_its_image_before_it_ever_ran(alpha, beta, disk, protected):
-    alpha.start_guest(protected, "--paused")
+    alpha.start_guest(protected, paused=True)
     expect.taken(beta, disk, by=(protected, alpha))
-    alpha.ok("resume", protected.name)
+    alpha.resume(protected)
     expect.taken(beta, disk, by=(protected, alpha))
 
 
+@pytest.mark.both_emulators
+@pytest.mark.quick
 def test_a_suspended_guest_keeps_its_image_however_often_it_is_suspended(alpha, beta, disk, protected):
     alpha.boot(protected)
     for _ in range(3):
-        alpha.ok("suspend", protected.name)
+        alpha.suspend(protected)
         expect.taken(alpha, disk)
         expect.taken(beta, disk, by=(protected, alpha))
-        alpha.ok("resume", protected.name)
+        alpha.resume(protected)
         expect.taken(beta, disk)
     expect.runs(alpha, protected)
 
@@ -52,18 +56,19 @@ def test_suspending_and_resuming_in_the_monitor_leaves_the_lease_alone(alpha, be
     alpha.hmp(protected, "cont")
     alpha.wait_state(protected, "running")
     expect.taken(beta, disk)
-    alpha.ok("suspend", protected.name)
-    alpha.ok("resume", protected.name)
+    alpha.suspend(protected)
+    alpha.resume(protected)
     expect.taken(beta, disk, by=(protected, alpha))
 
 
 def test_a_destroyed_guest_leaves_its_image_free_at_once(alpha, beta, disk, protected):
     alpha.start_guest(protected)
-    alpha.ok("destroy", protected.name)
+    alpha.destroy(protected)
     assert not hosts.locks_on(disk)
     expect.free(beta, disk)
 
 
+@pytest.mark.quick
 def test_the_image_is_free_the_moment_qemu_is_dead_without_any_libvirtd(alpha, beta, disk, protected):
     alpha.start_guest(protected)
     pid = alpha.qemu_pid(protected)
@@ -77,6 +82,7 @@ def test_the_image_is_free_the_moment_qemu_is_dead_without_any_libvirtd(alpha, b
     expect.taken(beta, disk, by=(protected, alpha))
 
 
+@pytest.mark.quick
 def test_killing_libvirtd_changes_nothing(alpha, beta, disk, protected):
     alpha.start_guest(protected)
     alpha.kill_libvirtd()
@@ -84,23 +90,24 @@ def test_killing_libvirtd_changes_nothing(alpha, beta, disk, protected):
     expect.taken(beta, disk, by=(protected, alpha))
     alpha.start_libvirtd()
     expect.taken(alpha, disk, by=(protected, alpha))
-    alpha.ok("suspend", protected.name)
+    alpha.suspend(protected)
     expect.taken(beta, disk)
-    alpha.ok("resume", protected.name)
+    alpha.resume(protected)
     expect.taken(beta, disk)
     expect.runs(alpha, protected)
 
 
 def test_a_guest_suspended_before_libvirtd_died_resumes_after_it_came_back(alpha, beta, disk, protected):
     alpha.start_guest(protected)
-    alpha.ok("suspend", protected.name)
+    alpha.suspend(protected)
     alpha.kill_libvirtd()
     expect.taken(beta, disk, by=(protected, alpha))
     alpha.start_libvirtd()
-    alpha.ok("resume", protected.name)
+    alpha.resume(protected)
     expect.taken(beta, disk)
 
 
+@pytest.mark.both_emulators
 def test_a_saved_guest_gives_its_image_away_and_is_restored_only_when_it_is_free(alpha, beta, disk, images, protected):
     alpha.boot(protected)
     alpha.ok("save", protected.name, images / "ram")
@@ -112,7 +119,7 @@ def test_a_saved_guest_gives_its_image_away_and_is_restored_only_when_it_is_free
         expect.names_holder(error, disk, other, beta)
     assert (images / "ram").exists()
     expect.runs(beta, other)
-    beta.ok("destroy", other.name)
+    beta.destroy(other)
     alpha.ok("restore", images / "ram")
     expect.runs(alpha, protected)
     expect.taken(beta, disk, by=(protected, alpha))
@@ -129,12 +136,12 @@ def test_a_managed_save_and_the_start_from_it_take_the_lease_again(alpha, beta, 
 
 def test_a_guest_saved_while_suspended_comes_back_suspended_with_its_lease(alpha, beta, disk, images, protected):
     alpha.boot(protected)
-    alpha.ok("suspend", protected.name)
+    alpha.suspend(protected)
     alpha.ok("save", protected.name, images / "ram")
     alpha.ok("restore", images / "ram")
     assert alpha.state(protected) == "paused"
     expect.taken(beta, disk, by=(protected, alpha))
-    alpha.ok("resume", protected.name)
+    alpha.resume(protected)
     expect.taken(beta, disk)
 
 
@@ -184,8 +191,8 @@ def test_a_start_that_fails_in_qemu_leaves_no_lease(alpha, beta, disk, guest):
 
 def test_the_stale_state_of_a_dead_qemu_does_not_stop_the_next_start(alpha, beta, disk, protected):
     alpha.start_guest(protected)
-    alpha.ok("suspend", protected.name)
-    alpha.ok("destroy", protected.name)
+    alpha.suspend(protected)
+    alpha.destroy(protected)
     expect.free(beta, disk)
     alpha.ok("start", protected.name)
     expect.runs(alpha, protected)
@@ -209,10 +216,10 @@ def test_a_guest_stopped_by_an_io_error_keeps_its_lease_and_resumes(lab, alpha, 
         assert "I/O error" in alpha.ok("domstate", "--reason", full.name)
         expect.taken(alpha, disk, by=(full, alpha))
         filler.unlink()
-        alpha.ok("resume", full.name)
+        alpha.resume(full)
         hosts.wait_until(lambda: full.said("W"), "the write has succeeded")
         expect.taken(alpha, disk, by=(full, alpha))
-        alpha.ok("destroy", full.name)
+        alpha.destroy(full)
     finally:
         alpha.unmount(small)
 
@@ -229,12 +236,13 @@ def test_a_guest_stopped_by_its_panic_or_its_watchdog_keeps_its_lease(alpha, bet
     alpha.wait_state(stopped, state)
     expect.taken(beta, disk, by=(stopped, alpha))
     if state == "paused":
-        alpha.ok("resume", stopped.name)
+        alpha.resume(stopped)
         expect.taken(beta, disk, by=(stopped, alpha))
-    alpha.ok("destroy", stopped.name)
+    alpha.destroy(stopped)
     assert not hosts.locks_on(disk)
 
 
+@pytest.mark.both_emulators
 def test_of_two_simultaneous_cold_starts_on_two_hosts_exactly_one_wins(alpha, beta, disk, guest, emulator):
     rivals = {alpha: guest(disk, emulator=emulator), beta: guest(disk, emulator=emulator)}
     for host, rival in rivals.items():
@@ -242,27 +250,28 @@ def test_of_two_simultaneous_cold_starts_on_two_hosts_exactly_one_wins(alpha, be
     for _ in range(8):
         starts = {host: host.virsh_in_background("start", rival.name) for host, rival in rivals.items()}
         for process in starts.values():
-            process.communicate(timeout=30)
+            process.communicate(timeout=hosts.PATIENCE)
         winners = [host for host, process in starts.items() if process.returncode == 0]
         assert len(winners) == 1, f"{len(winners)} winners"
-        winners[0].ok("destroy", rivals[winners[0]].name)
+        winners[0].destroy(rivals[winners[0]])
         expect.not_leased(disk)
 
 
+@pytest.mark.both_emulators
 def test_the_same_guest_defined_on_a_second_host_is_refused_while_it_runs_or_is_suspended(alpha, beta, disk,
                                                                                           protected):
     alpha.start_guest(protected)
     beta.define(protected)
     expect.names_holder(beta.refused("start", protected.name), disk, protected, alpha)
-    alpha.ok("suspend", protected.name)
+    alpha.suspend(protected)
     error = beta.refused("start", protected.name)
     # A suspended guest would let a successor in, and when QEMU starts nobody knows yet whether it is one: the stock
     # QEMU meets the image locks of the other before libvirtd asks leasehold. Who has the image is told all the same.
     expect.names_holder(error, disk, protected, alpha)
-    alpha.ok("resume", protected.name)
+    alpha.resume(protected)
     expect.runs(alpha, protected)
     expect.taken(beta, disk, by=(protected, alpha))
-    alpha.ok("destroy", protected.name)
+    alpha.destroy(protected)
     beta.ok("start", protected.name)
 
 
@@ -272,12 +281,12 @@ def test_lifecycles_leave_no_descriptor_open_in_libvirtd(alpha, image, disk, gue
 
     def lifecycle():
         alpha.ok("start", protected.name)
-        alpha.ok("suspend", protected.name)
-        alpha.ok("resume", protected.name)
+        alpha.suspend(protected)
+        alpha.resume(protected)
         alpha.ok("attach-disk", protected.name, extra, "sda", "--subdriver", "raw")
         alpha.ok("detach-disk", protected.name, "sda")
         alpha.refused("start", rival.name)
-        alpha.ok("destroy", protected.name)
+        alpha.destroy(protected)
 
     rival = hosts.Guest("rival", [hosts.Disk(disk, "vda")], emulator=protected.emulator)
     alpha.define(rival)
@@ -286,5 +295,4 @@ def test_lifecycles_leave_no_descriptor_open_in_libvirtd(alpha, image, disk, gue
     before = alpha.settled_descriptors()
     for _ in range(5):
         lifecycle()
-    after = alpha.settled_descriptors()
-    assert len(after) <= len(before), f"{len(before)} became {len(after)}: {sorted(after.values())}"
+    alpha.comes_down_to(before)

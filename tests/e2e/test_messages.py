@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(not expect.LEASEHOLD, reason="these are leasehol
 
 # --- the refusal
 
+@pytest.mark.quick
 def test_the_refusal_of_a_start_comes_from_the_lock_manager_and_names_the_holder(alpha, beta, image, guest):
     disk = image()
     owner, late = guest(disk), guest(disk)
@@ -66,7 +67,7 @@ def test_an_image_without_room_for_a_record_is_protected_all_the_same(alpha, bet
     refusal = beta.try_take(disk)
     assert not refusal
     assert str(disk) in refusal.err and "resource busy" in refusal.err
-    alpha.ok("destroy", owner.name)
+    alpha.destroy(owner)
     expect.free(beta, disk)
 
 
@@ -83,7 +84,7 @@ def start_refused(host, guest, *facts):
         assert str(fact) in error, f"{fact!r} is not in: {error}"
     assert "cause is unknown" not in error
     assert host.state(guest) == "shut off"
-    assert len(host.settled_descriptors()) <= len(before)
+    host.comes_down_to(before)
     return error
 
 
@@ -138,7 +139,7 @@ def test_a_fuse_filesystem_is_recognised_and_refused_with_the_way_out(alpha, ima
         if daemon.poll() is None:
             hosts.kill_and_wait(hosts.only_child(daemon.pid))
         alpha.unmount(fuse)
-        daemon.wait(timeout=30)
+        daemon.wait(timeout=hosts.PATIENCE)
 
 
 # --- configuration
@@ -213,12 +214,12 @@ def test_a_guest_started_before_leasehold_runs_on_but_does_not_resume(gamma, ima
     expect.runs(gamma, older)
     error = gamma.refused("attach-disk", older.name, image("more.img"), "sda", "--subdriver", "raw")
     assert "guests_without_lease" in error, error
-    gamma.ok("suspend", older.name)
+    gamma.suspend(older)
     error = gamma.refused("resume", older.name)
     for fact in (older.name, "guests_without_lease"):
         assert fact in error, f"{fact!r} is not in: {error}"
     assert gamma.state(older) == "paused"
-    gamma.ok("destroy", older.name)
+    gamma.destroy(older)
     gamma.ok("start", older.name)
     expect.taken(gamma, older.disks[0].path, by=(older, gamma))
 
@@ -226,9 +227,9 @@ def test_a_guest_started_before_leasehold_runs_on_but_does_not_resume(gamma, ima
 def test_a_guest_started_before_leasehold_resumes_where_the_administrator_allows_it(gamma, older):
     gamma.configure(plugin_conf='guests_without_lease = "allow"\n')
     gamma.start_libvirtd()
-    gamma.ok("suspend", older.name)
-    gamma.ok("resume", older.name)
+    gamma.suspend(older)
+    gamma.resume(older)
     expect.runs(gamma, older)
-    gamma.ok("destroy", older.name)
+    gamma.destroy(older)
     gamma.ok("start", older.name)
     expect.taken(gamma, older.disks[0].path, by=(older, gamma))

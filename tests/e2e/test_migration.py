@@ -39,21 +39,23 @@ def stayed(source, target, guest, *images):
 
 def finish(source, guest, migration):
     source.hurry(guest)
-    out, err = migration.communicate(timeout=60)
+    out, err = migration.communicate(timeout=hosts.PATIENCE)
     assert migration.returncode == 0, err
 
 
 # --- what works
 
+@pytest.mark.both_emulators
+@pytest.mark.quick
 def test_a_guest_migrates_there_and_back_again_with_its_lease(alpha, beta, disk, movable):
     alpha.boot(movable)
     for source, target in [(alpha, beta), (beta, alpha)] * 2:
         assert (result := source.migrate_to(target, movable, "--live")), result
         moved(source, target, movable, disk)
-    alpha.ok("suspend", movable.name)
+    alpha.suspend(movable)
     expect.taken(beta, disk, by=(movable, alpha))
-    alpha.ok("resume", movable.name)
-    alpha.ok("destroy", movable.name)
+    alpha.resume(movable)
+    alpha.destroy(movable)
     expect.free(beta, disk)
 
 
@@ -70,45 +72,48 @@ def test_a_guest_migrates_without_live(alpha, beta, disk, movable):
     moved(alpha, beta, movable, disk)
 
 
+@pytest.mark.both_emulators
 def test_a_guest_migrates_by_post_copy(alpha, beta, disk, movable):
     alpha.boot(movable)
     migration = alpha.slow_migration(beta, movable, "--postcopy")
     alpha.ok("migrate-postcopy", movable.name)
     expect.taken(alpha, disk)
     alpha.virsh("migrate-setspeed", movable.name, "1000")  # it may have come to its end by itself
-    _, err = migration.communicate(timeout=60)
+    _, err = migration.communicate(timeout=hosts.PATIENCE)
     assert migration.returncode == 0, err
     moved(alpha, beta, movable, disk)
 
 
+@pytest.mark.both_emulators
 def test_a_suspended_guest_migrates_and_resumes_on_the_other_side(alpha, beta, disk, movable):
     alpha.boot(movable)
-    alpha.ok("suspend", movable.name)
+    alpha.suspend(movable)
     assert (result := alpha.migrate_to(beta, movable, "--live")), result
     assert beta.state(movable) == "paused"
     refusal = alpha.try_take(disk)  # the guest is known; its record says where it last ran, until it runs here
     assert not refusal and str(disk) in refusal.err
     if expect.LEASEHOLD:
         assert movable.name in refusal.err and movable.uuid in refusal.err, refusal.err
-    beta.ok("resume", movable.name)
+    beta.resume(movable)
     moved(alpha, beta, movable, disk)
 
 
 @pytest.mark.skipif(not expect.LEASEHOLD, reason="virtlockd does not tell a migration from a second start")
 def test_a_guest_that_was_started_paused_migrates_once_it_was_resumed(alpha, beta, disk, movable):
     """libvirt calls nothing at the source of a guest that never ran: its destination looks like a second start."""
-    alpha.start_guest(movable, "--paused")
+    alpha.start_guest(movable, paused=True)
     refusal = alpha.migrate_to(beta, movable, "--live")
     assert not refusal
     expect.names_holder(refusal.err, disk, movable, alpha)
     assert "started paused has to be resumed once before it can migrate" in refusal.err
     assert alpha.state(movable) == "paused"
     expect.taken(beta, disk, by=(movable, alpha))
-    alpha.ok("resume", movable.name)
+    alpha.resume(movable)
     assert (result := alpha.migrate_to(beta, movable, "--live")), result
     moved(alpha, beta, movable, disk)
 
 
+@pytest.mark.both_emulators
 def test_a_guest_with_disks_of_all_modes_migrates_also_with_one_hot_plugged(alpha, beta, image, guest, emulator):
     mine, ours, tools, cd, extra = (image(name) for name in ("mine", "ours", "tools", "cd", "extra"))
     mixed = guest(hosts.Disk(mine, "vda"), hosts.Disk(ours, "vdb", "shared"), hosts.Disk(tools, "vdc", "readonly"),
@@ -142,6 +147,7 @@ def local(alpha, beta, lab, images):
         host.unmount(directory)
 
 
+@pytest.mark.both_emulators
 def test_a_migration_with_storage_leases_the_copy_from_the_first_moment(alpha, beta, local, guest, emulator):
     mover = guest(local, emulator=emulator)
     alpha.boot(mover)
@@ -150,12 +156,12 @@ def test_a_migration_with_storage_leases_the_copy_from_the_first_moment(alpha, b
         for host in (alpha, beta):  # at the destination NBD may write from now on
             expect.taken(host, local)
         go_on()
-        _, error = migration.communicate(timeout=60)
+        _, error = migration.communicate(timeout=hosts.PATIENCE)
     assert migration.returncode == 0, error
     expect.runs(beta, mover)
     expect.taken(beta, local, by=(mover, beta))
     expect.free(alpha, local)
-    beta.ok("destroy", mover.name)
+    beta.destroy(mover)
     expect.free(beta, local)
 
 
@@ -176,7 +182,7 @@ def test_a_migration_with_storage_that_fails_frees_the_copy(alpha, beta, local, 
     with prepared(alpha, beta, mover, "--copy-storage-all") as (migration, go_on):
         beta.kill_qemu(mover)
         go_on()
-        migration.communicate(timeout=60)
+        migration.communicate(timeout=hosts.PATIENCE)
     assert migration.returncode != 0
     alpha.wait_state(mover, "running")
     expect.taken(alpha, local, by=(mover, alpha))
@@ -201,22 +207,24 @@ def test_migrations_leave_no_descriptor_open_in_either_libvirtd(alpha, beta, mov
 
     alpha.boot(movable)
     there_and_back()
-    before = [len(host.settled_descriptors()) for host in (alpha, beta)]
+    before = {host: host.settled_descriptors() for host in (alpha, beta)}
     there_and_back()
     there_and_back()
-    assert [len(host.settled_descriptors()) for host in (alpha, beta)] <= before
+    for host in (alpha, beta):
+        host.comes_down_to(before[host])
 
 
 # --- what fails
 
+@pytest.mark.both_emulators
 def test_an_aborted_migration_leaves_the_guest_where_it_was(alpha, beta, disk, movable):
     alpha.boot(movable)
     migration = alpha.slow_migration(beta, movable)
     alpha.ok("domjobabort", movable.name)
-    assert "canceled" in migration.communicate(timeout=60)[1]
-    alpha.ok("suspend", movable.name)
+    assert "canceled" in migration.communicate(timeout=hosts.PATIENCE)[1]
+    alpha.suspend(movable)
     expect.taken(beta, disk, by=(movable, alpha))
-    alpha.ok("resume", movable.name)
+    alpha.resume(movable)
     stayed(alpha, beta, movable, disk)
 
 

@@ -10,11 +10,11 @@ is left on the other host, and when the guest's QEMU is dead it starts again at 
 import contextlib
 import re
 import subprocess
-import time
 
 import expect
 import hosts
 import pytest
+from conftest import STOCK
 from steps import begun, confirming, copying, finished, finishing, performed, prepared, switching
 
 
@@ -43,7 +43,7 @@ def target_libvirtd(source, target, guest, migration):
 
 def virsh(source, target, guest, migration):
     migration.kill()
-    migration.wait(timeout=30)
+    migration.wait(timeout=hosts.PATIENCE)
 
 
 # What must come of it: the guest stays, it has moved, or (where its QEMU was killed) it is gone.
@@ -75,7 +75,7 @@ def only_one_may_run(source, target, guest, outcome):
     if outcome == GONE:
         for host in (source, target):
             if host.state(guest) == "paused":  # libvirt leaves that decision to the administrator
-                host.ok("destroy", guest.name)
+                host.destroy(guest)
             hosts.wait_until(lambda: host.state(guest) in ("absent", "shut off"), f"{host.name} has no {guest.name}")
         return
     hosts.wait_until(lambda: here.state(guest) in ("running", "paused"), f"{guest.name} is on {here.name}")
@@ -96,18 +96,31 @@ def wait_for_the_end(migration, source, victim):
     """libvirtd 7.0 does not see that its QEMU has died while RAM is sent, and works on that migration for ever. It is
     restarted then, as an administrator would do; what happens to the guest and its image must be the same."""
     if victim is not source_qemu or hosts.libvirt_version() > (7, 0):
-        migration.communicate(timeout=60)
+        migration.communicate(timeout=hosts.PATIENCE)
         return
     try:
         migration.communicate(timeout=10)
     except subprocess.TimeoutExpired:
         source.kill_libvirtd()
-        migration.communicate(timeout=60)
+        migration.communicate(timeout=hosts.PATIENCE)
+
+
+def is_shown(parameters):
+    """The stock QEMU's own image locks matter where a QEMU dies that has, or has just given up, the image."""
+    return parameters["emulator"] != STOCK or (parameters["victim"] in (source_qemu, target_qemu)
+                                               and parameters["step"] in (switching, performed, finished))
+
+
+def depends_on_the_release(parameters):
+    """What libvirt does when it breaks off a migration."""
+    return parameters["emulator"] != STOCK and (parameters["victim"] in (target_qemu, virsh) or
+                                                parameters["step"] is finishing)
 
 
 @pytest.mark.parametrize("victim, step", [(victim, step) for victim, outcomes in EXPECTED.items() for step in STEPS
                                           if step.__name__ in outcomes],
                          ids=lambda function: function.__name__)
+@pytest.mark.short(when=is_shown, other_release=depends_on_the_release)
 def test_whoever_dies_at_whatever_step_exactly_one_host_may_run_the_guest(alpha, beta, image, guest, emulator, victim,
                                                                           step):
     disk = image()
@@ -153,7 +166,7 @@ def test_peer_to_peer_too_exactly_one_host_may_run_the_guest(alpha, beta, lab, i
     with step(alpha, beta, mover, "--p2p") as (migration, go_on):
         victim(alpha, beta, mover, migration)
         go_on()
-        migration.communicate(timeout=60)
+        migration.communicate(timeout=hosts.PATIENCE)
     came_to_a_good_end(alpha, beta, mover, outcome, disk)
 
 
@@ -167,11 +180,11 @@ def test_when_a_suspended_guest_migrates_too_exactly_one_host_may_run_it(alpha, 
     disk = image()
     mover = guest(disk, emulator=lab.emulator_without_locks)
     alpha.boot(mover)
-    alpha.ok("suspend", mover.name)
+    alpha.suspend(mover)
     with step(alpha, beta, mover) as (migration, go_on):
         victim(alpha, beta, mover, migration)
         go_on()
-        migration.communicate(timeout=60)
+        migration.communicate(timeout=hosts.PATIENCE)
     came_to_a_good_end(alpha, beta, mover, outcome, disk)
 
 
@@ -187,14 +200,14 @@ def test_when_the_source_dies_in_post_copy_the_destination_keeps_the_image(alpha
     with contextlib.suppress(AssertionError, FileNotFoundError):
         alpha.kill_qemu(mover)
     try:
-        migration.communicate(timeout=10 if hosts.libvirt_version() <= (7, 0) else 60)
+        migration.communicate(timeout=10 if hosts.libvirt_version() <= (7, 0) else hosts.PATIENCE)
     except subprocess.TimeoutExpired:
         if hosts.libvirt_version() > (7, 0):
             raise
         expect.taken(alpha, disk)
         for host in (alpha, beta):
             host.kill_libvirtd()
-        migration.communicate(timeout=60)
+        migration.communicate(timeout=hosts.PATIENCE)
         pytest.skip("libvirtd 7.0 does not know QEMU's postcopy-paused and waits for ever; the image was taken")
     expect.taken(alpha, disk)
     alpha.refused("start", mover.name)
@@ -214,13 +227,11 @@ def test_a_destination_that_is_refused_at_the_end_says_why_and_the_source_goes_o
     mover = guest(disk, emulator=emulator)
     with beta.configured(plugin_conf="handoff_wait = 1\n"):
         alpha.boot(mover)
-        begin = time.monotonic()
         with finishing(alpha, beta, mover) as (migration, let_go):
             hosts.wait_until(lambda: not beta.qemus(), "the destination has given up")
             let_go()
-            _, error = migration.communicate(timeout=60)
+            _, error = migration.communicate(timeout=hosts.PATIENCE)
         assert migration.returncode != 0
-        assert 1 <= time.monotonic() - begin < 10
         assert "resource busy" in error and str(disk) in error, error
         assert "waited 1 s" in error and "handoff_wait" in error, error
         came_to_a_good_end(alpha, beta, mover, STAYS, disk)
@@ -249,14 +260,14 @@ def test_no_state_stale_or_forged_lets_a_second_one_run_beside_a_suspended_guest
     disk = image()
     twin = guest(disk, emulator=lab.emulator_without_locks)
     alpha.boot(twin)
-    alpha.ok("suspend", twin.name)
+    alpha.suspend(twin)
     stale = lock_state(alpha, twin)
-    alpha.ok("resume", twin.name)
-    alpha.ok("suspend", twin.name)
+    alpha.resume(twin)
+    alpha.suspend(twin)
     true = lock_state(alpha, twin)
     assert stale and true and stale != true
     with beta.configured(plugin_conf="handoff_wait = 0\n"):
-        beta.start_guest(twin, "--paused")
+        beta.start_guest(twin, paused=True)
         expect.names_holder(beta.refused("resume", twin.name), disk, twin, alpha)
         for state in (stale, true, f"leasehold1:{twin.uuid}:00000001", "leasehold1:nonsense", "x" * 3000):
             forge_state(beta, twin, state)
@@ -265,10 +276,10 @@ def test_no_state_stale_or_forged_lets_a_second_one_run_beside_a_suspended_guest
             assert twin.name in error, error
             assert beta.state(twin) == "paused" and alpha.state(twin) == "paused"
     expect.taken(beta, disk)
-    alpha.ok("resume", twin.name)
+    alpha.resume(twin)
     beta.refused("resume", twin.name)
     expect.runs(alpha, twin)
-    beta.ok("destroy", twin.name)
+    beta.destroy(twin)
     expect.taken(beta, disk, by=(twin, alpha))
 
 
@@ -278,7 +289,7 @@ def test_a_guest_whose_qemu_died_suspended_and_that_runs_elsewhere_now_does_not_
     disk = image()
     twin = guest(disk, emulator=lab.emulator_without_locks)
     alpha.boot(twin)
-    alpha.ok("suspend", twin.name)
+    alpha.suspend(twin)
     alpha.kill_libvirtd()
     for qemu in alpha.qemus():
         hosts.kill_and_wait(qemu)

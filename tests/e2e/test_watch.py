@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import time
 
 import hosts
@@ -23,7 +22,7 @@ pytestmark = [pytest.mark.skipif(not COMMAND.exists(), reason=f"{COMMAND} was no
 
 @pytest.fixture(scope="module")
 def lockspace(lab):
-    directory = lab.dir / "watched-lockspace"
+    directory = lab.dir / lab.unique("watched-lockspace")
     directory.mkdir(mode=0o700)
     text = f'file_lockspace_dir = "{directory}"\n'
     with lab.host("alpha").configured(plugin_conf=text), lab.host("beta").configured(plugin_conf=text):
@@ -70,10 +69,10 @@ class Watch:
         self.log.unlink(missing_ok=True)
         self.process = host.spawn(COMMAND, "watch", "--interval", "1", *options, env=environment, log="watch.log")
 
-    def says(self, *parts, seconds=20):
+    def says(self, *parts):
         def said():
             return next((line for line in self.text().splitlines() if all(part in line for part in parts)), None)
-        return hosts.wait_until(said, f"the watcher says {parts}; it said: {self.text()}", seconds)
+        return hosts.wait_until(said, f"the watcher says {parts}; it said: {self.text()}")
 
     def text(self):
         return self.log.read_text() if self.log.exists() else ""
@@ -81,7 +80,7 @@ class Watch:
     def stop(self):
         with contextlib.suppress(ProcessLookupError, FileNotFoundError, ValueError):
             os.kill(hosts.only_child(self.process.pid), signal.SIGKILL)
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=hosts.PATIENCE)
 
 
 @pytest.fixture
@@ -101,9 +100,9 @@ def test_as_long_as_no_lease_is_lost_nothing_happens(alpha, beta, lockspace, lab
     status, lines = once(alpha)
     assert status == 0 and events(lines, mover) == {}
     assert lines[-1]["event"] == "checked" and lines[-1]["guests"] == 1 and lines[-1]["leases"] == 1
-    alpha.ok("suspend", mover.name)
+    alpha.suspend(mover)
     assert once(alpha)[0] == 0
-    alpha.ok("resume", mover.name)
+    alpha.resume(mover)
     assert alpha.migrate_to(beta, mover, "--live")
     assert once(alpha)[0] == 0 and once(beta)[0] == 0
     assert beta.state(mover) == "running"
@@ -153,6 +152,7 @@ def test_a_transient_guest_is_restarted_too(alpha, lockspace, running):
     assert alpha.state(victim) == "running" and alpha.pid_here(victim) != pid
 
 
+@pytest.mark.waits
 def test_a_restart_comes_to_its_end_whatever_keeps_it_up(alpha, lockspace, running, watch):
     """libvirt takes longer to power the guest off than the watcher waits for an answer, which is told to end meanwhile."""
     slept, hook = alpha.dir / "slept", alpha.dir / "etc" / "hooks" / "qemu"
@@ -164,11 +164,11 @@ def test_a_restart_comes_to_its_end_whatever_keeps_it_up(alpha, lockspace, runni
         pid = alpha.pid_here(victim)
         watcher = watch()
         lose_lease(lockspace, victim.disks[0].path)
-        hosts.wait_until(slept.exists, "the guest is being powered off", 30)
+        hosts.wait_until(slept.exists, "the guest is being powered off")
         os.kill(hosts.only_child(watcher.process.pid), signal.SIGTERM)
-        watcher.says(victim.name, "did not do within 30 s", seconds=40)
-        watcher.says(victim.name, "it was started anew", seconds=30)
-        watcher.process.wait(timeout=10)
+        watcher.says(victim.name, "did not do within 30 s")
+        watcher.says(victim.name, "it was started anew")
+        watcher.process.wait(timeout=hosts.PATIENCE)
         alpha.wait_state(victim, "running")
         assert alpha.pid_here(victim) != pid
         hook.unlink()
@@ -201,7 +201,7 @@ def test_the_default_is_for_guests_that_say_nothing(alpha, lockspace, running):
 
 def test_a_suspended_guest_that_lost_its_lease_is_left_alone_and_reported(alpha, lockspace, running):
     victim = running()
-    alpha.ok("suspend", victim.name)
+    alpha.suspend(victim)
     lose_lease(lockspace, victim.disks[0].path)
     _, lines = once(alpha)
     assert "does not run" in events(lines, victim)["acted"]
@@ -296,7 +296,7 @@ def test_systemd_is_told_that_it_is_ready_and_that_it_lives(alpha, lab, lockspac
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         address = lab.dir / "notify"
         manager.bind(str(address))
-        manager.settimeout(20)
+        manager.settimeout(hosts.PATIENCE)
         watch(environment={"NOTIFY_SOCKET": str(address)})
         assert manager.recv(4096) == b"READY=1"
         heard = [manager.recv(4096) for _ in range(6)]
@@ -307,7 +307,7 @@ def test_a_host_without_guests_is_alive_too(alpha, lab, watch):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         address = lab.dir / "notify-idle"
         manager.bind(str(address))
-        manager.settimeout(20)
+        manager.settimeout(hosts.PATIENCE)
         watch(environment={"NOTIFY_SOCKET": str(address)})
         heard = [manager.recv(4096) for _ in range(5)]
         assert heard == [b"READY=1", *[b"STATUS=0 guests, 0 leases, 0 lost", b"WATCHDOG=1"] * 2]
@@ -317,5 +317,5 @@ def test_a_host_without_guests_is_alive_too(alpha, lab, watch):
                                          (["--interval", "0"], "at least 1"), (["--interval", "-1"], "negative"),
                                          (["guest"], "no operands")])
 def test_wrong_usage_is_refused(words, part):
-    result = subprocess.run([COMMAND, "watch", "--once", *words], capture_output=True, text=True, timeout=30)
-    assert result.returncode == 2 and part in result.stderr
+    result = hosts.run(COMMAND, "watch", "--once", *words)
+    assert result.rc == 2 and part in result.err

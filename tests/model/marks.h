@@ -25,6 +25,12 @@ byte pres, leave;         /* present, leaving: one bit a slot */
 byte mytok[4];            /* handoff(D, token) that the slot shows; 0 none */
 short tkh[4];             /* taken(D, token) that the slot holds, a bit a token */
 short hd, tk;             /* all handoffs, all takens, derived */
+/* Medium::note, as far as it is less than the marks: owner is up and not noted; handoff or leaving is up and no token is noted.
+ * Only a libvirtd that died in a call leaves such a bit. */
+byte lo, lt;
+#define NOTEDOWN(k) (owner==k+1 && !HAS(lo,k))
+#define NOTEDTOK(k) (HAS(lt,k) -> 0 : mytok[k])
+#define NOTEDLEAVE(k) (HAS(leave,k) && !HAS(lt,k))
 
 byte alive, reg, runs, drain, w;  /* w: can write to the image now */
 byte dup;                 /* a libvirtd call holds duplicates of the descriptor: marks outlive QEMU until it ends */
@@ -59,7 +65,7 @@ byte ver[4];              /* RAM: a higher number has run later */
 /* my own step: the next look begins here */
 #define NOW(k) eP[k]=CURP; sP[k]=CURP; eH[k]=hd; sH[k]=hd; eT[k]=tk; sT[k]=tk
 #define GONE(k) OFF(in,k); eP[k]=0; sP[k]=0; eH[k]=0; sH[k]=0; eT[k]=0; sT[k]=0
-#define CLR(k) OFF(pres,k); OFF(leave,k); mytok[k]=0; tkh[k]=0; OFF(readers,k); if :: owner==k+1 -> owner=0 :: else fi; if :: entry==k+1 -> entry=0 :: else fi
+#define CLR(k) OFF(pres,k); OFF(leave,k); mytok[k]=0; OFF(lo,k); OFF(lt,k); tkh[k]=0; OFF(readers,k); if :: owner==k+1 -> owner=0 :: else fi; if :: entry==k+1 -> entry=0 :: else fi
 #ifdef M_STICKY
 #define VANISH(k) skip
 #elif defined(FILESET)

@@ -28,15 +28,24 @@ byte inc;                   /* incoming: QEMU waits for the RAM */
 /* one step of a call in libvirtd: done, or libvirtd dies before it */
 #define CRASH(i) ncr>0 -> ncr--; cr=1; SAY(i,"LIBVIRTD DIES")
 #define ST(i,what,x) if :: cr -> skip :: !cr -> atomic { if :: d_step { SAY(i,what); x; UPD; NOW(i) } :: CRASH(i) fi } fi
+/* a note goes back before its marks change, and down after they have: NB before, NA after, both part of the step for all others */
+#define ST2(i,what,nb,x,na) if :: cr -> skip :: !cr -> atomic { if :: CRASH(i) :: d_step { nb }; \
+  if :: CRASH(i) :: d_step { SAY(i,what); x; UPD; NOW(i) }; if :: CRASH(i) :: d_step { na } fi fi fi } fi
+#define NOTEBACK(i) if :: mytok[i]!=0 || HAS(leave,i) -> ON(lt,i) :: else fi
 #define BEGIN(i,what) d_step { SAY(i,what); r=0; cr=0; if :: HAS(alive,i) -> ON(dup,i); ON(in,i); NOW(i) :: else -> cr=1 fi }
 #define END(i) d_step { GONE(i); if :: HAS(alive,i) -> OFF(dup,i) :: !HAS(alive,i) && HAS(dup,i) -> OFF(dup,i); VANISH(i); UPD; r=0 :: else -> r=0 fi; if :: cr -> r=0 :: else fi; t=0; u=0 }
 
 /* Medium::removeHandoff: one unlock, or two files closed one after the other */
 #ifdef FILESET
-#define HANDOFFDOWN(i) if :: ST(i, "  handoff down", mytok[i]=0); ST(i, "  leaving down", OFF(leave,i)) :: ST(i, "  leaving down", OFF(leave,i)); ST(i, "  handoff down", mytok[i]=0) fi
+#define HANDOFFDOWN(i) if :: ST2(i, "  handoff down", NOTEBACK(i), mytok[i]=0, skip); ST2(i, "  leaving down", skip, OFF(leave,i), OFF(lt,i)) \
+  :: ST2(i, "  leaving down", NOTEBACK(i), OFF(leave,i), skip); ST2(i, "  handoff down", skip, mytok[i]=0, OFF(lt,i)) fi
 #else
-#define HANDOFFDOWN(i) ST(i, "  handoff and leaving down", mytok[i]=0; OFF(leave,i))
+#define HANDOFFDOWN(i) ST2(i, "  handoff and leaving down", NOTEBACK(i), mytok[i]=0; OFF(leave,i); OFF(lt,i), skip)
 #endif
+#define REF(k) (BIT(mytok[k])|BIT(st[k])|BIT(jS[k])|tkh[k]|eH[k]|eT[k])
+/* a token nobody remembers is as good as a new one, and keeps the state space small */
+#define DRAW(i) m=REF(0)|REF(1)|REF(2)|BIT(mytok[3])|tkh[3]|eH[3]|eT[3]; mytok[i]=1; \
+   do :: HAS(m,mytok[i]) -> mytok[i]=mytok[i]+1 :: else -> break od; m=0; assert(mytok[i]<STALE)
 /* ---- lease::registerAll, one resource: r = 0 refused, 1 owner, 2 joined. In the child; marks are gone with it. ---- */
 #define CHILD(i,x) if :: atomic { HAS(alive,i) -> x } :: atomic { !HAS(alive,i) -> go=0 } fi
 #define REFUSE(i) d_step { SAY(i,"  refused"); CLR(i); UPD; NOW(i) }; go=0
@@ -87,15 +96,22 @@ inline REGISTER(i) {
   fi;
   if
   :: go==1 ->
+#ifdef SW
+     CHILD(i, if :: owner==0 -> d_step { SAY(i,"  sharedOwner taken"); owner=i+1; UPD; NOW(i) } :: else -> d_step { SAY(i,"  owner given back"); LEAVE(i); UPD; NOW(i) }; go=2 fi);
+     if :: go==1 -> CHILD(i, d_step { SAY(i,"  present up"); ON(pres,i); UPD; NOW(i) }) :: else fi;
+#else
      CHILD(i, d_step { SAY(i,"  present up"); ON(pres,i); UPD; NOW(i) });                    /* 4. */
+#endif
+#ifdef M_REGEARLY
+     if :: go==1 -> CHILD(i, d_step { SAY(i,"  new handoff up"); DRAW(i); UPD; NOW(i) }) :: else fi;
+#endif
 #ifndef M_NOLOOK
      if
-     :: go -> CHILD(i, LOOKSTRANGERS(u,i); LOOKOTHERS(t,i);
+     :: go==1 -> CHILD(i, LOOKSTRANGERS(u,i); LOOKOTHERS(t,i);
         if
         :: u -> REFUSE(i)                              /* 5. */
 #ifdef SW
-        :: !u && !t && owner==0 -> d_step { SAY(i,"  sharedOwner taken"); owner=i+1; UPD; NOW(i) }
-        :: !u && (t || owner!=0) -> d_step { LEAVE(i); UPD; NOW(i) }; go=2
+        :: !u && t -> d_step { SAY(i,"  sharedOwner given back"); owner=0; UPD; NOW(i) }; d_step { SAY(i,"  owner given back"); LEAVE(i); UPD; NOW(i) }; go=2           /* 6. */
 #else
         :: !u && t -> d_step { SAY(i,"  owner given back"); LEAVE(i); UPD; NOW(i) }; go=2           /* 6. */
 #endif
@@ -106,6 +122,9 @@ inline REGISTER(i) {
 #ifdef SW
      ;if :: go==1 -> CHILD(i, d_step { SAY(i,"  owner given back"); LEAVE(i); UPD; NOW(i) }) :: else fi
 #endif
+#if !defined(M_REGNOHAND) && !defined(M_REGEARLY)
+     ;if :: go==1 -> CHILD(i, d_step { SAY(i,"  new handoff up"); DRAW(i); UPD; NOW(i) }) :: else fi      /* 7. */
+#endif
   :: else
   fi;
   if
@@ -115,6 +134,9 @@ inline REGISTER(i) {
      if
      :: go -> CHILD(i, LOOKSTRANGERS(u,i); if :: u -> t=0 :: else -> MAYJOIN(t,i) fi; if :: t :: else -> REFUSE(i) fi)   /* J3 J4 */
      :: else fi
+#endif
+#ifdef M_JOINHAND
+     ;if :: go -> CHILD(i, d_step { SAY(i,"  new handoff up"); DRAW(i); UPD; NOW(i) }) :: else fi
 #endif
   :: else
   fi;
@@ -130,24 +152,29 @@ inline REGISTER(i) {
 #ifdef M_NOTOKEN
 #define NAMED(v,i,S) LOOKHAND(v,i)
 #else
-#define NAMED(v,i,S) PICK(v,HAS(sH[i],S),HAS(eH[i],S))
+#define NAMED(v,i,S) PICK(v,HAS(sH[i]&~MINE(i),S),HAS(eH[i]&~MINE(i),S))
 #endif
 #define ALLOWED(v,i,S) LOOKOTHERS(v,i); \
     if :: !v -> v=1 \
-       :: v && S!=0 && S==mytok[i] -> LOOKTAKEN(v,i); v=!v \
-       :: v && S!=0 && S!=mytok[i] -> NAMED(v,i,S) \
+       :: v && S!=0 && S==NOTEDTOK(i) -> LOOKTAKEN(v,i); v=!v \
+       :: v && S!=0 && S!=NOTEDTOK(i) -> NAMED(v,i,S) \
        :: else -> v=0 fi
 #ifdef M_NOTAKEN
 #define WANTED(i,S) 0
 #else
 #define WANTED(i,S) (BIT(S)&eH[i]&~tk&~MINE(i)&~1)
 #endif
-/* We have owner already. That proves nothing while another shows a handoff: libvirtd may have died between 3. and 4.,
- * when nobody had asked again whether we may. */
+/* We have had owner all along. That proves nothing while another shows a handoff. */
 #ifdef M_OWNDONE
 #define OWNOK(v,i,S) v=1
 #else
 #define OWNOK(v,i,S) LOOKHAND(v,i); if :: v -> ALLOWED(v,i,S) :: else -> v=1 fi
+#endif
+#ifdef M_NONOTE
+/* owner in hand, noted or not */
+#define HAD(i) (owner==i+1)
+#else
+#define HAD(i) NOTEDOWN(i)
 #endif
 #ifdef M_TOOK
 /* who was alone at the first look does not know whether this call took owner, and keeps it when refused */
@@ -157,15 +184,29 @@ inline REGISTER(i) {
 #define TOOK(i) skip
 #define GIVEBACK true
 #endif
+#ifdef M_KEEPHAND
+#define HIDE(i) skip
+#define HANDDOWN(i) skip
+#else
+#define HIDE(i) NOTEBACK(i)
+#define HANDDOWN(i) HANDOFFDOWN(i)
+#endif
+#ifdef M_LESSNOTE
+/* nothing is noted, so nothing is up? */
+#define SURE(i) (NOTEDOWN(i) && NOTEDTOK(i)==0 && !NOTEDLEAVE(i))
+#else
+#define SURE(i) (NOTEDOWN(i) && mytok[i]==0 && !HAS(leave,i))
+#endif
 inline ACQUIRE(i,S) {
   BEGIN(i,"Acquire");
+  sure=SURE(i);
   if
   :: cr -> skip
-  :: !cr && owner==i+1 -> atomic { OWNOK(t,i,S); r=t }     /* 1. our own marks, from fdinfo */
-  :: !cr && owner!=i+1 ->
+  :: !cr && HAD(i) -> atomic { OWNOK(t,i,S); r=t }        /* 1. noted: owner is not placed again, and there is no second look */
+  :: !cr && !HAD(i) ->
      if
-     :: atomic { owner==0 && HAS(alive,i) -> ALLOWED(t,i,S);                                   /* 2. 3. */
-           if :: t -> TOOK(i); d_step { SAY(i,"  owner taken"); owner=i+1; UPD; NOW(i); r=1 } :: else fi }
+     :: atomic { (owner==0 || owner==i+1) && HAS(alive,i) -> ALLOWED(t,i,S);                    /* 2. 3. */
+           if :: t -> TOOK(i); d_step { SAY(i,"  owner taken"); owner=i+1; ON(lo,i); UPD; NOW(i); r=1; go=1 } :: else fi }
 #ifndef LIVE
      :: skip                                            /* not allowed, or the bounded wait is over, or QEMU died */
      :: atomic { CRASH(i) }
@@ -173,50 +214,51 @@ inline ACQUIRE(i,S) {
      fi;
 #ifndef M_NORELOOK
      if :: r -> atomic { ALLOWED(t,i,S);                /* 4. */
-        if :: !t -> d_step { r=0; if :: GIVEBACK -> SAY(i,"  owner given back"); owner=0; UPD; NOW(i) :: else fi } :: t :: CRASH(i) fi } :: else fi;
-     assert(r || cr || owner!=i+1);                     /* a refusal keeps nothing that this call took */
+        if :: !t -> d_step { r=0; if :: GIVEBACK -> SAY(i,"  owner given back"); owner=0; OFF(lo,i); UPD; NOW(i) :: else fi } :: t :: CRASH(i) fi } :: else fi;
+     assert(r || cr || owner!=i+1 || !go);              /* a refusal keeps nothing that this call took */
 #else
      skip
 #endif
   fi;
   if :: r ->
      if :: !cr && WANTED(i,S)!=0 -> ST(i, "  taken", tkh[i]=tkh[i]|WANTED(i,S)) :: else fi;       /* 5. */
-#ifndef M_KEEPHAND
-     if :: mytok[i]!=0 || HAS(leave,i) -> HANDOFFDOWN(i) :: else fi;  /* 6. the guard, then handoff and leaving */
-#endif
-     skip
+     if :: !cr && !sure -> atomic { if :: CRASH(i) :: d_step { OFF(lo,i); HIDE(i) } fi };             /* 6. the note says owner and nothing else */
+        HANDDOWN(i)                                                       /* 7. the guard, then handoff and leaving */
+     :: else fi;
+     assert(cr || !HAS(alive,i) || (mytok[i]==0 && !HAS(leave,i)))           /* who may run lets nobody join */
   :: else fi;
+  go=0; sure=0;
   END(i) }
 
 /* ---- lease::releaseAll, one resource ---- */
-#define REF(k) (BIT(mytok[k])|BIT(st[k])|BIT(jS[k])|tkh[k]|eH[k]|eT[k])
-/* a token nobody remembers is as good as a new one, and keeps the state space small */
-#define DRAW(i) m=REF(0)|REF(1)|REF(2)|BIT(mytok[3])|tkh[3]|eH[3]|eT[3]; mytok[i]=1; \
-   do :: HAS(m,mytok[i]) -> mytok[i]=mytok[i]+1 :: else -> break od; m=0; assert(mytok[i]<STALE)
 inline RELEASE(i) {
   BEGIN(i,"Release");
 #ifdef M_RELDROPFIRST
   ST(i, "  owner down", if :: owner==i+1 -> owner=0 :: else fi);
 #endif
-  if :: mytok[i]==0 && owner==i+1 -> ST(i, "  new handoff up", DRAW(i)) :: else fi;     /* a joiner that never ran has nothing to offer */
+  if :: NOTEDTOK(i)==0 && NOTEDOWN(i) ->               /* a joiner that never ran has nothing to offer */
+     if :: mytok[i]!=0 || HAS(leave,i) -> HANDOFFDOWN(i) :: else fi;
+     ST2(i, "  new handoff up", skip, DRAW(i); ON(lt,i), OFF(lt,i))
+  :: else fi;
 #ifdef NOKEEP
   ST(i, "  owner down", if :: owner==i+1 -> owner=0 :: else fi);
 #else
-  if :: !cr && HAS(leave,i) && owner==i+1 -> 
-     atomic { LOOKJOINER(t,i); if :: t -> d_step { SAY(i,"  owner given back"); owner=0; UPD; NOW(i) } :: !t :: CRASH(i) fi }
+  if :: !cr && NOTEDLEAVE(i) && owner==i+1 ->
+     atomic { LOOKJOINER(t,i);
+        if :: t -> ON(lo,i); if :: d_step { SAY(i,"  owner given back"); owner=0; OFF(lo,i); UPD; NOW(i) } :: CRASH(i) fi :: !t :: CRASH(i) fi }
   :: else fi;
 #endif
 #ifdef M_DROPPRES
   ST(i, "  present down", OFF(pres,i));
 #endif
-  if :: !cr && HAS(alive,i) -> st[i]=mytok[i] :: else fi;
+  if :: !cr && HAS(alive,i) -> st[i]=NOTEDTOK(i) :: else fi;
   END(i) }
 /* ---- lease::inquireAll, one resource ---- */
 inline INQUIRE(i) {
   BEGIN(i,"Inquire");
   HANDOFFDOWN(i);
-  ST(i, "  leaving up", ON(leave,i));
-  ST(i, "  new handoff up", DRAW(i));
+  ST(i, "  leaving up", ON(leave,i); ON(lt,i));
+  ST2(i, "  new handoff up", skip, DRAW(i); ON(lt,i), OFF(lt,i));
   if :: !cr -> r=1 :: else fi;
   END(i) }
 
@@ -230,11 +272,14 @@ inline INQUIRE(i) {
 inline RESUME(i) { ACQUIRE(i,st[i]); if :: r -> if :: st[i]=0; CONT(i) :: atomic { ncr>0 -> ncr--; if :: st[i]=0 :: skip fi } fi :: else fi }
 
 #ifdef LIVE
-#define MAYMIGRATE jS[0]==0 && jS[1]==0 && jS[2]==0
+bool moving;
+#define MAYMIGRATE !moving
+#define MOVING(x) moving=x
 #else
 #define MAYMIGRATE true
+#define MOVING(x) skip
 #endif
-#define LOCALS byte r,t,u,go,d,r0,r1,r2; bool cr; short m
+#define LOCALS byte r,t,u,go,d,r0,r1,r2; bool cr,sure; short m
 byte lost;                  /* nobody waits for this slot's answer to Finish */
 #define ANSWER(i,x) cmd[i]=(HAS(lost,i) -> idle : x); OFF(lost,i); OFF(inc,i); jS[i]=0
 #define IDLE(k) (!HAS(alive,k) && !HAS(dying,k) && !HAS(dup,k) && cmd[k]==idle)
@@ -265,7 +310,7 @@ proctype Host(byte i) { LOCALS; bool live;
   /* the source's side */
   :: atomic { nmig>0 && MAYMIGRATE && (IDLE(0)||IDLE(1)||IDLE(2)) && HAS(reg,i) && HAS(alive,i) && !HAS(inc,i) && !HAS(drain,i) ->
         d=(IDLE(0) -> 0 : (IDLE(1) -> 1 : 2));
-        nmig--; SAY(i,"MIGRATES"); live=HAS(runs,i) };
+        nmig--; MOVING(1); SAY(i,"MIGRATES"); live=HAS(runs,i) };
      if :: live -> INQUIRE(i); if :: r -> jS[i]=mytok[i] :: else -> goto off fi :: else -> jS[i]=st[i] fi;
      atomic { if :: IDLE(d) -> cmd[d]=prepare :: else -> goto off fi };
      (cmd[d]==prepared || cmd[d]==failed);
@@ -301,7 +346,7 @@ proctype Host(byte i) { LOCALS; bool live;
         if :: HAS(alive,i) -> RESUME(i) :: skip fi
 #endif
      fi;
-off: skip; d_step { jS[i]=0; d=0; live=0; r=0; cr=0; if :: HAS(alive,i) -> skip :: else -> st[i]=0 fi }
+off: skip; d_step { MOVING(0); jS[i]=0; d=0; live=0; r=0; cr=0; if :: HAS(alive,i) -> skip :: else -> st[i]=0 fi }
   :: d_step { !HAS(alive,i) && st[i]!=0 && !HAS(dup,i) -> st[i]=0 }
   od }
 
@@ -320,6 +365,8 @@ proctype Reaper() { end: do
   od }
 #endif
 #ifdef NR
+/* A destination that has no RAM yet may have joined a rogue that came when all were dead; nobody can send it any. */
+#define HASRAM ((ver[0]>0)|((ver[1]>0)<<1)|((ver[2]>0)<<2))
 byte nr=NR;
 proctype Rogue() { LOCALS; byte s;
   end: do
@@ -335,7 +382,7 @@ proctype Rogue() { LOCALS; byte s;
         d_step { if :: HAS(alive,3) -> WR(3) :: else fi };              /* a cold qcow2 may be written to at once */
 #endif
         if :: s=0 :: s=STALE fi;
-        if :: HAS(alive,3) -> ACQUIRE(3,s); if :: r -> d_step { if :: HAS(alive,3) -> assert((reg&alive&7)==0); WR(3) :: else fi } :: else fi    /* S3 */
+        if :: HAS(alive,3) -> ACQUIRE(3,s); if :: r -> d_step { if :: HAS(alive,3) -> assert((reg&alive&HASRAM)==0); WR(3) :: else fi } :: else fi    /* S3 */
            :: skip fi;                                                   /* started paused */
         d_step { s=0; KILLED(3) }
      fi
@@ -343,7 +390,8 @@ proctype Rogue() { LOCALS; byte s;
 #endif
 #ifdef NE
 byte ne=NE;
-/* lease::registerAll of another domain, in any mode; D's mode is incompatible with it, or the same */
+/* lease::registerAll of another domain, in any mode; D's mode is incompatible with it, or the same. Beside an exclusive D a
+ * reader takes the same steps as a writer: what it asks for is D's present marks, and its owner for reading keeps D's out. */
 #ifdef SW
 #define FREEFORE (emode==2 -> entry==0 : ENTRYFREE)
 #define EENTER if :: emode==2 -> ON(readers,E) :: else -> entry=E+1 fi
@@ -403,7 +451,20 @@ init { atomic { run Cold(0); run Cold(1);
 #endif
   }
 #else
-init { atomic { alive=1; reg=1; pres=1; owner=1; runs=1; w=1; ver[0]=1; run Host(0); run Host(1); run Host(2); run Drain(); run Killer();
+/* A runs, or was started paused and Register was all that has happened */
+#ifdef M_REGNOHAND
+#define PAUSED skip
+#else
+#define PAUSED mytok[0]=1; hd=BIT(1)
+#endif
+#ifdef NEVER
+#define BEGUN PAUSED
+#elif defined(RAN)
+#define BEGUN runs=1; w=1
+#else
+#define BEGUN if :: PAUSED :: runs=1; w=1 fi
+#endif
+init { atomic { alive=1; reg=1; pres=1; owner=1; ver[0]=1; BEGUN; run Host(0); run Host(1); run Host(2); run Drain(); run Killer();
 #ifdef NR
   run Rogue();
 #endif

@@ -3,7 +3,7 @@
 /* Cold starters of N different domains in modes X (exclusive), SW (shareable), RO (readonly).
  * OWNER is one byte used as a read/write lock: X holds W for good, RO holds R for good, SW holds W only while it enters.
  * Flags: TEXT = place present, look, (owner only for X); NFS3 = GETLK does not see remote read locks (present(ro) is one);
- * M_PRESFIRST, M_NOLOOK mutants; NK kills. */
+ * COMES: readers come and go; M_PRESFIRST, M_NOLOOK, M_ASKONCE mutants; NK kills. */
 #define X 1
 #define SW 2
 #define RO 3
@@ -41,7 +41,15 @@ byte mode[4]; byte done, ok, nk=NK, kills;
 #define RUNXR(k) (running[k]==X||running[k]==RO)
 #define BAD(m) ((m==X && OTH(i,RUNX)) || (m==SW && OTH(i,RUNXR)) || (m==RO && OTH(i,RUNSX)))
 
-proctype Starter(byte i) { bool own,t; byte tries;
+/* a reader asks one question, whether a present-exclusive or present-shared is up; the answer is of no one instant */
+#define ASK1(k) :: left&(1<<k) -> S(t=(t||SEEXS(k))); left=left&~(1<<k)
+#define ASK if :: mode[i]!=RO -> S(t=INC(mode[i])) :: else -> t=0; left=14&~(1<<i); do ASK1(1) ASK1(2) ASK1(3) :: left==0 -> break od fi
+#ifdef M_ASKONCE
+#define ASKAGAIN if :: mode[i]!=RO -> ASK :: else -> t=0 fi
+#else
+#define ASKAGAIN ASK
+#endif
+proctype Starter(byte i) { bool own,t,back; byte tries,left;
   if :: mode[i]=X :: mode[i]=SW :: mode[i]=RO fi;
 #ifdef ALLX
   (mode[i]==X);
@@ -58,7 +66,7 @@ again:
 #ifdef M_PRESFIRST
   S(pm[i]=mode[i]);
 #endif
-  S(t=INC(mode[i]));                                /* advisory: explains, and keeps off the owner byte */
+  ASK;                                              /* advisory: explains, and keeps off the owner byte */
   if :: t -> S(CLR(i)); goto fail :: else fi;
   if
   :: mode[i]==RO -> S(TRYR(i))
@@ -81,12 +89,16 @@ again:
   fi;
   S(pm[i]=mode[i]);
 #ifndef M_NOLOOK
-  S(t=INC(mode[i]));
+  ASKAGAIN;
   if :: t -> S(CLR(i)); goto fail :: else fi;
 #endif
   if :: mode[i]==SW -> S(wo=0) :: else fi;
 #endif
   S(running[i]=mode[i]; assert(!BAD(mode[i])));
+#ifdef COMES
+  /* a lease for reading, of a file below an image: given back, and taken again */
+  if :: mode[i]==RO && !back && alive[i] -> back=1; S(running[i]=0; CLR(i)); goto again :: skip fi;
+#endif
   ok++;
 #ifdef DOWN
   if

@@ -36,6 +36,7 @@ byte presE;                /* the stranger's present, a bit a resource */
 byte pres[2];              /* by slot, a bit a resource */
 byte leave[2];
 byte hand[4], taken[4];    /* by resource and slot: token, 0 none */
+byte nO, nT;               /* what Medium::note lacks, a bit M(r,i): owner is up and not noted; handoff or leaving is up and no token is noted */
 byte att[2];               /* what the domain definition has, a bit a resource */
 byte alive, reg, runs, drain, dup, inc, eruns;
 byte ver[2], st[2], jS[2];
@@ -45,16 +46,24 @@ mtype cmd[2]=idle;
 byte lost;
 #define WRITES(i,r) ((HAS(runs,i)||HAS(drain,i)) && HAS(att[i],r))
 #define USES(i,r) (HAS(reg,i) && HAS(alive,i) && HAS(att[i],r))
+#define SHOWS(i,r) (HAS(att[i],r) && (hand[M(r,i)]!=0 || HAS(leave[i],r)))
 #define CHECK1(r) assert(!(WRITES(0,r)&&WRITES(1,r)) && !(HAS(eruns,r)&&(WRITES(0,r)||WRITES(1,r)))); /* S1 */ \
   assert(!((USES(0,r)||USES(1,r)) && !HAS(pres[0],r) && !HAS(pres[1],r) && owner[r]==0));            /* S2 */ \
   assert(((alive|dup)&3)!=0 || (!HAS(pres[0],r) && !HAS(pres[1],r) && (owner[r]==0||owner[r]==E+1) && hand[M(r,0)]==0 && hand[M(r,1)]==0)) /* L1 */
 #define CHECK CHECK1(0); CHECK1(1)
-#define CLR1(r,i) OFF(pres[i],r); OFF(leave[i],r); hand[M(r,i)]=0; taken[M(r,i)]=0; if :: owner[r]==i+1 -> owner[r]=0 :: else fi
+#define CLR1(r,i) OFF(pres[i],r); OFF(leave[i],r); hand[M(r,i)]=0; taken[M(r,i)]=0; OFF(nO,M(r,i)); OFF(nT,M(r,i)); if :: owner[r]==i+1 -> owner[r]=0 :: else fi
 #define CLR(i) CLR1(0,i); CLR1(1,i)
 #define DIE(i) SAY(i,"QEMU dies"); OFF(alive,i); OFF(reg,i); OFF(runs,i); OFF(drain,i); ver[i]=0; if :: HAS(dup,i) :: else -> CLR(i) fi; CHECK
 #define KILLED(i) if :: HAS(alive,i) -> DIE(i) :: else fi
 #define CRASH(i) ncr>0 -> ncr--; cr=1; SAY(i,"LIBVIRTD DIES")
 #define ST(i,what,x) if :: cr :: !cr -> atomic { if :: d_step { SAY(i,what); x; CHECK } :: CRASH(i) fi } fi
+/* the note goes back before the marks change (nb), and down after (na) */
+#define ST2(i,what,nb,x,na) if :: cr :: !cr -> atomic { if :: CRASH(i) :: d_step { nb }; if :: CRASH(i) :: d_step { SAY(i,what); x; CHECK }; if :: CRASH(i) :: d_step { na } fi fi fi } fi
+#define NOWN(r) (owner[r]==i+1 && !HAS(nO,M(r,i)))
+#define NTOK(r) (HAS(nT,M(r,i)) -> 0 : hand[M(r,i)])
+#define NLEAVE(r) (HAS(leave[i],r) && !HAS(nT,M(r,i)))
+#define NOTEBACK(r) if :: hand[M(r,i)]!=0 || HAS(leave[i],r) -> ON(nT,M(r,i)) :: else fi
+#define HANDDOWN(r) hand[M(r,i)]=0; OFF(leave[i],r); OFF(nT,M(r,i))
 #define ST1(r,c,i,what,x) if :: !cr && go && HAS(who,r) && c -> ST(i,what,x) :: else fi
 #define BOTH(S) S(0); S(1)
 #define BEGIN(i,what,set) d_step { SAY(i,what); r=0; cr=0; go=1; took=0; held=0; who=set; if :: HAS(alive,i) -> ON(dup,i) :: else -> cr=1 fi }
@@ -63,17 +72,28 @@ byte lost;
 #define PEER(r) HAS(pres[1-i],r)
 #define STR(r) HAS(presE,r)
 #define MAYJOIN(r) (hand[M(r,1-i)]!=0 || owner[r]==0)
-#define HELD(r) (owner[r]==i+1 && !HAS(took,r))
-#define ALLOW(r) (!PEER(r) || (HELD(r) && hand[M(r,1-i)]==0) || (S!=0 && hand[M(r,i)]==S && taken[M(r,1-i)]!=S) || (S!=0 && hand[M(r,1-i)]==S))
+#define HELD(r) HAS(held,r)   /* noted when the call began */
+#define ALLOW(r) (!PEER(r) || (HELD(r) && hand[M(r,1-i)]==0) || (S!=0 && NTOK(r)==S && taken[M(r,1-i)]!=S) || (S!=0 && hand[M(r,1-i)]==S))
+
+#define REFS (BIT(hand[0])|BIT(hand[1])|BIT(hand[2])|BIT(hand[3])|BIT(taken[0])|BIT(taken[1])|BIT(taken[2])|BIT(taken[3])|BIT(st[0])|BIT(st[1])|BIT(jS[0])|BIT(jS[1]))
+#define DRAW m=REFS; T=1; do :: HAS(m,T) -> T++ :: else -> break od; m=0
 
 /* lease::registerAll over the set `who`, in the child: dies with it; or for a hot-plug (child=0) in libvirtd */
 #define RS(x) if :: atomic { HAS(alive,i) && !cr -> x } :: atomic { !HAS(alive,i) || cr -> go=0 } :: atomic { !child && !cr && ncr>0 -> ncr--; cr=1; go=0; SAY(i,"LIBVIRTD DIES") } fi
 #define R1(r) if :: go && HAS(who,r) -> RS(if :: STR(r) -> go=0 :: else -> if :: PEER(r) -> ON(held,r) :: else fi fi) :: else fi
-#define R2(r) if :: go && HAS(who,r) && !HAS(held,r) -> RS(if :: d_step { owner[r]==0 || owner[r]==i+1 -> owner[r]=i+1; SAY(i,"  owner taken"); CHECK } :: else -> if :: PEER(r) -> ON(held,r) :: else -> go=0 fi fi) :: else fi
+#define R2(r) if :: go && HAS(who,r) && !HAS(held,r) -> RS(if :: d_step { owner[r]==0 || owner[r]==i+1 -> owner[r]=i+1; ON(nO,M(r,i)); SAY(i,"  owner taken"); CHECK } :: else -> if :: PEER(r) -> ON(held,r) :: else -> go=0 fi fi) :: else fi
 #define R3(r) if :: go && HAS(who,r) && !HAS(held,r) -> RS(d_step { ON(pres[i],r); SAY(i,"  present up"); CHECK }) :: else fi
-#define R4(r) if :: go && HAS(who,r) && !HAS(held,r) -> RS(if :: STR(r) -> go=0 :: else -> if :: PEER(r) -> d_step { owner[r]=0; ON(held,r); CHECK } :: else fi fi) :: else fi
+#define R4(r) if :: go && HAS(who,r) && !HAS(held,r) -> RS(if :: STR(r) -> go=0 :: else -> if :: PEER(r) -> d_step { owner[r]=0; OFF(nO,M(r,i)); ON(held,r); CHECK } :: else fi fi) :: else fi
 #define R5(r) if :: go && HAS(who,r) && HAS(held,r) -> RS(if :: STR(r) || !MAYJOIN(r) -> go=0 :: else -> d_step { ON(pres[i],r); SAY(i,"  joins"); CHECK } fi); \
      if :: go -> RS(if :: STR(r) || !MAYJOIN(r) -> go=0 :: else fi) :: else fi :: else fi
+/* a cold start offers what it has: its destination can join, although libvirt calls nothing before it has run */
+#ifdef M_HOTHAND
+#define OFFERS(child) true
+#else
+#define OFFERS(child) child
+#endif
+#define R6(r,child) if :: go && HAS(who,r) && !HAS(held,r) && OFFERS(child) -> RS(d_step { if :: T==0 -> DRAW :: else fi; hand[M(r,i)]=T; ON(nT,M(r,i)); SAY(i,"  handoff up"); CHECK }) :: else fi
+#define R7(r) if :: go && HAS(who,r) && !HAS(held,r) -> RS(d_step { OFF(nO,M(r,i)); OFF(nT,M(r,i)) }) :: else fi
 #define UNDO(r) if :: !cr && HAS(who,r) -> d_step { CLR1(r,i); CHECK } :: else fi
 #ifdef M_NOUNDO
 #define UNDOALL skip
@@ -85,6 +105,7 @@ byte lost;
 inline REGISTERALL(i,set,child) {
   d_step { r=0; cr=0; go=1; held=0; who=set; SAY(i,"Register") }
   BOTH(R1); BOTH(R2); BOTH(R3); BOTH(R4); BOTH(R5);
+  R6(0,child); R6(1,child); BOTH(R7); T=0;
   if :: go -> r=1 :: else -> UNDOALL fi;
   d_step { if :: !r && !cr && HAS(alive,i) -> assert((pres[i]&who)==0 && (!HAS(who,0) || owner[0]!=i+1) && (!HAS(who,1) || owner[1]!=i+1)) :: else fi }
   d_step { go=0; held=0; who=0 }
@@ -92,11 +113,18 @@ inline REGISTERALL(i,set,child) {
 
 /* lease::acquireAll */
 #define A1(r) if :: go && !cr && HAS(who,r) -> if :: atomic { ALLOW(r) } :: atomic { !ALLOW(r) -> go=0 } :: atomic { CRASH(i) } fi :: else fi
-#define A2(r) if :: go && !cr && HAS(who,r) && owner[r]!=i+1 -> if :: atomic { owner[r]==0 && HAS(alive,i) -> owner[r]=i+1; ON(took,r); SAY(i,"  owner taken") } :: atomic { owner[r]!=0 || !HAS(alive,i) -> go=0 } :: atomic { CRASH(i) } fi :: else fi
-#define A3(r) if :: go && !cr && HAS(who,r) -> atomic { if :: !ALLOW(r) -> go=0 :: else fi } :: else fi
-#define A4(r) ST1(r,(S!=0 && hand[M(r,i)]!=S && hand[M(r,1-i)]==S),i,"  taken",taken[M(r,i)]=S)
-#define A5(r) ST1(r,(hand[M(r,i)]!=0 || HAS(leave[i],r)),i,"  handoff and leaving down",hand[M(r,i)]=0; OFF(leave[i],r))
-#define A6(r) if :: !cr && HAS(took,r) -> ST(i,"  owner given back",owner[r]=0) :: else fi
+#define A2(r) if :: go && !cr && HAS(who,r) && !HELD(r) -> if :: atomic { (owner[r]==0 || owner[r]==i+1) && HAS(alive,i) -> owner[r]=i+1; ON(took,r); ON(nO,M(r,i)); SAY(i,"  owner taken") } :: atomic { (owner[r]!=0 && owner[r]!=i+1) || !HAS(alive,i) -> go=0 } :: atomic { CRASH(i) } fi :: else fi
+/* whoever has had all owners all along has looked with them in hand already */
+#define AGAIN(r) ((held&who)!=who)
+#define A3(r) if :: go && !cr && HAS(who,r) && AGAIN(r) -> atomic { if :: !ALLOW(r) -> go=0 :: else fi } :: else fi
+#define A4(r) ST1(r,(S!=0 && NTOK(r)!=S && hand[M(r,1-i)]==S),i,"  taken",taken[M(r,i)]=S)
+#ifdef M_LESSNOTE
+#define SURE(r) (NOWN(r) && NTOK(r)==0 && !NLEAVE(r))
+#else
+#define SURE(r) (NOWN(r) && hand[M(r,i)]==0 && !HAS(leave[i],r))
+#endif
+#define A5(r) if :: !cr && go && HAS(who,r) && !SURE(r) -> ST2(i,"  handoff and leaving down",OFF(nO,M(r,i)); NOTEBACK(r),HANDDOWN(r),skip) :: else fi
+#define A6(r) if :: !cr && HAS(took,r) -> ST(i,"  owner given back",owner[r]=0; OFF(nO,M(r,i))) :: else fi
 #ifdef M_CLEAREARLY
 /* clears the handoff of each resource as soon as its own owner is there */
 #define ORDER A1(0); A2(0); A3(0); A4(0); A5(0); A1(1); A2(1); A3(1); A4(1); A5(1)
@@ -109,7 +137,7 @@ inline REGISTERALL(i,set,child) {
 #endif
 inline ACQUIREALL(i,S) {
   BEGIN(i,"Acquire",att[i]);
-  d_step { h0=hand[M(0,i)]; h1=hand[M(1,i)] };
+  d_step { h0=hand[M(0,i)]; h1=hand[M(1,i)]; if :: NOWN(0) -> ON(held,0) :: else fi; if :: NOWN(1) -> ON(held,1) :: else fi };
   ORDER;
   if :: go && !cr -> r=1 :: !go ->
 #ifndef M_NOGIVEBACK
@@ -124,13 +152,12 @@ inline ACQUIREALL(i,S) {
   END(i) }
 
 /* lease::releaseAll, lease::inquireAll */
-#define REFS (BIT(hand[0])|BIT(hand[1])|BIT(hand[2])|BIT(hand[3])|BIT(taken[0])|BIT(taken[1])|BIT(taken[2])|BIT(taken[3])|BIT(st[0])|BIT(st[1])|BIT(jS[0])|BIT(jS[1]))
-#define DRAW m=REFS; T=1; do :: HAS(m,T) -> T++ :: else -> break od; m=0
-#define HOLDS(r) (owner[r]==i+1 || hand[M(r,i)]!=0)
-#define L1(r) if :: !cr && HAS(who,r) && HOLDS(r) && hand[M(r,i)]!=T -> \
-     if :: hand[M(r,i)]!=0 -> ST(i,"  old handoff down",hand[M(r,i)]=0) :: else fi; ST(i,"  handoff up",hand[M(r,i)]=T) :: else fi
-#define L2(r) ST1(r,(HAS(leave[i],r) && owner[r]==i+1 && PEER(r) && hand[M(r,1-i)]==0),i,"  owner given up",owner[r]=0)
-#define TOKEN(r) if :: HAS(who,r) && hand[M(r,i)]!=0 -> if :: T==0 -> T=hand[M(r,i)] :: T!=0 && T!=hand[M(r,i)] -> bad=1 :: else fi :: else fi
+#define HOLDS(r) (NOWN(r) || NTOK(r)!=0)
+#define L1(r) if :: !cr && HAS(who,r) && HOLDS(r) && NTOK(r)!=T -> \
+     d_step { bad=NLEAVE(r) }; if :: hand[M(r,i)]!=0 || HAS(leave[i],r) -> ST2(i,"  old handoff down",NOTEBACK(r),HANDDOWN(r),skip) :: else fi; \
+     if :: bad -> bad=0; ST(i,"  leaving up",ON(leave[i],r); ON(nT,M(r,i))) :: else fi; ST2(i,"  handoff up",skip,hand[M(r,i)]=T; ON(nT,M(r,i)),OFF(nT,M(r,i))) :: else fi
+#define L2(r) if :: !cr && HAS(who,r) && NLEAVE(r) && owner[r]==i+1 && PEER(r) && hand[M(r,1-i)]==0 -> ST2(i,"  owner given up",ON(nO,M(r,i)),owner[r]=0; OFF(nO,M(r,i)),skip) :: else fi
+#define TOKEN(r) if :: HAS(who,r) && NTOK(r)!=0 -> if :: T==0 -> T=NTOK(r) :: T!=0 && T!=NTOK(r) -> bad=1 :: else fi :: else fi
 inline RELEASEALL(i) {
   BEGIN(i,"Release",att[i]);
   d_step { T=0; bad=0; TOKEN(0); TOKEN(1);
@@ -146,9 +173,9 @@ inline RELEASEALL(i) {
   BOTH(L2);
   if :: !cr && HAS(alive,i) -> st[i]=T;
      /* the state that libvirt got is good for every resource */
-     d_step { assert(!HAS(who,0) || !HOLDS(0) || hand[M(0,i)]==T); assert(!HAS(who,1) || !HOLDS(1) || hand[M(1,i)]==T) } :: else fi;
+     d_step { assert(!HAS(who,0) || !HOLDS(0) || NTOK(0)==T); assert(!HAS(who,1) || !HOLDS(1) || NTOK(1)==T) } :: else fi;
   T=0; END(i) }
-#define I1(r) ST1(r,1,i,"  handoff and leaving down",hand[M(r,i)]=0; OFF(leave[i],r)); ST1(r,1,i,"  leaving up",ON(leave[i],r)); ST1(r,1,i,"  handoff up",hand[M(r,i)]=T)
+#define I1(r) if :: !cr && go && HAS(who,r) -> ST2(i,"  handoff and leaving down",NOTEBACK(r),HANDDOWN(r),skip); ST(i,"  leaving up",ON(leave[i],r); ON(nT,M(r,i))); ST2(i,"  handoff up",skip,hand[M(r,i)]=T; ON(nT,M(r,i)),OFF(nT,M(r,i))) :: else fi
 inline INQUIREALL(i) {
   BEGIN(i,"Inquire",att[i]);
   d_step { DRAW; jS[i]=T }
@@ -156,7 +183,8 @@ inline INQUIREALL(i) {
   T=0; r=1; END(i) }
 
 #define STOP(i) d_step { SAY(i,"stops, drains"); if :: HAS(runs,i) -> OFF(runs,i); ON(drain,i) :: else fi }
-#define CONT(i) d_step { if :: HAS(alive,i) -> SAY(i,"runs"); assert(ver[i]>0 && !(HAS(alive,1-i) && ver[1-i]>ver[i])); /* S4 */ \
+#define CONT(i) d_step { if :: HAS(alive,i) -> SAY(i,"runs"); assert(!SHOWS(i,0) && !SHOWS(i,1));     /* lets nobody join */ \
+     assert(ver[i]>0 && !(HAS(alive,1-i) && ver[1-i]>ver[i])); /* S4 */ \
      ON(runs,i); OFF(drain,i); ver[i]=2; if :: ver[1-i]>0 -> ver[1-i]=1 :: else -> ver[i]=1 fi; CHECK :: else fi }
 inline RESUME(i) { ACQUIREALL(i,st[i]); if :: r -> if :: st[i]=0; CONT(i) :: atomic { CRASH(i); if :: st[i]=0 :: skip fi } fi :: else fi }
 #define ANSWER(i,x) cmd[i]=(HAS(lost,i) -> idle : x); OFF(lost,i); OFF(inc,i); jS[i]=0
@@ -175,7 +203,12 @@ proctype Host(byte i) { byte r,go,T,m,took,held,who,h0,h1; bool cr,live,bad;
   :: atomic { nhp>0 && HAS(reg,i) && HAS(alive,i) && !HAS(inc,i) && !HAS(att[i],1) -> nhp--; SAY(i,"ATTACHES") };
      d_step { if :: HAS(alive,i) -> ON(dup,i) :: else fi };
      REGISTERALL(i,2,0);
-     d_step { if :: r && HAS(alive,i) -> ON(att[i],1); CHECK :: else fi; if :: HAS(alive,i) -> OFF(dup,i) :: !HAS(alive,i) && HAS(dup,i) -> OFF(dup,i); CLR(i); CHECK :: else fi; r=0; cr=0 }
+     /* lease::offer: what is added to a suspended guest shows the handoff that the others show */
+#ifndef M_HOTHAND
+     if :: r && !cr && (hand[M(1,i)]!=0 || HAS(leave[i],1)) -> ST2(i,"  handoff and leaving down",NOTEBACK(1),HANDDOWN(1),skip) :: else fi;   /* Acquire; left by a detach that did not end */
+#endif
+     if :: r && NTOK(0)!=0 -> ST2(i,"  handoff up",skip,hand[M(1,i)]=NTOK(0); ON(nT,M(1,i)),OFF(nT,M(1,i))) :: else fi;
+     d_step { if :: r && !cr && HAS(alive,i) -> ON(att[i],1); assert(hand[M(1,i)]==NTOK(0)); CHECK :: else fi; if :: HAS(alive,i) -> OFF(dup,i) :: !HAS(alive,i) && HAS(dup,i) -> OFF(dup,i); CLR(i); CHECK :: else fi; r=0; cr=0 }
   /* detach-disk: QEMU has closed it; Medium::removeAll is one step */
   :: atomic { nhp>0 && HAS(reg,i) && HAS(alive,i) && !HAS(inc,i) && !HAS(drain,i) && HAS(att[i],1) -> nhp--; SAY(i,"DETACHES"); OFF(att[i],1) };
      if :: atomic { CRASH(i) } :: d_step { if :: HAS(alive,i) -> CLR1(1,i); CHECK :: else fi } fi; cr=0
@@ -240,7 +273,9 @@ proctype Stranger() { bool t;
      d_step { t=0; eruns=0; presE=0; if :: owner[1]==E+1 -> owner[1]=0 :: else fi }
   od }
 #endif
-init { atomic { alive=1; reg=1; runs=1; att[0]=ATT; pres[0]=ATT; owner[0]=1; if :: HAS(ATT,1) -> owner[1]=1 :: else fi; ver[0]=1;
+/* it runs, or was started paused and Register was all that has happened */
+#define STARTED hand[0]=1; if :: HAS(ATT,1) -> hand[2]=1 :: else fi
+init { atomic { alive=1; reg=1; att[0]=ATT; if :: STARTED :: runs=1 fi; pres[0]=ATT; owner[0]=1; if :: HAS(ATT,1) -> owner[1]=1 :: else fi; ver[0]=1;
   run Host(0); run Host(1); run Drain(); run Killer();
 #ifdef NE
   run Stranger();

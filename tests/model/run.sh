@@ -36,33 +36,44 @@ show() {
 holds() { line check holds "$@"; }
 caught() { line check caught "$@"; }
 title() { line echo "== $*"; }
-M=migration.pml R=resources.pml F=fileset.pml L=lockspace.pml
+M=migration.pml R=resources.pml C=change.pml F=fileset.pml L=lockspace.pml
 
 title "one resource: chains of migrations"
 holds "3 migrations, 2 user operations"                               $M -DNMIG=3 -DNOP=2 -DREL1
-holds "2 migrations, Release once or twice"                           $M -DNMIG=2 -DNOP=2
-holds "3 migrations, libvirtd dies at any step"                       $M -DNMIG=3 -DNOP=2 -DREL1 -DNCR=1
-holds "2 migrations, two QEMUs die at any step"                       $M -DNMIG=2 -DNOP=1 -DREL1 -DNK=2
+holds "2 migrations, Release once or twice"                           $M -DNMIG=2 -DNOP=1
+holds "3 migrations, libvirtd dies at any step"                       $M -DNMIG=3 -DNOP=1 -DREL1 -DNCR=1
+holds "2 migrations, two QEMUs die at any step"                       $M -DNMIG=2 -DNOP=0 -DREL1 -DNK=2
 holds "2 migrations, a QEMU and a libvirtd die"                       $M -DNMIG=2 -DNOP=1 -DREL1 -DNK=1 -DNCR=1
-holds "with a stranger"                                               $M -DNMIG=2 -DNOP=2 -DREL1 -DNE=1
-holds "with a stranger, a QEMU dies"                                  $M -DNMIG=2 -DNOP=1 -DREL1 -DNE=1 -DNK=1
-holds "with a stranger, libvirtd dies"                                $M -DNMIG=2 -DNOP=1 -DREL1 -DNE=1 -DNCR=1
-holds "with a rogue: qcow2 and the guard"                             $M -DNMIG=2 -DNOP=1 -DREL1 -DNR=1 -DMETA -DGUARD
-holds "with a rogue: raw image, no guard"                             $M -DNMIG=2 -DNOP=1 -DREL1 -DNR=1
+holds "with a stranger"                                               $M -DNMIG=2 -DNOP=1 -DREL1 -DNE=1
+holds "with a stranger, a QEMU dies"                                  $M -DNMIG=1 -DNOP=1 -DREL1 -DNE=1 -DNK=1
+holds "with a stranger, libvirtd dies"                                $M -DNMIG=1 -DNOP=1 -DREL1 -DNE=1 -DNCR=1
+holds "with a rogue: qcow2 and the guard"                             $M -DNMIG=2 -DNOP=1 -DREL1 -DNR=1 -DMETA -DGUARD -DNEVER
+holds "with a rogue: raw image, no guard; a QEMU dies"                $M -DNMIG=1 -DNOP=1 -DREL1 -DNR=1 -DNK=1
 holds "owner given up to any peer, not only to a joiner"              $M -DNMIG=2 -DNOP=2 -DREL1 -DNCR=1 -DANYPEER
 holds "nothing goes wrong: every migration succeeds"                  $M -DNMIG=3 -DNOP=1 -DLIVE
-holds "... with a stranger that tries twice"                          $M -DNMIG=2 -DNOP=0 -DNE=2 -DLIVE
+holds "... with a stranger that tries twice"                          $M -DNMIG=2 -DNOP=0 -DNE=2 -DLIVE -DRAN
+holds "... the first one of a guest that never ran"                   $M -DNMIG=1 -DNOP=0 -DNE=2 -DLIVE -DNEVER
 title "one resource: cold starts"
 holds "3 hosts start one domain: exactly one wins"                    $M -DCOLD=3
 holds "... with the guard, a QEMU dies"                               $M -DCOLD=3 -DGUARD -DNK=1
 holds "2 hosts start one domain, a stranger"                          $M -DCOLD=2 -DNE=1
+holds "shared-write: 3 hosts start one domain, a QEMU dies"           $M -DSW -DCOLD=3 -DNK=1
+holds "shared-write: 2 hosts start one domain, a stranger"            $M -DSW -DCOLD=2 -DNE=1
 holds "3 domains, any modes: never do all fail"                       modes.pml -DN=3 -DRETRY=2
 holds "... where remote read locks are invisible (NFSv3)"             modes.pml -DN=3 -DRETRY=2 -DNFS3
-holds "... a QEMU dies (also: a reader's migration)"                  modes.pml -DN=3 -DRETRY=2 -DNK=1
+holds "... a QEMU dies (also: a reader's migration)"                  modes.pml -DN=3 -DRETRY=0 -DNK=1 -DNOL2
+holds "... readers come and go"                                       modes.pml -DN=3 -DRETRY=1 -DCOMES -DNOL2
 holds "... downgrade and upgrade"                                     modes.pml -DN=3 -DRETRY=2 -DDOWN
 holds "3 domains that share resources pairwise"                       two.pml -DN=3
+title "a lease goes from exclusive to reading and back"
+holds "two guests, three calls, two libvirtds die at any step"        $C -DNOP=3 -DNCR=2
+holds "... where the descriptor is open for reading only"             $C -DNOP=3 -DNCR=2 -DB=1
+holds "two guests, another in any mode, libvirtd dies"                $C -DNOP=1 -DNE=1 -DNCR=1
+holds "... where the descriptor is open for reading only"             $C -DNOP=1 -DNE=1 -DNCR=1 -DB=1
+holds "another in any mode, a QEMU and a libvirtd die"                $C -DNOP=1 -DNE=1 -DNCR=1 -DNK=1 -DALONE
+holds "where read locks are invisible (NFSv3), libvirtd dies"         $C -DNOP=1 -DNE=1 -DNCR=1 -DNFS3
 title "shared-write in a migration"
-holds "2 migrations, a stranger in any mode"                          $M -DSW -DNMIG=2 -DNOP=1 -DREL1 -DNE=1
+holds "2 migrations, a stranger in any mode"                          $M -DSW -DNMIG=2 -DNOP=0 -DREL1 -DNE=1
 holds "... libvirtd dies"                                             $M -DSW -DNMIG=2 -DNOP=1 -DREL1 -DNCR=1
 holds "1 migration, a stranger in any mode, a QEMU dies"              $M -DSW -DNMIG=1 -DNOP=1 -DREL1 -DNE=1 -DNK=1
 holds "nothing goes wrong: every migration succeeds"                  $M -DSW -DNMIG=3 -DNOP=0 -DLIVE
@@ -80,8 +91,8 @@ title "lease files in a lockspace"
 holds "enter, detach, sweep; one dies"                                $L -DNK=1
 holds "shared guests"                                                 $L -DSHARED
 title "two resources, hot-plug"
-holds "2 migrations, 2 operations, a QEMU and a libvirtd die"         $R -DNMIG=2 -DNOP=2 -DNK=1 -DNCR=1
-holds "2 migrations, attach and detach, a stranger, libvirtd dies"    $R -DNMIG=2 -DNOP=1 -DNHP=2 -DNE=1 -DNCR=1
+holds "2 migrations, a QEMU and a libvirtd die"                       $R -DNMIG=2 -DNOP=1 -DNK=1 -DNCR=1
+holds "1 migration, attach and detach, a stranger, libvirtd dies"     $R -DNMIG=1 -DNOP=1 -DNHP=2 -DNE=1 -DNCR=1
 holds "2 migrations, attach and detach, a QEMU dies"                  $R -DNMIG=2 -DNOP=1 -DNHP=2 -DATT=1 -DNK=1
 holds "nothing goes wrong: every migration succeeds"                  $R -DNMIG=3 -DNOP=0 -DLIVE
 
@@ -89,13 +100,17 @@ title "broken variants"
 caught "Release drops present"                                        $M -DNMIG=1 -DNOP=1 -DREL1 -DM_DROPPRES
 caught "marks survive their QEMU"                                     $M -DNMIG=1 -DNOP=1 -DREL1 -DNK=2 -DM_STICKY
 caught "a third incarnation may join"                                 $M -DNMIG=2 -DNOP=1 -DREL1 -DM_CROWD
-caught "... only beside a source that a successor has superseded"     $M -DNMIG=3 -DNOP=2 -DREL1 -DJ1B
-caught "owner in hand is always enough"                               $M -DNMIG=2 -DNOP=2 -DREL1 -DNCR=1 -DM_OWNDONE
+caught "... only beside a source that a successor has superseded"     $M -DNMIG=3 -DNOP=2 -DREL1 -DRAN -DJ1B
+caught "owner in hand is always enough, noted or not"                 $M -DNMIG=2 -DNOP=2 -DREL1 -DNCR=1 -DM_OWNDONE -DM_NONOTE
 caught "no second look with owner in hand"                            $M -DNMIG=2 -DNOP=2 -DREL1 -DM_NORELOOK
 caught "a state quotes no token, any handoff will do"                 $M -DNMIG=2 -DNOP=2 -DREL1 -DM_NOTOKEN
 caught "no taken mark, a rogue passes by"                             $M -DNMIG=2 -DNOP=2 -DREL1 -DNR=1 -DM_NOTAKEN
 caught "no taken mark, Release always gives owner up"                 $M -DNMIG=2 -DNOP=1 -DREL1 -DNOKEEP -DM_NOTAKEN
 caught "Acquire leaves handoff up"                                    $M -DNMIG=2 -DNOP=1 -DREL1 -DM_KEEPHAND
+caught "Acquire removes only what the note is sure of"                $M -DNMIG=1 -DNOP=2 -DREL1 -DNCR=1 -DM_LESSNOTE
+caught "Register puts up no handoff: who never ran cannot migrate"    $M -DNMIG=1 -DNOP=0 -DLIVE -DM_REGNOHAND
+caught "Register's handoff before its second look: nobody wins"       $M -DCOLD=2 -DM_REGEARLY
+caught "who joins puts up a handoff as well"                          $M -DNMIG=1 -DNOP=0 -DLIVE -DM_JOINHAND
 caught "joins without handoff and without free owner"                 $M -DNMIG=2 -DNOP=1 -DREL1 -DM_NOHAND
 caught "a refused Acquire does not know that it took owner"           $M -DNMIG=1 -DNOP=1 -DREL1 -DNR=1 -DM_TOOK
 caught "a joiner does not look again"                                 $M -DNMIG=1 -DNOP=0 -DREL1 -DNE=1 -DNK=1 -DM_NOJLOOK
@@ -106,7 +121,17 @@ caught "modes: present before owner (both fail)"                      modes.pml 
 caught "modes: place, look, and no owner for shared and read-only"    modes.pml -DN=2 -DRETRY=2 -DTEXT
 caught "modes: the same on NFSv3 (two writers)"                       modes.pml -DN=2 -DRETRY=2 -DTEXT -DNFS3 -DNOL2
 caught "modes: no look after owner"                                   modes.pml -DN=2 -DRETRY=2 -DM_NOLOOK
+caught "modes: a reader asks only before it takes owner"              modes.pml -DN=2 -DRETRY=2 -DM_ASKONCE
 caught "downgrade by unlock and lock"                                 modes.pml -DN=2 -DRETRY=2 -DDOWN -DM_DOWNDROP
+caught "downgrade: the marks before the vessel"                       $C -DNOP=1 -DALONE -DM_VESSELLAST
+caught "upgrade: the vessel before the marks"                         $C -DNOP=1 -DALONE -DM_VESSELFIRST
+caught "no call knows of a change that did not end"                   $C -DNOP=1 -DALONE -DNCR=1 -DM_NOHEAL
+caught "nobody asks whether QEMU writes: exclusive for ever"          $C -DNOP=1 -DALONE -DNCR=1 -DM_NOFACT
+caught "a refused upgrade gives one share back"                       $C -DNOP=1 -DM_UNDOONE
+caught "upgrade through a second description without a look"          $C -DNOP=2 -DB=1 -DM_NOLOOK
+caught "... present goes with owner"                                  $C -DNOP=1 -DNE=1 -DALONE -DB=1 -DM_DROPPR
+caught "... where read locks are invisible (NFSv3)"                   $C -DNOP=1 -DNE=1 -DALONE -DB=1 -DNFS3
+caught "... the description of before goes last"                      $C -DNOP=1 -DALONE -DNCR=1 -DB=1 -DM_TIDYLAST
 caught "shared-write: a joiner does not look again"                   $M -DSW -DNMIG=1 -DNOP=0 -DREL1 -DNE=1 -DNK=1 -DM_NOJLOOK
 caught "shared-write: a third incarnation may join"                   $M -DSW -DNMIG=2 -DNOP=1 -DREL1 -DM_CROWD
 caught "file set without gate"                                        $F -DNOP=2 -DM_NOGATE -DM_NONLINK
@@ -140,11 +165,15 @@ caught "a refused Acquire keeps what it took"                         $R $HP -DM
 caught "Acquire clears one handoff before it has all owners"          $R $HP -DM_CLEAREARLY
 caught "no second look, two resources"                                $R $HP -DM_NORELOOK
 caught "Release puts only the first handoff up"                       $R $HP -DM_RELONE
+caught "an attached disk shows the handoff of a cold start"           $R -DNMIG=0 -DNOP=0 -DNHP=1 -DATT=1 -DM_HOTHAND
 
 if [ $deep ]; then
   wait; parallel=1 limit=1800; export MEM=12000 HASH=26 OPT=-O2
   title "deep"
   holds "3 migrations, 3 operations, a QEMU and a libvirtd die"       $M -DNMIG=3 -DNOP=3 -DREL1 -DNK=1 -DNCR=1
+  holds "with a stranger, a QEMU dies"                                $M -DNMIG=2 -DNOP=1 -DREL1 -DNE=1 -DNK=1
+  holds "with a stranger, libvirtd dies"                              $M -DNMIG=2 -DNOP=1 -DREL1 -DNE=1 -DNCR=1
+  holds "with a rogue: qcow2 and the guard"                           $M -DNMIG=2 -DNOP=1 -DREL1 -DNR=1 -DMETA -DGUARD
   holds "with a rogue, libvirtd dies"                                 $M -DNMIG=2 -DNOP=2 -DREL1 -DNR=1 -DNCR=1
   holds "with a rogue, a QEMU dies"                                   $M -DNMIG=2 -DNOP=2 -DREL1 -DNR=1 -DNK=1
   holds "with a stranger, a QEMU and a libvirtd die"                  $M -DNMIG=2 -DNOP=1 -DREL1 -DNE=1 -DNK=1 -DNCR=1
@@ -153,7 +182,9 @@ if [ $deep ]; then
   holds "file set, 2 migrations, a QEMU dies mark by mark"            $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNK=1
   holds "file set, 2 migrations, a stranger"                          $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNE=1
   holds "file set, libvirtd, QEMU and flock(1) on the image"          $F -DNOP=2 -DIMAGE -DCONV -DNS=1 -DNC=1 -DNK=1
+  holds "exclusive to reading, two guests, another, libvirtd dies"    $C -DNOP=2 -DNE=1 -DNCR=1 -DB=1
   holds "lease file, shared guests, one dies"                         $L -DSHARED -DNK=1
+  holds "two resources, 2 operations, a QEMU and a libvirtd die"      $R -DNMIG=2 -DNOP=2 -DNK=1 -DNCR=1
   holds "two resources, hot-plug, stranger, a QEMU and a libvirtd die" $R -DNMIG=2 -DNOP=1 -DNHP=2 -DNE=1 -DNK=1 -DNCR=1
 fi
 wait

@@ -16,11 +16,12 @@ import time
 import pytest
 
 LEASEHOLD = str(pathlib.Path(os.environ.get("LEASEHOLD_PLUGIN_DIR", "build/plugin")).parent / "tools" / "leasehold")
+PATIENCE = 120  # seconds, for a machine that does other things as well
 REFUSED, CANNOT_EXECUTE, NO_COMMAND = 75, 126, 127
 
 
 def call(*words, **options):
-    return subprocess.run([LEASEHOLD, *map(str, words)], capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run([LEASEHOLD, *map(str, words)], capture_output=True, text=True, timeout=PATIENCE, **options)
 
 
 def inspect(image):
@@ -29,7 +30,7 @@ def inspect(image):
     return json.loads(result.stdout)["images"][0]
 
 
-def wait_until(condition, limit=20):
+def wait_until(condition, limit=PATIENCE):
     end = time.monotonic() + limit
     while time.monotonic() < end:
         if value := condition():
@@ -105,7 +106,7 @@ def test_what_qemu_would_say_is_what_qemu_says(image, held, asks):
     with running(*guest_of(image, held)):
         wait_until(lambda: any(user["does_not_share"] for user in inspect(image)["qemu"]))
         foretold = inspect(image)["qemu_" + asks]
-        said = subprocess.run(guest_of(image, asks), input="quit\n", capture_output=True, text=True, timeout=30)
+        said = subprocess.run(guest_of(image, asks), input="quit\n", capture_output=True, text=True, timeout=PATIENCE)
         assert foretold in said.stderr
         assert bool(foretold) == ("Failed to" in said.stderr)
 
@@ -218,7 +219,7 @@ def test_run_waits_for_an_image(image):
         with pytest.raises(subprocess.TimeoutExpired):
             second.wait(0.7)
         first.kill()
-        assert second.wait(20) == 0 and "got it" in second.stdout.read()
+        assert second.wait(PATIENCE) == 0 and "got it" in second.stdout.read()
 
 
 def test_run_gives_the_status_of_the_command_and_tells_its_own(image):
@@ -289,7 +290,8 @@ def test_of_a_user_s_qemu_root_does_not_say_that_nothing_protects_it(of_nobody):
                     if guest["pid"] == holder.pid and guest["protection"] == "foreign"]
         assert wait_until(seen)[0]["guest"] == "theirs"
         result = call("status")
-        assert result.returncode == 3 and "nothing protects" not in result.stdout, result
+        about_it = [line for line in result.stdout.splitlines() if f"(pid {holder.pid})" in line]  # others may run here
+        assert result.returncode == 3 and not any("nothing protects" in line for line in about_it), result
         assert "theirs" not in call("watch", "--once", "--dry-run").stdout
         assert not [finding for finding in json.loads(call("check", "--json").stdout)["findings"]
                     if "theirs" in finding["text"]]
@@ -380,7 +382,7 @@ def probe_both(first_directory, second_directory):
     with running(LEASEHOLD, "probe", "--json", "--wait", "30", first_directory) as first:
         wait_until(lambda: (pathlib.Path(first_directory) / ".leasehold-probe").exists())
         second = call("probe", "--json", second_directory)
-        first.wait(30)
+        first.wait(PATIENCE)
         one, two = json.loads(first.stdout.read()), json.loads(second.stdout)
         assert one["ofd_crosses"] == two["ofd_crosses"] and first.returncode == second.returncode
         return second.returncode, two
