@@ -315,9 +315,14 @@ bool Call::lower(const Leases& leases) {
 bool Call::agree(Naming naming) {
     Holdings& h = *holdings_;
     const bool everything = naming == Naming::all && !resources_.empty();
+    std::size_t next = 0;
     auto isMeant = [&](const StoredLease& lease) {
-        return std::any_of(resources_.begin(), resources_.end(),
-                           [&](const Resource& resource) { return means(resource, lease); });
+        for (std::size_t i = 0; i < resources_.size(); i++)
+            if (means(resources_[(next + i) % resources_.size()], lease)) {
+                next += i + 1; // in the order in which they are stored, nearly always
+                return true;
+            }
+        return false;
     };
     auto isUnsettled = [&](const StoredLease& lease) {
         return lease.stage != Stage::settled || (everything && !lease.lower && !lease.named && !isMeant(lease));
@@ -597,7 +602,14 @@ Call::Attempt Call::admitLower(const Resource& resource, const FileId& file) {
             Place place = openPlace(resource, self_, settings_);
             if (place.stored.file != file)
                 return kGranted; // QEMU has closed it meanwhile
-            visitParts(place.stored, [](StoredLease& part) { part.lower = true; });
+            visitParts(place.stored, [&](StoredLease& part) {
+                part.lower = true;
+                for (const StoredLease& lease : holdings_->leases())
+                    visitParts(lease, [&](const StoredLease& other) {
+                        if (other.leaseFile == part.leaseFile)
+                            refuseTwice(other.path, part.path);
+                    });
+            });
             Attempt attempt = admit({&place, 1}, lease::Entry::running);
             if (attempt == kGranted)
                 fresh_.push_back(std::move(place));
@@ -637,7 +649,6 @@ Call::Attempt Call::leaseLower(bool firstRun) {
             surroundings_.warn(*refusal);
     }
     changed_ = changed_ || !fresh_.empty();
-    checkNotThere();
     return kGranted;
 }
 
@@ -664,7 +675,7 @@ Call::Attempt Call::acquireHere(std::string_view state) {
     if (Attempt refusal = admit(fresh_, lease::Entry::running); refusal != kGranted)
         return refusal;
     for (Place& place : fresh_)
-        place.stored.stage = plan.runs ? Stage::settled : Stage::added;
+        place.stored.stage = plan.runs ? Stage::settled : waiting ? Stage::planted : Stage::added;
     if (plan.doubtful)
         if (Attempt refusal = admitDoubtful(*plan.doubtful); refusal != kGranted)
             return refusal;

@@ -48,9 +48,14 @@ std::optional<Holdings> Holdings::open(const os::Process& process, const lease::
 }
 
 StoredLease* Holdings::findNamed(const std::string& name) {
-    for (StoredLease& lease : leases())
-        if ((!lease.lower || lease.mode == Mode::exclusive) && lease.isNamed(name))
-            return &lease;
+    // libvirt names them in the order in which they are stored, nearly always: begin behind the last one.
+    for (std::size_t i = 0; i < leases().size(); i++) {
+        StoredLease& lease = leases()[(next_ + i) % leases().size()];
+        if ((lease.lower && lease.mode != Mode::exclusive) || !lease.isNamed(name))
+            continue;
+        next_ += i + 1;
+        return &lease;
+    }
     return nullptr;
 }
 

@@ -74,6 +74,7 @@ private:
     lease::Incarnation self_;
     std::uint64_t caller_;
     std::optional<os::OpenFiles> opened_;
+    std::size_t next_ = 0; // findNamed
 };
 
 // libvirt makes one call at a time for a guest, but a libvirtd that was just replaced may still be at it: a change of

@@ -390,7 +390,8 @@ namespace {
 // Offers the resource to whoever quotes the token, and to nobody with an older one. Gives what is noted now.
 Note raiseHandoff(const Incarnation& self, const Share& share, const Note& before, std::uint32_t token, bool leaving) {
     Note note{.owner = before.owner};
-    share.medium->setNote(note);
+    if (before != note)
+        share.medium->setNote(note);
     share.medium->removeHandoff();
     if (leaving)
         place(share, {MarkKind::leaving, self.domain, self.id});

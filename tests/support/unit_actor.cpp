@@ -66,10 +66,10 @@ bool marksAreFiles() {
     return files;
 }
 
-os::Fd lockOutside(const std::string& image, os::LockType type) {
+os::Fd lockOutside(const std::string& image, os::LockType type, std::int64_t length) {
     os::Fd program = os::openFile(image, O_RDWR);
     auto outcome = marksAreFiles() ? os::tryFlock(program.get(), type, image)
-                                   : os::tryLock(program.get(), type, {0, 0}, image);
+                                   : os::tryLock(program.get(), type, {0, length}, image);
     demand(outcome == os::LockOutcome::granted, image + " is locked already");
     return program;
 }

@@ -105,7 +105,8 @@ protected:
 // Whether the marks are files of a directory, or bytes of the image.
 bool marksAreFiles();
 // A program outside leasehold that locks the image in the way that an owner of this medium meets: fcntl(2), flock(2).
-os::Fd lockOutside(const std::string& image, os::LockType type);
+// `length` 0: to the end.
+os::Fd lockOutside(const std::string& image, os::LockType type, std::int64_t length = 0);
 
 // Who has been killed between two steps.
 struct Death {};

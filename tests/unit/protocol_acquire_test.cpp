@@ -224,7 +224,7 @@ TEST_F(Acquire, WaitsForAStrangersColdStartToFail) {
 TEST_F(Acquire, NamesAForeignLockThatDoesNotGo) {
     std::uint32_t token = prepare();
     source.release();
-    os::Fd program = lockOutside(image, os::LockType::write);
+    os::Fd program = lockOutside(image, os::LockType::write, lease::kMarkArea + 1);
     EXPECT_TRUE(refused(target.acquire(token), Obstacle::foreignLock));
     EXPECT_EQ(target.count(), 1u);
     // It may be that of a QEMU that is just dying.
