@@ -3,6 +3,7 @@
 
 // acquireAll: who may run now, with which state.
 
+#include "core/lease/byte_range.hpp"
 #include "tests/support/unit_actor.hpp"
 
 namespace leasehold::lease {
