@@ -42,7 +42,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::seconds;
 
-struct Orders {
+struct WatchOrders {
     int interval = 10, timeout = 5, silence = 0;
     std::string fallback = "pause";
     bool once = false, dryRun = false, json = false;
@@ -101,7 +101,7 @@ private:
 
 class Watcher {
 public:
-    explicit Watcher(const Orders& orders) : orders_(orders), journal_(orders.json) {}
+    explicit Watcher(const WatchOrders& orders) : orders_(orders), journal_(orders.json) {}
 
     // Asks about every lease of this host once.
     void look() {
@@ -459,7 +459,7 @@ private:
         Json xml;
     };
 
-    Orders orders_;
+    WatchOrders orders_;
     Journal journal_;
     std::map<pid_t, Known> known_;
     std::map<std::string, Debt> debts_;                                              // by UUID
@@ -472,7 +472,7 @@ private:
 } // namespace
 
 int watch(const Words& arguments) {
-    Orders orders;
+    WatchOrders orders;
     Options options(
         "watch", "",
         "Watches the leases of this host's guests, and does what a guest's <on_lockfailure> says when its storage\n"

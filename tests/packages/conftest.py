@@ -32,7 +32,7 @@ CONF = "/etc/libvirt/qemu-leasehold.conf"
 def build(kind, source, out, *user, **environment):
     """Runs packaging/build-KIND.sh of that source tree: {file name: path}."""
     script = source / "packaging" / f"build-{kind}.sh"
-    printed = hosts.ok("nice", *user, script, out, timeout=900, env={**os.environ, **environment})
+    printed = hosts.ok("nice", *user, script, out, timeout=3600, env={**os.environ, **environment})
     return {pathlib.Path(line).name: pathlib.Path(line) for line in printed.splitlines()}
 
 

@@ -36,16 +36,31 @@ test_packages=(libgtest-dev python3-pytest python3-pytest-xdist augeas-tools bin
     semodule-utils systemd)
 tools_packages=(bindfs util-linux)
 lint_packages=(clang-format clang-tidy)
-model_packages=(spin)
+model_packages=(spin tcc)
 package_packages=(debhelper lintian rpm rpmlint cpio debootstrap)
 lab_packages=(qemu-system-x86 e2fsprogs libc6-dev python3 bindfs strace)
 
-# build DIR [MESON OPTION...]: configures once, then builds.
-build() {
+# Meson puts the sources of a target together into one: that compiles in a third of the time, which pays where everything is
+# compiled anew.
+unity=(--unity=on -Dunity_size=100)
+
+# configure DIR [MESON OPTION...]: once.
+configure() {
     local dir=$1
     shift
     [ -f "$dir/build.ninja" ] || meson setup "$dir" "$@" >"$dir.setup.log" 2>&1 ||
         { cat "$dir.setup.log" >&2; die "meson setup failed"; }
     rm -f "$dir.setup.log"
-    ninja -C "$dir" >"$dir/build.log" 2>&1 || { grep -vE '^\[[0-9]+/' "$dir/build.log" >&2; die "the build failed"; }
+}
+
+# build DIR [MESON OPTION...]: configures once, then builds. Two suites may want the same folder.
+build() {
+    local dir=$1
+    {
+        flock 8
+        if [ "$dir" = build ]; then configure "$@" "${unity[@]}"; else configure "$@"; fi
+        ninja -C "$dir" >"$dir.build.log" 2>&1 8<&- ||
+            { grep -vE '^\[[0-9]+/' "$dir.build.log" >&2; die "the build failed"; }
+        mv "$dir.build.log" "$dir/build.log"
+    } 8<"$PWD/meson.build"
 }
