@@ -40,8 +40,8 @@ model_packages=(spin tcc)
 package_packages=(debhelper lintian rpm rpmlint cpio debootstrap)
 lab_packages=(qemu-system-x86 e2fsprogs libc6-dev python3 bindfs strace)
 
-# Meson puts the sources of a target together into one: that compiles in a third of the time, which pays where everything is
-# compiled anew.
+# Meson puts the sources of a target together into one: that compiles in a third of the time, which pays where everything
+# is compiled anew.
 unity=(--unity=on -Dunity_size=100)
 
 # configure DIR [MESON OPTION...]: once.
