@@ -856,9 +856,8 @@ bool readsBelow(const RunningGuest& guest, const os::FileId& file) {
         return false;
     try {
         auto manifest = Vessel::readManifest(*process, guest.tag.uuid);
-        return manifest && std::any_of(manifest->leases.begin(), manifest->leases.end(), [&](const StoredLease& lease) {
-                   return lease.lower && lease.file == file;
-               });
+        return manifest && std::any_of(manifest->leases.begin(), manifest->leases.end(),
+                                       [&](const StoredLease& lease) { return lease.lower && lease.file == file; });
     } catch (const Error&) {
         return false; // what is wrong with another guest's vessel does not concern whoever is told about this one
     }

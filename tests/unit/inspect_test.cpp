@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // SPDX-FileCopyrightText: The leasehold authors
 
-// What inspect concludes from marks and locks: tables. And from vessels: whose backing file it is. tests/tools has the same on real images, against what QEMU says.
+// What inspect concludes from marks and locks: tables. And from vessels: whose backing file it is. tests/tools has the
+// same on real images, against what QEMU says.
 
 #include "core/inspect.hpp"
 #include "tests/support/unit_engine.hpp"
