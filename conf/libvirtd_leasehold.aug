@@ -41,6 +41,7 @@ module Libvirtd_leasehold =
              | word_entry "lvm_lockspace_dir" directory
              | word_entry "scsi_lockspace_dir" directory
              | number_entry "require_cluster_leases" bool
+             | number_entry "lease_backing_files" bool
              | list_entry "storage_locks" /\/[^"\n]*=(ofd|flock|local|refuse)/
              | word_entry "image_user" /[^"'\n]*/
              | word_entry "image_group" /[^"'\n]*/

@@ -14,6 +14,7 @@ file_lockspace_dir = \"/leases\"
 lvm_lockspace_dir = \"\"
 scsi_lockspace_dir = \"/leases\"
 require_cluster_leases = 1
+lease_backing_files = 0
 storage_locks = [ \"/mnt/a=ofd\",
   \"/mnt/b=flock\" ]
 image_user = \"qemu\"
@@ -33,6 +34,7 @@ image_group = \"+107\"
      { "lvm_lockspace_dir" = "" }
      { "scsi_lockspace_dir" = "/leases" }
      { "require_cluster_leases" = "1" }
+     { "lease_backing_files" = "0" }
      { "storage_locks"
        { "1" = "/mnt/a=ofd" }
        { "2" = "/mnt/b=flock" } }
@@ -59,6 +61,7 @@ file_lockspace_dir = \"/leases\"
 lvm_lockspace_dir = \"\"
 scsi_lockspace_dir = \"/leases\"
 require_cluster_leases = 1
+lease_backing_files = 0
 storage_locks = [ \"/mnt/a=ofd\",
   \"/mnt/b=flock\" ]
 image_user = \"qemu\"
@@ -75,6 +78,7 @@ image_group = \"+107\"
    test Libvirtd_leasehold.lns get "storage_timeout = 0\n" = *
    test Libvirtd_leasehold.lns get "auto_disk_leases = 2\n" = *
    test Libvirtd_leasehold.lns get "auto_disk_leases = \"1\"\n" = *
+   test Libvirtd_leasehold.lns get "lease_backing_files = 2\n" = *
    test Libvirtd_leasehold.lns get "qemu_locks = warn\n" = *
    test Libvirtd_leasehold.lns get "qemu_locks = \"warn'\n" = *
    test Libvirtd_leasehold.lns get "file_lockspace_dir = \"leases\"\n" = *

@@ -241,17 +241,17 @@ Call::Attempt Call::admit(std::span<Place> places, lease::Entry entry) {
     return kGranted;
 }
 
-std::string Call::enter(const qemu::VesselEnds& ends) {
+std::string Call::enter(const qemu::VesselEnds& ends, lease::Entry entry) {
     std::string refusal = insist([&] {
         restart();
         self_ = {lease::hashDomain(guest_.uuid), lease::drawId()};
         openAll(resources_);
-        return admit(fresh_, lease::Entry::waiting);
+        return admit(fresh_, entry);
     });
     if (!refusal.empty())
         return refusal;
     for (Place& place : fresh_) {
-        place.stored.stage = Stage::planted;
+        place.stored.stage = entry == lease::Entry::waiting ? Stage::planted : Stage::settled;
         dropped_.push_back(std::move(place.stored));
     }
     ends.plant({guest_.uuid, self_.id, guest_.name}, dropped_);

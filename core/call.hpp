@@ -42,7 +42,7 @@ public:
         : surroundings_(surroundings), settings_(surroundings.settings), guest_(guest), resources_(resources) {}
 
     // A refusal, or "" where it is granted. Each throws where nothing was decided.
-    std::string enter(const qemu::VesselEnds& ends);
+    std::string enter(const qemu::VesselEnds& ends, lease::Entry entry);
     std::string acquire(const os::Process& process, std::string_view state);
     void detach(const os::Process& process);
 

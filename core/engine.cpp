@@ -111,12 +111,20 @@ bool Engine::mayHang(const os::Process& process, const Guest& guest, const std::
 }
 
 Engine::Answer Engine::registerGuest(const Guest& guest, const std::vector<Resource>& resources) const {
+    return enter(guest, resources, lease::Entry::waiting);
+}
+
+Engine::Answer Engine::registerProgram(const Guest& guest, const std::vector<Resource>& resources) const {
+    return enter(guest, resources, lease::Entry::running);
+}
+
+Engine::Answer Engine::enter(const Guest& guest, const std::vector<Resource>& resources, lease::Entry entry) const {
     qemu::VesselEnds ends;
     auto numbers = ends.numbers();
     bool remote = !resources.empty() && storage::hostHasRemoteMounts();
     Surroundings surroundings{settings_, warn_, bootId_, caller_};
     Call call(surroundings, guest, resources);
-    std::string refusal = bounded(remote, call, numbers, [&](Call& here) { return here.enter(ends); });
+    std::string refusal = bounded(remote, call, numbers, [&](Call& here) { return here.enter(ends, entry); });
     if (!refusal.empty())
         return refusal;
     ends.leaveToQemu();

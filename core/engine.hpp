@@ -41,6 +41,8 @@ public:
 
     // In the child that is about to become QEMU, before it opens anything.
     Answer registerGuest(const Guest& guest, const std::vector<Resource>& resources) const;
+    // The same for a program that runs at once, and that nobody migrates.
+    Answer registerProgram(const Guest& guest, const std::vector<Resource>& resources) const;
 
     // Before the guest runs, with all its resources; or before QEMU opens an image that is added to a running one, or
     // writes to one below; or when the base of a block commit is given back to readers. DESIGN.md, "Whose lease it is",
@@ -63,6 +65,7 @@ private:
     std::string bounded(bool mayHang, Call& call, std::span<const int> keep, const Work& work) const;
     // The same, for a call that is about a running QEMU.
     std::string callFor(const os::Process& process, Call& call, const Work& work) const;
+    Answer enter(const Guest& guest, const std::vector<Resource>& resources, lease::Entry entry) const;
     bool mayHang(const os::Process& process, const Guest& guest, const std::vector<Resource>& resources) const;
     std::string changeHandoff(const Guest& guest, const std::vector<Resource>& resources,
                               std::uint32_t (*step)(const lease::Incarnation&, std::span<const lease::Share>)) const;

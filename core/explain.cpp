@@ -53,10 +53,12 @@ std::string formatTime(std::int64_t seconds) {
 // record names those of other hosts, if it is about one of the marks that are up; what is left is only a number.
 class Namer {
 public:
-    explicit Namer(const qemu::StoredLease& stored) : guests_(qemu::findGuests()), record_(readOwner(stored)) {}
+    explicit Namer(const qemu::StoredLease& stored)
+        : file_(stored.file), guests_(qemu::findGuests()), record_(readOwner(stored)) {}
 
     std::string name(const Mark& mark) const {
-        std::string mode = describeMode(lease::presentMode(mark).value_or(Mode::exclusive));
+        Mode use = lease::presentMode(mark).value_or(Mode::exclusive);
+        std::string mode = describeMode(use);
         bool sameDomain = record_ && lease::hashDomain(record_->uuid) == mark.domain;
         bool current = sameDomain && record_->incarnation == mark.id;
         if (current && record_->since > 0)
@@ -64,6 +66,8 @@ public:
         auto local = std::find_if(guests_.begin(), guests_.end(), [&](const qemu::RunningGuest& guest) {
             return guest.tag.incarnation == mark.id && lease::hashDomain(guest.tag.uuid) == mark.domain;
         });
+        if (local != guests_.end() && use == Mode::readOnly && qemu::readsBelow(*local, file_))
+            mode += ", as a backing file";
         if (local != guests_.end())
             return describe(local->tag.name, local->tag.uuid, at(local->pid, os::hostName()) + ", " + mode);
         if (current)
@@ -85,6 +89,7 @@ private:
         return "guest " + quote(name) + " (UUID " + lease::formatUuid(uuid) + ", " + rest + ")";
     }
 
+    os::FileId file_;
     std::vector<qemu::RunningGuest> guests_;
     std::optional<lease::OwnerRecord> record_;
 };

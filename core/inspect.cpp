@@ -6,6 +6,7 @@
 #include "core/lease/note.hpp"
 #include "core/loss.hpp"
 #include "core/os/error.hpp"
+#include "core/os/open_files.hpp"
 #include "core/os/process.hpp"
 #include "core/os/text.hpp"
 
@@ -65,6 +66,7 @@ struct Target {
     os::Fd path;  // O_PATH: leads to the file and does nothing to it
     os::Fd image; // open for reading, if that was possible
     struct stat status {};
+    os::FileId file;
     std::optional<std::uint64_t> node; // the device number of a block device
     // As /proc/locks names it.
     std::uint64_t device = 0, inode = 0;
@@ -93,6 +95,7 @@ Target openTarget(const std::string& path) {
     target.mount = storage::mountOf(target.path.get());
     target.device = target.mount && target.mount->device ? target.mount->device : target.status.st_dev;
     target.inode = target.status.st_ino;
+    target.file = os::fileIdOf(target.status);
     return target;
 }
 
@@ -169,7 +172,7 @@ std::optional<lease::OwnerRecord> recordOn(const Target& target, const Place* pl
 }
 
 LeaseView viewOf(const Mark& present, const std::vector<Mark>& marks, const std::vector<qemu::RunningGuest>& tags,
-                 const std::optional<lease::OwnerRecord>& record) {
+                 const std::optional<lease::OwnerRecord>& record, const os::FileId& file) {
     LeaseView view;
     view.mode = *lease::presentMode(present);
     view.state = stateOf(present, marks);
@@ -187,6 +190,7 @@ LeaseView viewOf(const Mark& present, const std::vector<Mark>& marks, const std:
         view.uuid = local->tag.uuid;
         view.host = os::hostName();
         view.pid = local->pid;
+        view.lower = view.mode == Mode::readOnly && qemu::readsBelow(*local, file);
     } else if (sameGuest) {
         view.source = current ? LeaseView::Source::record : LeaseView::Source::olderRecord;
         view.guest = record->domain;
@@ -415,7 +419,7 @@ ImageView inspectImage(const std::string& path, const Place* place) {
         view.foreignMark = view.foreignMark || mark.kind == MarkKind::foreign;
         if (!lease::presentMode(mark))
             continue;
-        view.leases.push_back(viewOf(mark, marks, tags, view.record));
+        view.leases.push_back(viewOf(mark, marks, tags, view.record, target.file));
         view.recordCurrent = view.recordCurrent || (view.record && mark.id == view.record->incarnation &&
                                                     mark.domain == lease::hashDomain(view.record->uuid));
     }
@@ -524,6 +528,7 @@ bool isQemu(pid_t pid) {
 
 StoredView viewOf(qemu::StoredLease&& stored) {
     StoredView view{.path = os::printable(stored.path), .mode = stored.mode, .owned = true};
+    view.lower = stored.lower;
     view.medium = mediumName(stored);
     view.stored = std::move(stored);
     if (view.mode == Mode::readOnly || !view.stored.lease.open())
@@ -584,6 +589,23 @@ Protection readLeases(GuestView& guest) {
         auto vessel = qemu::Vessel::retrieve(process, uuid);
         return vessel ? std::optional(qemu::Manifest{vessel->tag(), std::move(vessel->leases())}) : std::nullopt;
     });
+}
+
+std::vector<std::string> findUnleased(const GuestView& guest) {
+    std::vector<std::string> names;
+    auto process = isQemu(guest.pid) ? os::Process::openIfExists(guest.pid) : std::nullopt;
+    if (!process)
+        return names;
+    const os::OpenFiles opened = os::OpenFiles::read(*process);
+    for (const os::OpenFile& open : opened.all()) {
+        bool leased = std::any_of(guest.leases.begin(), guest.leases.end(),
+                                  [&](const StoredView& lease) { return lease.stored.file == open.file; });
+        if (!leased && opened.useOf(open.file) == os::OpenFiles::Use::reads)
+            names.push_back(os::printable(os::targetOf(os::pathThrough(*process, open.number))));
+    }
+    std::sort(names.begin(), names.end());
+    names.erase(std::unique(names.begin(), names.end()), names.end());
+    return names;
 }
 
 std::optional<std::string> findLoss(const qemu::StoredLease& lease, const qemu::GuestTag& tag) {

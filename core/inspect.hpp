@@ -38,6 +38,7 @@ LeaseState stateOf(const lease::Mark& present, const std::vector<lease::Mark>& m
 struct LeaseView {
     lease::Mode mode = lease::Mode::exclusive;
     LeaseState state = LeaseState::held;
+    bool lower = false; // below an image of the guest's own: known of guests of this host
     std::uint32_t incarnation = 0;
     // Who knows the name: the guest's own QEMU, the owner record (about just this incarnation, or about another one of
     // the same guest), or nobody.
@@ -110,6 +111,7 @@ struct StoredView {
     lease::Mode mode = lease::Mode::exclusive;
     LeaseState state = LeaseState::held;
     bool owned = false;       // it, and not a successor, may run
+    bool lower = false;       // below an image of the guest's own
     std::string medium;       // "byte-range", "lease-file", "file-set"
     qemu::StoredLease stored; // for the questions that may hang
 };
@@ -136,6 +138,10 @@ Protection surveyLeases(GuestView& guest);
 // The same with duplicates of the descriptors, which is as good as having the leases: close them soon, lest a lease
 // outlive its QEMU here. That may hang.
 Protection readLeases(GuestView& guest);
+
+// What the guest's QEMU reads without a lease, by the kernel's names for it: backing files that could not be leased, or
+// that nobody wanted leased. Of other programs nothing, and nothing where that cannot be told. May hang.
+std::vector<std::string> findUnleased(const GuestView& guest);
 
 // How the guest has lost this lease, though it lives: "was deleted from its lockspace" (core/loss). May hang. Throws
 // where it cannot be told.

@@ -174,6 +174,7 @@ const std::vector<Option>& options() {
         directory("lvm_lockspace_dir", &Settings::lvmLockspaceDir),
         directory("scsi_lockspace_dir", &Settings::scsiLockspaceDir),
         flag("require_cluster_leases", &Settings::requireClusterLeases),
+        flag("lease_backing_files", &Settings::leaseBackingFiles),
         storageLocks(),
         account<uid_t>("image_user", R"(a user of this host, or a number as "+107")", &Settings::imageUser, findUser),
         account<gid_t>("image_group", R"(a group of this host, or a number as "+107")", &Settings::imageGroup,

@@ -58,7 +58,7 @@ struct Settings {
     // require_cluster_leases: refuse what can only be leased on this host though other hosts may reach it.
     bool requireClusterLeases = false;
 
-    // lease_backing_files: also lease what QEMU has open below the images.
+    // lease_backing_files: what QEMU has open below the images is leased for reading, too.
     bool leaseBackingFiles = true;
 
     // storage_locks: which lock can be trusted below a path, where the administrator knows better.

@@ -38,6 +38,7 @@ Json toJson(const LeaseView& lease) {
     bool named = lease.source != LeaseView::Source::nobody;
     return {{"mode", modeName(lease.mode)},
             {"state", describe(lease.state)},
+            {"backing", lease.lower},
             {"incarnation", os::hexadecimal(lease.incarnation)},
             {"named_by", nameOf(lease.source)},
             {"guest", lease.guest},
@@ -152,7 +153,8 @@ std::string describeLease(const Json& lease) {
               (lease["pid"].is_null() ? "unknown" : std::to_string(lease["pid"].get<int>())) + " on host '" +
               text(lease["host"]) + "')";
     std::string since = lease["since"].is_null() ? "" : ", since " + text(lease["since"]);
-    return who + ", " + text(lease["mode"]) + ", " + text(lease["state"]) + since;
+    return who + ", " + text(lease["mode"]) + (lease["backing"].get<bool>() ? ", as a backing file, " : ", ") +
+           text(lease["state"]) + since;
 }
 
 std::string describeLock(const Json& lock) {

@@ -64,7 +64,7 @@ int run(const Words& arguments) {
     Guest guest = makeGuest(command[0]);
     auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(wait);
     Engine::Answer refusal;
-    while ((refusal = engine.registerGuest(guest, images)) && std::chrono::steady_clock::now() < deadline)
+    while ((refusal = engine.registerProgram(guest, images)) && std::chrono::steady_clock::now() < deadline)
         std::this_thread::sleep_for(std::chrono::milliseconds(200)); // marks that go wake nobody up
     if (refusal) {
         std::cerr << "leasehold: " << os::printable(*refusal) << '\n';

@@ -70,6 +70,11 @@ private:
     std::set<std::uint64_t> silent_;
 };
 
+// What a lease of a file below an image is for, in a word of its own.
+std::string useOf(const Json& lease) {
+    return lease["mode"].get<std::string>() + (lease["backing"].get<bool>() ? ", as a backing file" : "");
+}
+
 // Their states only the descriptors know.
 Json leasesToJson(const GuestView& guest) {
     Json leases = Json::array();
@@ -78,11 +83,16 @@ Json leasesToJson(const GuestView& guest) {
         leases.push_back({{"image", lease.path},
                           {"mode", modeName(lease.mode)},
                           {"state", describe(known ? lease.state : LeaseState::unclear)},
+                          {"backing", lease.lower},
                           {"owned", known ? Json(lease.owned) : Json()},
                           {"medium", lease.medium},
                           {"device", lease.stored.leaseFile.device}});
     }
     return leases;
+}
+
+Json openToJson(const GuestView& guest) {
+    return {{"leases", leasesToJson(guest)}, {"unleased", findUnleased(guest)}};
 }
 
 const char* nameOf(Protection protection) {
@@ -103,15 +113,17 @@ const char* nameOf(Protection protection) {
 
 Json guestToJson(GuestView& guest, StorageFacts& facts, bool mayHang, int timeout) {
     Protection protection = Protection::leased;
-    Json leases = Json::array();
+    Json leases = Json::array(), unleased;
     auto damage = attempt([&] {
         protection = surveyLeases(guest);
         if (protection != Protection::leased)
             return;
-        auto answer = tryAskGently(guest, mayHang, timeout, leasesToJson);
-        Json found = answer ? std::move(*answer) : leasesToJson(guest);
-        if (found.is_null())
+        auto answer = tryAskGently(guest, mayHang, timeout, openToJson);
+        if (answer && answer->is_null())
             return; // it has ended
+        Json found = answer ? std::move((*answer)["leases"]) : leasesToJson(guest);
+        if (answer)
+            unleased = std::move((*answer)["unleased"]);
         facts.add(found, guest);
         leases = std::move(found);
     });
@@ -122,7 +134,8 @@ Json guestToJson(GuestView& guest, StorageFacts& facts, bool mayHang, int timeou
             {"protection", damage ? "damaged" : nameOf(protection)},
             {"runs_without_lease", false},
             {"problem", damage ? Json(*damage) : Json()},
-            {"leases", std::move(leases)}};
+            {"leases", std::move(leases)},
+            {"unleased", std::move(unleased)}};
 }
 
 bool lacksLease(const Json& guest) {
@@ -179,8 +192,10 @@ void printForPeople(const Json& guests) {
         if (guest["protection"] == "leased" && guest["leases"].empty())
             rows.push_back({name, pid, "(no images)"});
         for (const Json& lease : guest["leases"])
-            rows.push_back({name, pid, lease["image"], lease["mode"], lease["state"], lease["medium"], scopeOf(lease),
+            rows.push_back({name, pid, lease["image"], useOf(lease), lease["state"], lease["medium"], scopeOf(lease),
                             lease["since"].is_null() ? "unknown" : lease["since"].get<std::string>()});
+        for (const Json& file : guest["unleased"]) // of null: none
+            rows.push_back({name, pid, file, "backing file", "no lease"});
     }
     if (rows.size() > 1)
         printTable(rows, 4, [](const std::string& cell) { return colourOf(cell); });

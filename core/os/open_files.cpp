@@ -47,6 +47,9 @@ OpenFiles OpenFiles::read(const Process& process) {
             open.gap_ = SystemError(error, "look at", path).what();
             continue;
         }
+        // O_PATH gives no right to the file: what we open because of it the process must not get from us.
+        if (!(link.st_mode & (S_IRUSR | S_IWUSR)))
+            continue;
         found.writable = (link.st_mode & S_IWUSR) != 0;
         open.files_.push_back(found);
     }

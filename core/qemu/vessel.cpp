@@ -850,4 +850,17 @@ std::vector<RunningGuest> findGuests() {
     return guests;
 }
 
+bool readsBelow(const RunningGuest& guest, const os::FileId& file) {
+    auto process = os::Process::openIfExists(guest.pid);
+    if (!process)
+        return false;
+    try {
+        auto manifest = Vessel::readManifest(*process, guest.tag.uuid);
+        return manifest && std::any_of(manifest->leases.begin(), manifest->leases.end(),
+                                       [&](const StoredLease& lease) { return lease.lower && lease.file == file; });
+    } catch (const Error&) {
+        return false; // what is wrong with another guest's vessel does not concern whoever is told about this one
+    }
+}
+
 } // namespace leasehold::qemu

@@ -170,4 +170,8 @@ struct RunningGuest {
 };
 std::vector<RunningGuest> findGuests();
 
+// Whether that guest keeps a lease of the file because it reads it below an image of its own. False where its vessel
+// cannot be read: for messages only.
+bool readsBelow(const RunningGuest& guest, const os::FileId& file);
+
 } // namespace leasehold::qemu

@@ -74,6 +74,30 @@ def test_inspect_names_the_guest_of_another_host(anywhere, alpha, beta, lab, ima
     assert inspect(beta, disk)["leases"] == []
 
 
+def test_status_and_inspect_tell_a_backing_file_from_a_disk(anywhere, alpha, image, guest):
+    base = image("base.img")
+    clone = guest(image("clone.qcow2", format="qcow2", backing=base))
+    alpha.boot(clone)
+    found = status_of(alpha, clone)
+    assert {lease["image"]: (lease["mode"], lease["backing"]) for lease in found["leases"]} == {
+        str(base): ("read-only", True), str(clone.disks[0].path): ("exclusive", False)}, found
+    assert found["unleased"] == [], found
+    [lease] = inspect(alpha, base)["leases"]
+    assert lease["guest"] == clone.name and lease["backing"], lease
+    assert "read-only, as a backing file" in alpha.inside(COMMAND, "status", clone.name).out
+
+
+def test_status_names_a_backing_file_without_a_lease(alpha, image, guest):
+    base = image("base.img")
+    clone = guest(image("clone.qcow2", format="qcow2", backing=base))
+    with alpha.configured(plugin_conf="lease_backing_files = 0\n"):
+        alpha.boot(clone)
+        found = status_of(alpha, clone)
+        assert [lease["backing"] for lease in found["leases"]] == [False] and found["unleased"] == [str(base)], found
+        assert f"{base}\tbacking file\tno lease" in alpha.inside(COMMAND, "status", clone.name).out
+        assert inspect(alpha, base)["leases"] == []
+
+
 def test_run_is_kept_from_a_guest_s_image_and_keeps_guests_from_its_own(anywhere, alpha, lab, image, guest):
     disk, other = image(), image("other.img")
     holder = guest(disk, emulator=lab.emulator_without_locks)

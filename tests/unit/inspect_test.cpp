@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // SPDX-FileCopyrightText: The leasehold authors
 
-// What inspect concludes from marks and locks: tables. tests/tools has the same on real images, against what QEMU says.
+// What inspect concludes from marks and locks: tables. And from vessels: whose backing file it is. tests/tools has the
+// same on real images, against what QEMU says.
 
 #include "core/inspect.hpp"
-#include "tests/support/unit_support.hpp"
+#include "tests/support/unit_engine.hpp"
 
 namespace leasehold {
 namespace {
@@ -88,6 +89,43 @@ TEST(Advice, NamesTheServersRemedyForADeadHostOnNfs3AndBreaksNothing) {
     image.leases[0].source = LeaseView::Source::vessel; // it runs here
     for (const std::string& sentence : adviseOn(image))
         EXPECT_EQ(sentence.find("nfs-server"), std::string::npos) << sentence;
+}
+
+class InspectedGuest : public unit::EngineTest {
+protected:
+    LeaseView onlyLease(const std::string& path) const {
+        Place place = findPlace({.path = path, .mode = lease::Mode::readOnly}, settings);
+        auto leases = inspectImage(path, &place).leases;
+        EXPECT_EQ(leases.size(), 1u) << path;
+        return leases.empty() ? LeaseView() : leases[0];
+    }
+};
+
+TEST_F(InspectedGuest, HasALeaseOfABackingFileAndItIsCalledThat) {
+    const std::vector<Resource> disks{{image, lease::Mode::exclusive}};
+    Qemu qemu = start(web, disks);
+    qemu.reads(second);
+    ASSERT_EQ(engine.acquire(web, disks, ""), std::nullopt);
+    EXPECT_TRUE(onlyLease(second).lower);
+    EXPECT_FALSE(onlyLease(image).lower);
+
+    GuestView guest{.tag = {.uuid = web.uuid, .incarnation = 0, .name = ""}, .pid = web.pid, .leases = {}};
+    ASSERT_EQ(surveyLeases(guest), Protection::leased);
+    ASSERT_EQ(guest.leases.size(), 2u);
+    for (const StoredView& lease : guest.leases)
+        EXPECT_EQ(lease.lower, lease.path == second) << lease.path;
+
+    std::string text = refusalOf(mail, {{second, lease::Mode::exclusive}});
+    EXPECT_NE(text.find("guest 'web'"), std::string::npos) << text;
+    EXPECT_NE(text.find("read-only, as a backing file)"), std::string::npos) << text;
+}
+
+TEST_F(InspectedGuest, WithAnImageOfItsOwnForReadingHasNoBackingFile) {
+    const std::vector<Resource> disks{{image, lease::Mode::readOnly}};
+    Qemu qemu = start(web, disks);
+    EXPECT_FALSE(onlyLease(image).lower);
+    std::string text = refusalOf(mail, {{image, lease::Mode::exclusive}});
+    EXPECT_EQ(text.find("backing file"), std::string::npos) << text;
 }
 
 } // namespace

@@ -2,6 +2,7 @@
 // SPDX-FileCopyrightText: The leasehold authors
 
 #include "core/os/error.hpp"
+#include "core/os/open_files.hpp"
 #include "core/os/process.hpp"
 #include "tests/support/unit_support.hpp"
 
@@ -153,6 +154,21 @@ TEST_F(LockHolders, AreThoseWithALockOnOneOfTheBytes) {
     EXPECT_EQ(findLockHolders(file, std::int64_t{1} << 62, std::int64_t{1} << 62), std::vector<pid_t>{above.pid()});
     EXPECT_TRUE(findLockHolders(file, 1, 50).empty());
     EXPECT_TRUE(findLockHolders({file.device, file.inode + 1}, 100, 103).empty());
+}
+
+TEST_F(OtherProcess, HasOpenWhatItMayReadOrWriteAndNotWhatItOnlyHasAPathTo) {
+    const FileId file = identify(openFile(image, O_PATH).get(), image);
+    auto use = [&] {
+        OpenFiles open = OpenFiles::read(Process(getpid()));
+        EXPECT_TRUE(open.complete()) << open.gap();
+        return open.useOf(file);
+    };
+    Fd path = openFile(image, O_PATH);
+    EXPECT_EQ(use(), OpenFiles::Use::none) << "what QEMU may not read it must not get from us";
+    Fd reader = openFile(image, O_RDONLY);
+    EXPECT_EQ(use(), OpenFiles::Use::reads);
+    Fd writer = openFile(image, O_WRONLY);
+    EXPECT_EQ(use(), OpenFiles::Use::writes);
 }
 
 } // namespace

@@ -78,6 +78,7 @@ protected:
 TEST(Settings, EmptyTextMeansTheDefaults) {
     const Settings settings = parse("");
     EXPECT_TRUE(settings.autoDiskLeases);
+    EXPECT_TRUE(settings.leaseBackingFiles);
     EXPECT_FALSE(settings.requireLeaseForDisks);
     EXPECT_EQ(settings.handoffWait, 5s);
     EXPECT_EQ(settings.guestsWithoutLease, Unleased::refuse);
@@ -90,12 +91,16 @@ TEST(Settings, EveryOptionIsRead) {
                                     "require_lease_for_disks = 0\n"
                                     "handoff_wait = 17\n"
                                     "guests_without_lease = \"allow\"\n"
-                                    "qemu_locks = \"warn\"\n");
+                                    "qemu_locks = \"warn\"\n"
+                                    "require_cluster_leases = 1\n"
+                                    "lease_backing_files = 0\n");
     EXPECT_FALSE(settings.autoDiskLeases);
     EXPECT_FALSE(settings.requireLeaseForDisks);
     EXPECT_EQ(settings.handoffWait, 17s);
     EXPECT_EQ(settings.guestsWithoutLease, Unleased::allow);
     EXPECT_EQ(settings.outsiders, Outsiders::warn);
+    EXPECT_TRUE(settings.requireClusterLeases);
+    EXPECT_FALSE(settings.leaseBackingFiles);
     EXPECT_EQ(parse("qemu_locks = \"ignore\"").outsiders, Outsiders::ignore);
 }
 
@@ -154,7 +159,8 @@ TEST(Settings, UnknownKeyThatResemblesNothingIsAnsweredWithAllOptions) {
     EXPECT_EQ(complaintAbout("user = \"root\""),
               "a.conf:1: user: unknown option; the options are auto_disk_leases, require_lease_for_disks, "
               "handoff_wait, storage_timeout, guests_without_lease, qemu_locks, file_lockspace_dir, "
-              "lvm_lockspace_dir, scsi_lockspace_dir, require_cluster_leases, storage_locks, image_user, image_group");
+              "lvm_lockspace_dir, scsi_lockspace_dir, require_cluster_leases, lease_backing_files, storage_locks, "
+              "image_user, image_group");
 }
 
 TEST(Settings, LockspaceDirectoriesAreAbsolutePathsOrNone) {
