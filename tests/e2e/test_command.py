@@ -76,7 +76,7 @@ def test_inspect_names_the_guest_of_another_host(anywhere, alpha, beta, lab, ima
 
 def test_status_and_inspect_tell_a_backing_file_from_a_disk(anywhere, alpha, image, guest):
     base = image("base.img")
-    clone = guest(image("clone.qcow2", format="qcow2", backing=base))
+    clone = guest(hosts.Disk(image("clone.qcow2", format="qcow2", backing=base), "vda", format="qcow2"))
     alpha.boot(clone)
     found = status_of(alpha, clone)
     assert {lease["image"]: (lease["mode"], lease["backing"]) for lease in found["leases"]} == {
@@ -89,7 +89,7 @@ def test_status_and_inspect_tell_a_backing_file_from_a_disk(anywhere, alpha, ima
 
 def test_status_names_a_backing_file_without_a_lease(alpha, image, guest):
     base = image("base.img")
-    clone = guest(image("clone.qcow2", format="qcow2", backing=base))
+    clone = guest(hosts.Disk(image("clone.qcow2", format="qcow2", backing=base), "vda", format="qcow2"))
     with alpha.configured(plugin_conf="lease_backing_files = 0\n"):
         alpha.boot(clone)
         found = status_of(alpha, clone)
