@@ -540,9 +540,8 @@ Call::Attempt Call::raise(const Plan& plan) {
             unusable(resource.path, "it is not the file that the guest has open below its image");
         // There a look does not see that this guest reads it, while the lease goes from one descriptor to the other.
         if (places[i].hidesQemu && lease.onImage() && !lease.writable)
-            unusable(resource.path, "on NFSv3 the guest can write to a file below its image only if that could be "
-                                    "opened for writing when the guest was started; shut it down, and use qemu-img "
-                                    "commit");
+            unusable(resource.path, "on NFSv3 a running guest cannot write into a file that was below its image when "
+                                    "it was started; shut it down, and use qemu-img commit");
         if (settings_.outsiders == Settings::Outsiders::ignore)
             continue;
         auto outsider = findOutsider(lease, places[i].hidesQemu, Mode::exclusive);

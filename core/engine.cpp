@@ -45,8 +45,7 @@ class SharedText {
 public:
     static constexpr std::size_t kSize = 4096;
     SharedText()
-        : text_(static_cast<char*>(
-              mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0))) {
+        : text_(static_cast<char*>(mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0))) {
         if (text_ == MAP_FAILED)
             throw SystemError(errno, "allocate", "a page of memory");
     }
@@ -99,14 +98,12 @@ bool Engine::mayHang(const os::Process& process, const Guest& guest, const std::
     if (!manifest)
         return true;
     // A path that the vessel does not know may lead anywhere, and so may a file that it does not have yet.
-    return std::any_of(manifest->leases.begin(), manifest->leases.end(),
-                       [](const qemu::StoredLease& lease) {
-                           return lease.remote || lease.stage != qemu::Stage::settled;
-                       }) ||
+    return std::any_of(
+               manifest->leases.begin(), manifest->leases.end(),
+               [](const qemu::StoredLease& lease) { return lease.remote || lease.stage != qemu::Stage::settled; }) ||
            !std::all_of(resources.begin(), resources.end(), [&](const Resource& resource) {
-               return std::any_of(
-                   manifest->leases.begin(), manifest->leases.end(),
-                   [&](const qemu::StoredLease& lease) { return lease.isNamed(nameOf(resource)); });
+               return std::any_of(manifest->leases.begin(), manifest->leases.end(),
+                                  [&](const qemu::StoredLease& lease) { return lease.isNamed(nameOf(resource)); });
            });
 }
 

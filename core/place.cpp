@@ -160,8 +160,7 @@ std::string identifyingPath(const Resource& resource, const OpenImage& image) {
     std::string path = os::pathOf(image.fd.get());
     FileId file;
     // QEMU may have a file open whose name has gone, or that was never here (another mount namespace).
-    if (!resource.through.empty() &&
-        (os::tryIdentify(path, file) != 0 || file != os::fileIdOf(image.status)))
+    if (!resource.through.empty() && (os::tryIdentify(path, file) != 0 || file != os::fileIdOf(image.status)))
         unusable(resource, "its lease goes by its path, and the path does not lead to the file that QEMU has open");
     return path;
 }
@@ -211,16 +210,6 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const St
         putInto(place, lockspace, number, "the image with inode number " + number, self);
         stored.flocksImage = found.flockImage;
         return;
-    }
-    // Only what is open for writing can go over from reading to writing in one step, which nothing else can come
-    // between (lease::upgradeAll). Elsewhere others see that it is read: there nothing is opened for writing that is
-    // only read, which would copy a file of an overlay, for one.
-    if (found.hidesReadLocks && !resource.through.empty()) {
-        os::Fd writable;
-        if (os::tryOpen(resource.through, O_RDWR | O_NONBLOCK | O_NOCTTY, writable) == 0) {
-            image.fd = std::move(writable);
-            stored.writable = true;
-        }
     }
     stored.lease = std::move(image.fd);
     stored.leaseFile = stored.file;

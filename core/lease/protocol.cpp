@@ -355,8 +355,8 @@ private:
                 // Granted always: the token is the source's, and only its successor may quote it. If it is busy
                 // nevertheless, somebody else has marked the token as used, which is all that matters.
                 (void)shares_[i].medium->tryPlace({MarkKind::taken, self_.domain, *quoted_}, LockType::write);
-        // Not before all owners are ours: until here a refusal only gives back. Whoever died between a note and its mark
-        // may have left a handoff that no note tells of.
+        // Not before all owners are ours: until here a refusal only gives back. Whoever died between a note and its
+        // mark may have left a handoff that no note tells of.
         for (std::size_t i = 0; i < shares_.size(); i++) {
             if (shares_[i].mode == Mode::readOnly)
                 continue;

@@ -66,8 +66,8 @@ struct Patience {
 // Before QEMU opens the images: take the lease where nobody else is, join where another incarnation of this domain
 // would hand over. A refusal leaves no mark. `joined`, one for each share, tells which are not owned yet.
 //
-// `waiting`: the guest does not run before the next acquireAll, and shows a handoff until then, as one that is suspended
-// does: libvirt calls nothing when a guest migrates that never ran.
+// `waiting`: the guest does not run before the next acquireAll, and shows a handoff until then, as one that is
+// suspended does: libvirt calls nothing when a guest migrates that never ran.
 struct Registration {
     Answer refusal;
     std::vector<bool> joined;

@@ -73,7 +73,7 @@ struct Entry {
     std::uint8_t mode;
     std::uint8_t flags;
     std::uint8_t descriptors; // which: kHasImage, kHasDirectory; `lease` always
-    std::uint8_t stage; // 0 in the first version
+    std::uint8_t stage;       // 0 in the first version
     std::uint32_t pathLength;
 };
 static_assert(sizeof(Entry) == 24 && sizeof(os::FileId) == 16);

@@ -50,22 +50,22 @@ enum class Stage : std::uint8_t {
 
 // A lease in one piece: what libvirt calls it, what carries its marks, and how far it has come.
 struct StoredLease {
-    os::FileId file;          // the image, or the lease file where there is no image
-    os::FileId leaseFile;     // what the marks are in: the image, a lease file, or the directory of a file set
+    os::FileId file;      // the image, or the lease file where there is no image
+    os::FileId leaseFile; // what the marks are in: the image, a lease file, or the directory of a file set
     Mode mode = Mode::exclusive;
     Stage stage = Stage::settled;
-    bool lower = false;       // QEMU has the file open below a top image: libvirt does not name it
-    bool writable = false;    // `lease` is open for writing
-    bool joined = false;      // another incarnation had the lease when this one registered
-    bool remote = false;      // calls on its storage may hang
-    bool guarded = false;     // the image's description also holds the guard (image_locks.hpp)
-    bool flocksImage = false; // and a flock while the lease is owned
-    bool named = false;       // a <lease> element: there is no image
-    std::string path;         // as libvirt names it: with QEMU's descriptors, what a lease is known by
+    bool lower = false;               // QEMU has the file open below a top image: libvirt does not name it
+    bool writable = false;            // `lease` is open for writing
+    bool joined = false;              // another incarnation had the lease when this one registered
+    bool remote = false;              // calls on its storage may hang
+    bool guarded = false;             // the image's description also holds the guard (image_locks.hpp)
+    bool flocksImage = false;         // and a flock while the lease is owned
+    bool named = false;               // a <lease> element: there is no image
+    std::string path;                 // as libvirt names it: with QEMU's descriptors, what a lease is known by
     std::vector<std::string> aliases; // further paths of the same guest that led to the file when it was started
-    os::Fd lease;             // carries the marks
-    os::Fd image;             // open where `lease` is not the image itself
-    os::Fd directory;         // open where the marks are files of a directory; `lease` is one of them
+    os::Fd lease;                     // carries the marks
+    os::Fd image;                     // open where `lease` is not the image itself
+    os::Fd directory;                 // open where the marks are files of a directory; `lease` is one of them
     // A lease that goes by a name has another one of this host by device and inode (place.hpp). Nothing else of it is
     // its own but what its marks are in.
     std::unique_ptr<StoredLease> companion;

@@ -104,7 +104,8 @@ Forgery ForgedVessel::message(const GuestTag& tag, const std::vector<StoredLease
     for (const StoredLease& lease : leases) {
         auto flags = static_cast<std::uint8_t>(lease.writable | lease.joined << 1 | lease.named << 5);
         auto which = static_cast<std::uint8_t>(lease.image.open() | lease.directory.open() << 1);
-        forgery.entries.emplace_back(WireEntry{lease.file.device, lease.file.inode, static_cast<std::uint8_t>(lease.mode), flags, which, 0,
+        forgery.entries.emplace_back(WireEntry{lease.file.device, lease.file.inode,
+                                               static_cast<std::uint8_t>(lease.mode), flags, which, 0,
                                                static_cast<std::uint32_t>(lease.path.size())},
                                      lease.path);
         auto& files = forgery.files.emplace_back();

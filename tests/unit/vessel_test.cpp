@@ -71,8 +71,7 @@ void expectSameWithoutDescriptors(const StandIn& qemu, Vessel& vessel) {
         EXPECT_EQ(std::tie(read.file, read.leaseFile, read.mode, read.writable, read.joined, read.remote, read.guarded,
                            read.flocksImage, read.named, read.lower, read.stage, read.path),
                   std::tie(whole.file, whole.leaseFile, whole.mode, whole.writable, whole.joined, whole.remote,
-                           whole.guarded, whole.flocksImage, whole.named, whole.lower, whole.stage,
-                           whole.path));
+                           whole.guarded, whole.flocksImage, whole.named, whole.lower, whole.stage, whole.path));
     }
 }
 
