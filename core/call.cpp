@@ -311,8 +311,9 @@ bool Call::lower(const Leases& leases) {
     return true;
 }
 
-// Makes the three agree: the marks, the vessel, and what QEMU has open. False: somebody else changes the vessel.
-bool Call::agree(Naming naming) {
+// Makes the three agree: the marks, the vessel, and what QEMU has open. `alone`: no plug of this libvirtd is under way.
+// False: somebody else changes the vessel.
+bool Call::agree(Naming naming, bool alone) {
     Holdings& h = *holdings_;
     const bool everything = naming == Naming::all && !resources_.empty();
     std::size_t next = 0;
@@ -325,7 +326,10 @@ bool Call::agree(Naming naming) {
         return false;
     };
     auto isUnsettled = [&](const StoredLease& lease) {
-        return lease.stage != Stage::settled || (everything && !lease.lower && !lease.named && !isMeant(lease));
+        // What is written to below an image is so while a block job lasts, and of the end of one libvirt says nothing.
+        bool committing = lease.lower && lease.mode == Mode::exclusive;
+        return lease.stage != Stage::settled || committing ||
+               (everything && !lease.lower && !lease.named && !isMeant(lease));
     };
     if (naming == Naming::all && !h.inherited() && std::none_of(h.leases().begin(), h.leases().end(), isUnsettled))
         return true;
@@ -361,13 +365,17 @@ bool Call::agree(Naming naming) {
         }
         OpenFiles::Use use = opened.useOf(lease.file);
         // A plug that this very libvirtd is about, and Register's leases of a QEMU that never ran.
-        bool pending = lease.stage == Stage::planted || (lease.stage == Stage::added && !h.inherited());
+        bool pending = lease.stage == Stage::planted || (lease.stage == Stage::added && !h.inherited() && !alone);
         if (use == OpenFiles::Use::none) {
             if (!looked_ && let)
                 kept_ = lease.path;
             if (!looked_ || (!let && isDirectory(lease)))
                 continue;
-            if (let || (!pending && (lease.lower || !everything || !meant)))
+            // Two of one name: it was taken in doubt, and QEMU has not opened it (admitDoubtful).
+            bool doubted = std::any_of(h.leases().begin(), h.leases().end(), [&](const StoredLease& other) {
+                return &other != &lease && other.path == lease.path && opened.useOf(other.file) != OpenFiles::Use::none;
+            });
+            if (let || (!pending && (lease.lower || !everything || !meant || doubted)))
                 closed.push_back(&lease);
             continue;
         }
@@ -386,7 +394,7 @@ bool Call::agree(Naming naming) {
             }
         }
         if (lease.stage == Stage::added &&
-            !(lease.lower && lease.mode == Mode::exclusive && use == OpenFiles::Use::reads && !h.inherited())) {
+            !(pending && lease.lower && lease.mode == Mode::exclusive && use == OpenFiles::Use::reads)) {
             lease.stage = Stage::settled;
             changed_ = true;
         } else if (let && lease.stage == Stage::settled && !lease.lower && use == OpenFiles::Use::reads &&
@@ -471,7 +479,8 @@ Call::Plan Call::plan(Naming naming) {
                                         " as well: detach the other disk first");
         } else {
             plan.known.push_back(lease);
-            if (lease->lower && resource.mode == Mode::readOnly) {
+            // Named alone it may be the base of a commit that was refused, which libvirt makes read-only again.
+            if (naming == Naming::all && lease->lower && resource.mode == Mode::readOnly) {
                 lease->lower = false; // a disk of its own as well
                 lease->path = resource.path;
                 changed_ = true;
@@ -496,8 +505,9 @@ Call::Attempt Call::admitDoubtful(const Resource& resource) {
     Place place;
     try {
         place = openPlace(resource, self_, settings_);
-        if (holdings_->findFile(place.stored.file))
-            return kGranted; // under another name
+        for (const StoredLease& lease : holdings_->leases())
+            if (lease.file == place.stored.file || lease.leaseFile == place.stored.leaseFile)
+                return kGranted; // under another name, or its lease goes by its path
         Attempt attempt = admit({&place, 1}, lease::Entry::running);
         if (!attempt)
             return attempt;
@@ -667,7 +677,8 @@ Call::Attempt Call::acquireHere(std::string_view state) {
     // stopped. It names one disk, and no state, where that is plugged or its use changes.
     Naming naming = resources_.size() == 1 && state.empty() ? Naming::one : Naming::all;
     bool waiting = isFirstRun();
-    if (!agree(naming))
+    // A guest that is about to run is in a job of libvirt's, and what was plugged in an earlier one is decided.
+    if (!agree(naming, naming == Naming::all))
         return std::nullopt;
     Plan plan = this->plan(naming);
     openAll(plan.added);
@@ -710,10 +721,14 @@ Call::Attempt Call::acquireHere(std::string_view state) {
         if (Attempt refusal = leaseLower(firstRun); refusal != kGranted)
             return refusal;
 
-    // A disk that is added to a suspended guest goes along when that guest migrates: libvirt calls nothing then.
-    if (auto token = plan.runs || fresh_.empty() ? std::nullopt : handoffOf(self_, writtenOf(h.leases())))
-        for (const Place& place : fresh_) {
-            Shares added(self_, {&place.stored});
+    // What a suspended guest gets, by a plug or for a commit, goes along when that guest migrates: libvirt calls nothing
+    // then.
+    std::vector<const StoredLease*> gained(plan.rising.begin(), plan.rising.end());
+    for (const Place& place : fresh_)
+        gained.push_back(&place.stored);
+    if (auto token = plan.runs || gained.empty() ? std::nullopt : handoffOf(self_, writtenOf(h.leases())))
+        for (const StoredLease* lease : gained) {
+            Shares added(self_, {lease});
             for (const Share& share : added.all())
                 lease::offer(self_, share, *token);
         }
@@ -757,7 +772,7 @@ void Call::detach(const os::Process& process) {
 }
 
 Call::Attempt Call::detachHere() {
-    if (!agree(Naming::released))
+    if (!agree(Naming::released, false))
         return std::nullopt;
     if (!isFirstRun())
         leaseLower(false);
@@ -784,7 +799,7 @@ std::string Call::changeHandoff(const os::Process& process, HandoffStep step) {
 
 Call::Attempt Call::changeHandoffHere(HandoffStep step) {
     Holdings& h = *holdings_;
-    if (!agree(Naming::all))
+    if (!agree(Naming::all, false))
         return std::nullopt;
     if (looked_ && !isFirstRun())
         leaseLower(false);

@@ -9,6 +9,7 @@ And the choice of tests (README.md, "Short and long"): --long runs everything, -
 versions of libvirt and QEMU. Several processes share the work (python3-pytest-xdist): each has a lab of its own.
 """
 
+import contextlib
 import os
 import pathlib
 import re
@@ -143,6 +144,22 @@ def emulator(lab, request):
     """Twice: with the stock QEMU, whose own image locks leasehold must get along with, and with one whose image locks
     never refuse, so that the lease alone decides (QEMU's locks do not cross hosts on every storage)."""
     return hosts.QEMU if request.param == STOCK else lab.emulator_without_locks
+
+
+@pytest.fixture(params=["on the image", "lease files", "flock"])
+def medium(request, lab, alpha, beta):
+    """Where alpha and beta have their leases."""
+    lockspace = lab.dir / "lockspace"
+    lockspace.mkdir(mode=0o700, exist_ok=True)
+    text = {"on the image": None, "lease files": f'file_lockspace_dir = "{lockspace}"\n',
+            "flock": f'storage_locks = [ "{lab.dir}=flock" ]\n'}[request.param]
+    with contextlib.ExitStack() as stack:
+        if text:
+            for host in (alpha, beta):
+                stack.enter_context(host.configured(plugin_conf=text))
+        yield request.param
+        for host in (alpha, beta):
+            host.clean()
 
 
 @pytest.fixture

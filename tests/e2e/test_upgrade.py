@@ -117,8 +117,8 @@ def test_a_guest_goes_on_when_the_plugin_is_replaced(alpha, beta, lab, image, gu
 
 @pytest.mark.short(when=is_shown)
 @pytest.mark.parametrize("here, there", [("ours", "other"), ("other", "ours")])
-def test_a_guest_migrates_between_hosts_with_different_versions(alpha, beta, gamma, lab, image, guest, medium, versions,
-                                                                here, there):
+def test_a_guest_migrates_between_hosts_with_different_versions(alpha, beta, gamma, lab, image, guest, medium,
+                                                                versions, here, there):
     disk = image()
     mover = guest(disk, emulator=lab.emulator_without_locks)
     versions(alpha, here)
@@ -131,3 +131,55 @@ def test_a_guest_migrates_between_hosts_with_different_versions(alpha, beta, gam
             expect.taken(gamma, disk)
         alpha.kill_qemu(mover)
         expect.free(gamma, disk)
+
+
+def overlay_on(base):
+    top = base.with_name("top.qcow2")
+    hosts.ok("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", top)
+    return top
+
+
+def is_read(host, image):
+    expect.taken(host, image)
+    expect.free(host, image, mode="readonly")
+
+
+@pytest.mark.short(when=is_shown)
+def test_a_guest_of_the_other_version_has_leases_of_what_lies_below_its_image_after_a_call(alpha, beta, lab, image,
+                                                                                           guest, versions):
+    base, cd = image("base.img"), image("cd.iso")
+    top = overlay_on(base)
+    running = guest(hosts.Disk(top, "vda", format="qcow2"), hosts.Disk(cd, "hdc", "readonly", device="cdrom"),
+                    emulator=lab.emulator_without_locks)
+    versions(alpha, "other")
+    alpha.boot(running)
+    versions(alpha, "ours")
+    cd.unlink()
+    for _ in range(2):
+        alpha.suspend(running)
+        alpha.resume(running)
+        expect.runs(alpha, running)
+        expect.taken(beta, top)
+        is_read(beta, base)
+    alpha.kill_qemu(running)
+    expect.free(beta, top, base)
+
+
+@pytest.mark.short(when=is_shown)
+def test_a_guest_with_leases_of_lower_files_goes_on_under_the_other_version_and_back(alpha, beta, lab, image, guest,
+                                                                                     versions):
+    base = image("base.img")
+    top = overlay_on(base)
+    running = guest(hosts.Disk(top, "vda", format="qcow2"), emulator=lab.emulator_without_locks)
+    versions(alpha, "ours")
+    alpha.boot(running)
+    is_read(beta, base)
+    for version in ("other", "ours"):
+        versions(alpha, version)
+        alpha.suspend(running)
+        alpha.resume(running)
+        expect.runs(alpha, running)
+        expect.taken(beta, top)
+    is_read(beta, base)
+    alpha.kill_qemu(running)
+    expect.free(beta, top, base)
