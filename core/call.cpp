@@ -673,6 +673,13 @@ Call::Attempt Call::acquireHere(std::string_view state) {
     if (!plan.falling.empty() && !lower(plan.falling))
         return std::nullopt;
 
+    // What was offered when it stopped is offered no more: the base of a block commit too, which libvirt does not name.
+    if (plan.runs)
+        for (StoredLease& lease : h.leases())
+            if (lease.mode != Mode::readOnly &&
+                std::find(plan.known.begin(), plan.known.end(), &lease) == plan.known.end())
+                plan.known.push_back(&lease);
+
     std::vector<const StoredLease*> written;
     for (StoredLease* lease : plan.known)
         if (lease->mode != Mode::readOnly) {
