@@ -312,8 +312,11 @@ bool Call::lower(const Leases& leases) {
 }
 
 // Makes the three agree: the marks, the vessel, and what QEMU has open. False: somebody else changes the vessel.
-bool Call::agree(Naming naming) {
+bool Call::agree(Naming naming, bool runs) {
     Holdings& h = *holdings_;
+    // A plug or a commit is one job of libvirt's, and so is letting the guest run: the former is over, done or not. A
+    // stop may come in the middle of one, by itself.
+    const bool over = h.inherited() || runs;
     const bool everything = naming == Naming::all && !resources_.empty();
     auto isMeant = [&](const StoredLease& lease) {
         return std::any_of(resources_.begin(), resources_.end(),
@@ -356,7 +359,7 @@ bool Call::agree(Naming naming) {
         }
         OpenFiles::Use use = opened.useOf(lease.file);
         // A plug that this very libvirtd is about, and Register's leases of a QEMU that never ran.
-        bool pending = lease.stage == Stage::planted || (lease.stage == Stage::added && !h.inherited());
+        bool pending = lease.stage == Stage::planted || (lease.stage == Stage::added && !over);
         if (use == OpenFiles::Use::none) {
             if (!looked_ && let)
                 kept_ = lease.path;
@@ -374,14 +377,14 @@ bool Call::agree(Naming naming) {
         if (use == OpenFiles::Use::reads && lease.mode == Mode::exclusive && looked_) {
             // A top image that is open for reading only may still be written to: with auto-read-only QEMU opens it
             // for writing when the guest runs. So libvirt has to say that it is none any more.
-            bool over = lease.lower ? !pending : (everything && !meant && !pending);
-            if (let || over) {
+            bool base = lease.lower ? !pending : (everything && !meant && !pending);
+            if (let || base) {
                 falling.push_back(&lease);
                 continue;
             }
         }
         if (lease.stage == Stage::added &&
-            !(lease.lower && lease.mode == Mode::exclusive && use == OpenFiles::Use::reads && !h.inherited())) {
+            !(lease.lower && lease.mode == Mode::exclusive && use == OpenFiles::Use::reads && !(over && looked_))) {
             lease.stage = Stage::settled;
             changed_ = true;
         } else if (let && lease.stage == Stage::settled && !lease.lower && use == OpenFiles::Use::reads &&
@@ -657,7 +660,7 @@ Call::Attempt Call::acquireHere(std::string_view state) {
     // stopped. It names one disk, and no state, where that is plugged or its use changes.
     Naming naming = resources_.size() == 1 && state.empty() ? Naming::one : Naming::all;
     bool waiting = isFirstRun();
-    if (!agree(naming))
+    if (!agree(naming, naming == Naming::all && !resources_.empty()))
         return std::nullopt;
     Plan plan = this->plan(naming);
     openAll(plan.added);

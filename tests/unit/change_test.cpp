@@ -164,6 +164,14 @@ TEST_P(EngineChanges, AGuestThatStopsByItselfInTheMiddleOfTheBeginOfACommitKeeps
     qemu.reset();
 }
 
+TEST_P(EngineChanges, ACommitThatNeverBeganIsUndoneWhenTheGuestRunsAgain) {
+    finishSnapshot();
+    ASSERT_EQ(engine.acquire(web, disk, ""), std::nullopt);
+    EXPECT_EQ(pauseAndRun(engine, web, added), "");
+    EXPECT_EQ(leaseOf(*qemu, web, image), "reading");
+    qemu.reset();
+}
+
 INSTANTIATE_TEST_SUITE_P(Everywhere, EngineChanges, unit::everywhere(), unit::nameOfWhere);
 
 } // namespace
