@@ -143,6 +143,69 @@ protected:
     const std::vector<Resource> disk{{image, Mode::exclusive}}, added{{second, Mode::exclusive}};
 };
 
+TEST_P(EngineChanges, LibvirtdKilledAtAnySystemCallOfAChangeIsHealedByTheNextOne) {
+    for (const Change& change : changes()) {
+        change.scene();
+        int deaths = unit::killAtEverySystemCall(
+            [&] { unit::demand(change.call(engine).empty(), "refused"); },
+            [&](int stop) {
+                SCOPED_TRACE(testing::Message() << change.name << " killed at stop " << stop);
+                EXPECT_EQ(inNewLibvirtd([&](const Engine& fresh) { return pauseAndRun(fresh, web, change.before); }),
+                          "");
+                Leases found = leases();
+                bool first = change.was.empty();
+                EXPECT_EQ(found, first ? change.becomes : change.was);
+                // And the change can be made again.
+                EXPECT_EQ(inNewLibvirtd([&](const Engine& fresh) { return tryCall(change, fresh); }), "");
+                change.qemu();
+                EXPECT_EQ(inNewLibvirtd([&](const Engine& fresh) { return pauseAndRun(fresh, web, change.after); }),
+                          "");
+                EXPECT_EQ(leases(), change.becomes);
+                unit::demand(!HasFailure(), "what is above does not hold"); // hundreds of times is no clearer
+                change.scene();
+            },
+            step());
+        if (deaths < 0)
+            GTEST_SKIP() << "tracing is forbidden here";
+        EXPECT_GT(deaths, 10) << change.name;
+        std::printf("%s, %s: %d deaths\n", GetParam().name, change.name, deaths);
+        std::fflush(stdout);
+    }
+    qemu.reset();
+}
+
+TEST_P(EngineChanges, ASystemCallThatFailsLeavesWhatWasOrWhatIsToBe) {
+    for (const Change& change : changes()) {
+        int granted = 0;
+        int faults = unit::failAtEverySystemCall(
+            unit::isLongRun() ? 5 : 1, step(), change.scene, [&] { return change.call(engine); },
+            [&](const unit::InjectedFault& fault) {
+                SCOPED_TRACE(testing::Message() << change.name << ", " << fault.what << ", gave: " << fault.outcome);
+                EXPECT_EQ(fault.outcome.find("CRASH"), std::string::npos);
+                unit::demand(!HasFailure(), "what is above does not hold"); // hundreds of times is no clearer
+                bool first = change.was.empty();
+                if (fault.outcome.empty()) {
+                    granted++;
+                    change.qemu();
+                    // Without a look at QEMU there is no lease of a lower file: the guest runs all the same.
+                    if (!first || leaseOf(*qemu, web, base) != "free")
+                        expectWhole(change, change.becomes, change.after, "granted");
+                    return;
+                }
+                expectWhole(change, first ? change.becomes : change.was, change.before, "refused");
+                EXPECT_EQ(tryCall(change, engine), "") << "once more";
+                change.qemu();
+                expectWhole(change, change.becomes, change.after, "refused, and granted when tried again");
+            });
+        if (faults < 0)
+            GTEST_SKIP() << "tracing is forbidden here";
+        EXPECT_GT(faults, 10) << change.name;
+        std::printf("%s, %s: %d faults, %d of them granted\n", GetParam().name, change.name, faults, granted);
+        std::fflush(stdout);
+    }
+    qemu.reset();
+}
+
 TEST_P(EngineChanges, TheBaseOfACommitIsOfferedWhenTheGuestStopsAndTakenBackWhenItRuns) {
     beginCommit();
     std::string first = engine.release(web, added);
