@@ -348,6 +348,14 @@ bool Call::agree(Naming naming, bool runs) {
                (byName || isMeant(lease) || std::find(released.begin(), released.end(), lease.file) != released.end());
     };
 
+    // Of two of one name, the one that QEMU has open is what libvirt means.
+    auto isOther = [&](const StoredLease& lease) {
+        return std::any_of(h.leases().begin(), h.leases().end(), [&](const StoredLease& twin) {
+            return &twin != &lease && !twin.lower && !twin.named && twin.isNamed(lease.path) &&
+                   opened.useOf(twin.file) != OpenFiles::Use::none;
+        });
+    };
+
     Leases falling, closed;
     std::vector<const StoredLease*> vanished;
     for (StoredLease& lease : h.leases()) {
@@ -365,7 +373,7 @@ bool Call::agree(Naming naming, bool runs) {
                 kept_ = lease.path;
             if (!looked_ || (!let && isDirectory(lease)))
                 continue;
-            if (let || (!pending && (lease.lower || !everything || !meant)))
+            if (let || (!pending && (lease.lower || !everything || !meant || isOther(lease))))
                 closed.push_back(&lease);
             continue;
         }
