@@ -6,16 +6,9 @@
 
 #include "core/os/error.hpp"
 #include "tests/support/unit_media.hpp"
-#include "tests/support/unit_vessel.hpp"
 
 #include <filesystem>
 #include <fstream>
-
-#include <fcntl.h>
-#include <sched.h>
-#include <sys/mount.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 namespace leasehold {
 namespace {
