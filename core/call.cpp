@@ -311,10 +311,13 @@ bool Call::lower(const Leases& leases) {
     return true;
 }
 
-// Makes the three agree: the marks, the vessel, and what QEMU has open. `alone`: no plug of this libvirtd is under way.
-// False: somebody else changes the vessel.
-bool Call::agree(Naming naming, bool alone) {
+// Makes the three agree: the marks, the vessel, and what QEMU has open. `runs`: the guest is about to. False: somebody
+// else changes the vessel.
+bool Call::agree(Naming naming, bool runs) {
     Holdings& h = *holdings_;
+    // A plug or a commit is one job of libvirt's, and so is letting the guest run: the former is over, done or not. A
+    // stop may come in the middle of one, by itself.
+    const bool over = h.inherited() || runs;
     const bool everything = naming == Naming::all && !resources_.empty();
     std::size_t next = 0;
     auto isMeant = [&](const StoredLease& lease) {
@@ -354,8 +357,15 @@ bool Call::agree(Naming naming, bool alone) {
                (byName || isMeant(lease) || std::find(released.begin(), released.end(), lease.file) != released.end());
     };
 
+    // Of two of one name, the one that QEMU has open is what libvirt means.
+    auto isOther = [&](const StoredLease& lease) {
+        return std::any_of(h.leases().begin(), h.leases().end(), [&](const StoredLease& twin) {
+            return &twin != &lease && !twin.lower && !twin.named && twin.isNamed(lease.path) &&
+                   opened.useOf(twin.file) != OpenFiles::Use::none;
+        });
+    };
+
     Leases falling, closed;
-    std::vector<const StoredLease*> vanished;
     for (StoredLease& lease : h.leases()) {
         bool let = isReleased(lease), meant = isMeant(lease);
         if (lease.named) {
@@ -365,17 +375,13 @@ bool Call::agree(Naming naming, bool alone) {
         }
         OpenFiles::Use use = opened.useOf(lease.file);
         // A plug that this very libvirtd is about, and Register's leases of a QEMU that never ran.
-        bool pending = lease.stage == Stage::planted || (lease.stage == Stage::added && !h.inherited() && !alone);
+        bool pending = lease.stage == Stage::planted || (lease.stage == Stage::added && !over);
         if (use == OpenFiles::Use::none) {
             if (!looked_ && let)
                 kept_ = lease.path;
             if (!looked_ || (!let && isDirectory(lease)))
                 continue;
-            // Two of one name: it was taken in doubt, and QEMU has not opened it (admitDoubtful).
-            bool doubted = std::any_of(h.leases().begin(), h.leases().end(), [&](const StoredLease& other) {
-                return &other != &lease && other.path == lease.path && opened.useOf(other.file) != OpenFiles::Use::none;
-            });
-            if (let || (!pending && (lease.lower || !everything || !meant || doubted)))
+            if (let || (!pending && (lease.lower || !everything || !meant || isOther(lease))))
                 closed.push_back(&lease);
             continue;
         }
@@ -387,8 +393,8 @@ bool Call::agree(Naming naming, bool alone) {
         if (use == OpenFiles::Use::reads && lease.mode == Mode::exclusive && looked_) {
             // A top image that is open for reading only may still be written to: with auto-read-only QEMU opens it
             // for writing when the guest runs. So libvirt has to say that it is none any more.
-            bool over = lease.lower ? !pending : (everything && !meant && !pending);
-            if (let || over) {
+            bool base = lease.lower ? !pending : (everything && !meant && !pending);
+            if (let || base) {
                 falling.push_back(&lease);
                 continue;
             }
@@ -677,8 +683,7 @@ Call::Attempt Call::acquireHere(std::string_view state) {
     // stopped. It names one disk, and no state, where that is plugged or its use changes.
     Naming naming = resources_.size() == 1 && state.empty() ? Naming::one : Naming::all;
     bool waiting = isFirstRun();
-    // A guest that is about to run is in a job of libvirt's, and what was plugged in an earlier one is decided.
-    if (!agree(naming, naming == Naming::all))
+    if (!agree(naming, naming == Naming::all && !resources_.empty()))
         return std::nullopt;
     Plan plan = this->plan(naming);
     openAll(plan.added);
@@ -693,6 +698,13 @@ Call::Attempt Call::acquireHere(std::string_view state) {
         return refusal;
     if (!plan.falling.empty() && !lower(plan.falling))
         return std::nullopt;
+
+    // What was offered when it stopped is offered no more: the base of a block commit too, which libvirt does not name.
+    if (plan.runs)
+        for (StoredLease& lease : h.leases())
+            if (lease.mode != Mode::readOnly &&
+                std::find(plan.known.begin(), plan.known.end(), &lease) == plan.known.end())
+                plan.known.push_back(&lease);
 
     std::vector<const StoredLease*> written;
     for (StoredLease* lease : plan.known)
@@ -721,8 +733,8 @@ Call::Attempt Call::acquireHere(std::string_view state) {
         if (Attempt refusal = leaseLower(firstRun); refusal != kGranted)
             return refusal;
 
-    // What a suspended guest gets, by a plug or for a commit, goes along when that guest migrates: libvirt calls nothing
-    // then.
+    // What a suspended guest gets, by a plug or for a commit, goes along when that guest migrates: libvirt calls
+    // nothing then.
     std::vector<const StoredLease*> gained(plan.rising.begin(), plan.rising.end());
     for (const Place& place : fresh_)
         gained.push_back(&place.stored);

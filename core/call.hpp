@@ -83,7 +83,7 @@ private:
     Attempt detachHere();
     Attempt changeHandoffHere(HandoffStep step);
 
-    bool agree(Naming naming, bool alone);
+    bool agree(Naming naming, bool runs = false);
     bool heal();
     Plan plan(Naming naming);
     void openAll(const std::vector<Resource>& resources);

@@ -18,11 +18,9 @@ using Configure = std::function<Settings(const TempDir&)>;
 
 class EngineTest : public LeavesNoDescriptor {
 protected:
-    explicit EngineTest(const Configure& configure = [](const TempDir&) { return Settings{}; })
-        : settings(configure(dir)) {
-        if (settings.hostLockspaceDir == Settings().hostLockspaceDir)
-            settings.hostLockspaceDir = dir.path("host");
-    }
+    explicit EngineTest(
+        const Configure& configure = [](const TempDir&) { return Settings{}; }, const std::string& parent = "/tmp")
+        : dir(parent), settings(configure(dir)) {}
 
     static Guest named(const std::string& name, unsigned char number) {
         Guest guest;
@@ -75,11 +73,18 @@ protected:
     }
     bool held(const std::string& path) const { return held(Resource{.path = path}); }
 
+    // The leases of this host are not those of the real one.
+    static const Settings& inDirectory(Settings& settings, const TempDir& dir) {
+        if (settings.hostLockspaceDir == Settings().hostLockspaceDir)
+            settings.hostLockspaceDir = dir.path("host");
+        return settings;
+    }
+
     TempDir dir;
     std::string image = dir.file("disk.img"), second = dir.file("second.img");
     Settings settings;
     std::vector<std::string> warnings;
-    Engine engine{settings, [this](const std::string& text) { warnings.push_back(text); }};
+    Engine engine{inDirectory(settings, dir), [this](const std::string& text) { warnings.push_back(text); }};
     Guest web = named("web", 1), mail = named("mail", 2), db = named("db", 3);
 };
 

@@ -239,9 +239,11 @@ namespace {
 
 // Stops `body`, each time in a new child, after its first system call, after its second, and so on until one gets to
 // its end; `then` decides about the child, which is traced, and reaps it.
-int stopAtEverySystemCall(const std::function<void()>& body, const std::function<void(pid_t, int)>& then) {
+int stopAtEverySystemCall(const std::function<void()>& body, const std::function<void(pid_t, int)>& then,
+                          int every = 1) {
+    int stopped = 0;
     // Every second stop is the end of a system call: dead there is dead before the next one.
-    for (int stops = 2;; stops += 2) {
+    for (int stops = 2;; stops += 2 * every) {
         pid_t pid = fork();
         if (pid < 0)
             fail("fork");
@@ -263,20 +265,24 @@ int stopAtEverySystemCall(const std::function<void()>& body, const std::function
                 return -1;
             if (WEXITSTATUS(status) != 0)
                 fail("the body, when nobody stopped it,");
-            return stops / 2 - 1;
+            return stopped;
         }
         then(pid, stops);
+        stopped++;
     }
 }
 
 } // namespace
 
-int killAtEverySystemCall(const std::function<void()>& body, const std::function<void(int)>& check) {
-    return stopAtEverySystemCall(body, [&](pid_t pid, int stop) {
-        ::kill(pid, SIGKILL);
-        reap(pid);
-        check(stop);
-    });
+int killAtEverySystemCall(const std::function<void()>& body, const std::function<void(int)>& check, int every) {
+    return stopAtEverySystemCall(
+        body,
+        [&](pid_t pid, int stop) {
+            ::kill(pid, SIGKILL);
+            reap(pid);
+            check(stop);
+        },
+        every);
 }
 
 int meddleAtEverySystemCall(const std::function<void()>& body, const std::function<void()>& meddle,

@@ -122,8 +122,8 @@ private:
 
 // Runs `body` in a child process and kills that with SIGKILL after its first system call, in another child after its
 // second, and so on, until one gets to its end; after each death calls `check` with a number that names it. Gives the
-// number of deaths, or -1 where tracing is forbidden.
-int killAtEverySystemCall(const std::function<void()>& body, const std::function<void(int)>& check);
+// number of deaths, or -1 where tracing is forbidden. Only after each `every`th, where all take too long.
+int killAtEverySystemCall(const std::function<void()>& body, const std::function<void(int)>& check, int every = 1);
 
 // The same without the killing: `meddle` is called here while the child stands between two system calls, and the child
 // goes on. `check` hears whether the body got to its end without throwing.

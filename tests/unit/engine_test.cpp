@@ -5,7 +5,7 @@
 // deaths of libvirtd at any system call. Registrations happen in a child that becomes QEMU.
 
 #include "core/os/error.hpp"
-#include "tests/support/unit_engine.hpp"
+#include "tests/support/unit_media.hpp"
 #include "tests/support/unit_vessel.hpp"
 
 #include <filesystem>
@@ -187,16 +187,7 @@ TEST_F(EngineWithGuests, ForgedVesselDoesNotMakeUsLockAnotherFile) {
     EXPECT_FALSE(held(second));
 }
 
-// Where the leases of an image are.
-struct Where {
-    const char* name;
-    unit::Configure configure;
-};
-
-class EngineWithMedia : public unit::EngineTest, public testing::WithParamInterface<Where> {
-protected:
-    EngineWithMedia() : EngineTest(GetParam().configure) {}
-};
+using unit::EngineWithMedia;
 
 // libvirtd is killed at every system call of each of its calls; QEMU's lease stands, and the next call is right.
 TEST_P(EngineWithMedia, LibvirtdKilledAtAnySystemCallLeavesTheLeaseAndAWorkingVessel) {
@@ -301,33 +292,7 @@ TEST_P(EngineWithMedia, BlockCommitGivesItsBaseToReadersAndTakesItBack) {
     EXPECT_NE(refusalOf(mail, {{image, Mode::readOnly}}), "granted");
 }
 
-Settings lockspaceIn(const unit::TempDir& dir) {
-    Settings settings;
-    settings.fileLockspaceDir = dir.path("lockspace");
-    std::filesystem::create_directory(settings.fileLockspaceDir);
-    std::filesystem::permissions(settings.fileLockspaceDir, std::filesystem::perms::owner_all);
-    return settings;
-}
-
-INSTANTIATE_TEST_SUITE_P(
-    Everywhere, EngineWithMedia,
-    testing::Values(Where{"OnTheImage", [](const unit::TempDir&) { return Settings{}; }},
-                    Where{"InALockspace", lockspaceIn},
-                    Where{
-                        "FilesBesideTheImage",
-                        [](const unit::TempDir& dir) {
-                            Settings settings;
-                            settings.storageLocks = {{dir.path(), storage::LockKind::flock, storage::Scope::allHosts}};
-                            return settings;
-                        }},
-                    Where{"FilesInALockspace",
-                          [](const unit::TempDir& dir) {
-                              Settings settings = lockspaceIn(dir);
-                              settings.storageLocks = {
-                                  {settings.fileLockspaceDir, storage::LockKind::flock, storage::Scope::allHosts}};
-                              return settings;
-                          }}),
-    [](const auto& value) { return std::string(value.param.name); });
+INSTANTIATE_TEST_SUITE_P(Everywhere, EngineWithMedia, unit::everywhere(), unit::nameOfWhere);
 
 } // namespace
 } // namespace leasehold

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "tests/support/unit_faults.hpp"
+
+#include "core/os/error.hpp"
+#include "core/os/fd.hpp"
+#include "tests/support/unit_support.hpp"
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <stdexcept>
+#include <vector>
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+namespace leasehold::unit {
+
+#if defined(__x86_64__)
+
+namespace {
+
+struct Made {
+    long number = 0;
+    unsigned long second = 0; // argument
+};
+
+// The errors that such a call gives in life, the most telling ones first. None for calls that do not fail, and for
+// memory: without that nothing is promised.
+std::vector<int> errorsOf(const Made& made) {
+    switch (made.number) {
+    case SYS_fcntl:
+        if (made.second == F_OFD_SETLK)
+            return {ENOLCK, EAGAIN, EIO, EINTR};
+        if (made.second == F_OFD_GETLK)
+            return {EIO, EINTR};
+        return made.second == F_DUPFD_CLOEXEC ? std::vector<int>{EMFILE} : std::vector<int>{EINVAL};
+    case SYS_flock:
+        return {ENOLCK, EAGAIN, EINTR};
+    case SYS_openat:
+    case SYS_open:
+        return {EIO, EMFILE, ENOENT, EACCES, EINTR};
+    case SYS_pidfd_open:
+        return {EMFILE, ESRCH};
+    case SYS_pidfd_getfd:
+        return {EMFILE, EPERM, EBADF};
+    case SYS_recvmsg:
+    case SYS_recvfrom:
+        return {ENOMEM, EAGAIN, EINTR};
+    case SYS_sendmsg:
+        return {ETOOMANYREFS, ENOBUFS, EAGAIN, EINTR};
+    case SYS_statx:
+    case SYS_newfstatat:
+    case SYS_fstat:
+    case SYS_stat:
+    case SYS_lstat:
+        return {EIO, ENOENT, ESTALE, EACCES};
+    case SYS_fstatfs:
+    case SYS_statfs:
+        return {EIO, EINTR};
+    case SYS_getdents64:
+    case SYS_ftruncate:
+    case SYS_ioctl:
+        return {EIO};
+    case SYS_pwrite64:
+    case SYS_write:
+        return {ENOSPC, EIO, EINTR};
+    case SYS_pread64:
+    case SYS_read:
+        return {EIO, EINTR};
+    case SYS_fsetxattr:
+    case SYS_fgetxattr:
+    case SYS_lgetxattr:
+        return {ENOSPC, EIO};
+    case SYS_readlink:
+    case SYS_readlinkat:
+        return {EACCES, ENOENT};
+    case SYS_unlink:
+    case SYS_unlinkat:
+    case SYS_mkdir:
+    case SYS_mkdirat:
+        return {EIO, EACCES};
+    case SYS_lseek:
+        return {EINVAL};
+    case SYS_getsockopt:
+    case SYS_setsockopt:
+        return {EPERM};
+    case SYS_getpeername:
+        return {ENOTCONN};
+    case SYS_socketpair:
+        return {EMFILE};
+    case SYS_poll:
+    case SYS_ppoll:
+        return {EINTR};
+    default:
+        return {};
+    }
+}
+
+std::string nameOf(const Made& made) {
+    static const std::map<long, const char*> names{{SYS_flock, "flock"},
+                                                   {SYS_openat, "openat"},
+                                                   {SYS_open, "open"},
+                                                   {SYS_pidfd_open, "pidfd_open"},
+                                                   {SYS_pidfd_getfd, "pidfd_getfd"},
+                                                   {SYS_recvmsg, "recvmsg"},
+                                                   {SYS_recvfrom, "recvfrom"},
+                                                   {SYS_sendmsg, "sendmsg"},
+                                                   {SYS_statx, "statx"},
+                                                   {SYS_newfstatat, "newfstatat"},
+                                                   {SYS_fstat, "fstat"},
+                                                   {SYS_stat, "stat"},
+                                                   {SYS_lstat, "lstat"},
+                                                   {SYS_fstatfs, "fstatfs"},
+                                                   {SYS_getdents64, "getdents64"},
+                                                   {SYS_ioctl, "ioctl"},
+                                                   {SYS_pwrite64, "pwrite64"},
+                                                   {SYS_write, "write"},
+                                                   {SYS_pread64, "pread64"},
+                                                   {SYS_read, "read"},
+                                                   {SYS_fsetxattr, "fsetxattr"},
+                                                   {SYS_fgetxattr, "fgetxattr"},
+                                                   {SYS_readlink, "readlink"},
+                                                   {SYS_unlink, "unlink"},
+                                                   {SYS_unlinkat, "unlinkat"},
+                                                   {SYS_lseek, "lseek"}};
+    if (made.number == SYS_fcntl)
+        return made.second == F_OFD_SETLK   ? "fcntl(F_OFD_SETLK)"
+               : made.second == F_OFD_GETLK ? "fcntl(F_OFD_GETLK)"
+                                            : "fcntl(" + std::to_string(made.second) + ")";
+    auto name = names.find(made.number);
+    return name == names.end() ? "system call " + std::to_string(made.number) : name->second;
+}
+
+// A call of no consequence, between which and the next such call the work is done.
+constexpr long kFence = SYS_getpgrp;
+
+[[noreturn]] void runFenced(const std::function<std::string()>& work, int report) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) < 0)
+        _exit(77);
+    raise(SIGSTOP);
+    std::size_t before = countDescriptors();
+    std::string text;
+    syscall(kFence);
+    try {
+        text = work();
+    } catch (const Error& error) {
+        text = std::string("thrown: ") + error.what();
+    } catch (const std::exception& error) {
+        text = std::string("CRASH, thrown was no Error: ") + error.what();
+    }
+    syscall(kFence);
+    if (countDescriptors() != before) {
+        std::string open;
+        for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+            std::error_code ignored;
+            open += " " + std::filesystem::read_symlink(entry.path(), ignored).string();
+        }
+        text = "CRASH, descriptors were leaked, open are" + open + ": " + text;
+    }
+    (void)!write(report, text.data(), text.size());
+    _exit(0);
+}
+
+// Runs the work and counts its calls. Number `failing` (from 1) gives an error that fits it, of those that do the one
+// with the number `choice`; says which, where one does.
+std::string runTraced(const std::function<std::string()>& work, int failing, int choice, int& count,
+                      std::string& failed) {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) < 0)
+        throw std::runtime_error("pipe failed");
+    os::Fd from(ends[0]), to(ends[1]);
+    pid_t pid = fork();
+    if (pid < 0)
+        throw std::runtime_error("fork failed");
+    if (pid == 0)
+        runFenced(work, to.get());
+    to.reset();
+    int status = 0;
+    waitpid(pid, &status, 0); // the SIGSTOP
+    if (WIFEXITED(status))
+        throw std::system_error(EPERM, std::generic_category());
+    ptrace(PTRACE_SETOPTIONS, pid, nullptr, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL);
+    bool inside = false, entering = true;
+    count = 0;
+    for (;;) {
+        ptrace(PTRACE_SYSCALL, pid, nullptr, nullptr);
+        if (waitpid(pid, &status, 0) < 0 || !WIFSTOPPED(status))
+            break;
+        if (WSTOPSIG(status) != (SIGTRAP | 0x80)) {
+            if (WSTOPSIG(status) != SIGSTOP && WSTOPSIG(status) != SIGCONT) {
+                ptrace(PTRACE_DETACH, pid, nullptr, WSTOPSIG(status));
+                waitpid(pid, &status, 0);
+                break;
+            }
+            continue;
+        }
+        if (entering) {
+            user_regs_struct registers;
+            ptrace(PTRACE_GETREGS, pid, nullptr, &registers);
+            Made here{static_cast<long>(registers.orig_rax), registers.rsi};
+            if (here.number == kFence) {
+                if (inside) {
+                    ptrace(PTRACE_DETACH, pid, nullptr, nullptr);
+                    break;
+                }
+                inside = true;
+            } else if (inside) {
+                if (++count == failing) {
+                    std::vector<int> fitting = errorsOf(here);
+                    if (choice >= static_cast<int>(fitting.size())) {
+                        ptrace(PTRACE_DETACH, pid, nullptr, nullptr);
+                        break;
+                    }
+                    // With fewer errors than fit, calls of one kind take turns at them.
+                    int error = fitting[static_cast<std::size_t>(choice + failing) % fitting.size()];
+                    failed = nameOf(here) + ": " + strerrorname_np(error);
+                    registers.orig_rax = static_cast<unsigned long>(-1);
+                    ptrace(PTRACE_SETREGS, pid, nullptr, &registers);
+                    ptrace(PTRACE_SYSCALL, pid, nullptr, nullptr);
+                    waitpid(pid, &status, 0);
+                    ptrace(PTRACE_GETREGS, pid, nullptr, &registers);
+                    registers.rax = static_cast<unsigned long>(-error);
+                    ptrace(PTRACE_SETREGS, pid, nullptr, &registers);
+                    ptrace(PTRACE_DETACH, pid, nullptr, nullptr);
+                    break;
+                }
+            }
+        }
+        entering = !entering;
+    }
+    std::string text;
+    char buffer[1024];
+    for (ssize_t got; (got = read(from.get(), buffer, sizeof buffer)) > 0;)
+        text.append(buffer, static_cast<std::size_t>(got));
+    if (!WIFSIGNALED(status))
+        waitpid(pid, &status, 0);
+    if (WIFSIGNALED(status))
+        text = "CRASH, died of signal " + std::to_string(WTERMSIG(status));
+    return text;
+}
+
+} // namespace
+
+int failAtEverySystemCall(int errors, int every, const std::function<void()>& scene,
+                          const std::function<std::string()>& work,
+                          const std::function<void(const InjectedFault&)>& check) {
+    int calls = 0, ignored = 0;
+    std::string failed;
+    scene();
+    try {
+        std::string plain = runTraced(work, 0, 0, calls, failed);
+        if (!plain.empty())
+            throw std::runtime_error("the work, when nothing failed, gave: " + plain);
+    } catch (const std::system_error&) {
+        return -1;
+    }
+    check({"nothing failed", ""});
+    int faults = 0;
+    for (int i = 1; i <= calls; i += every)
+        for (int choice = 0; choice < errors; choice++) {
+            scene();
+            failed.clear();
+            std::string outcome = runTraced(work, i, choice, ignored, failed);
+            if (failed.empty())
+                break;
+            faults++;
+            check({"call " + std::to_string(i) + ", " + failed, outcome});
+        }
+    return faults;
+}
+
+#else
+
+int failAtEverySystemCall(int, int, const std::function<void()>&, const std::function<std::string()>&,
+                          const std::function<void(const InjectedFault&)>&) {
+    return -1;
+}
+
+#endif
+
+} // namespace leasehold::unit

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+
+// Each change of what a guest holds is one transaction: libvirtd is killed at every system call of it, and every system
+// call of it fails, in turn. Afterwards the next call finds what was, or what is to be, and makes it whole. Which of
+// the two is told by what QEMU has open.
+//
+// Default: every death on the image, and one error for each system call; elsewhere a part. LEASEHOLD_LONG=1: all.
+
+#include "core/os/error.hpp"
+#include "tests/support/unit_faults.hpp"
+#include "tests/support/unit_media.hpp"
+
+#include <cstdio>
+#include <map>
+
+namespace leasehold {
+namespace {
+
+using lease::Mode;
+using Answer = std::string;
+using Leases = std::map<std::string, std::string>; // path -> EngineWithMedia::leaseOf
+
+class EngineChanges : public unit::EngineWithMedia {
+protected:
+    // In memory: files of marks are written through to the disk, thousands of times here.
+    EngineChanges() : EngineWithMedia("/dev/shm") {}
+
+    // One call of libvirt that changes what the guest holds.
+    struct Change {
+        const char* name;
+        std::function<void()> scene;               // a guest before it
+        std::function<Answer(const Engine&)> call; // the change
+        std::vector<Resource> before, after; // what libvirt calls the guest's disks; without a released one, always
+        Leases was, becomes;                 // what holds before it; after it, when QEMU did its part
+        std::function<void()> qemu = [] {};  // that part, if it comes after the call
+    };
+
+    void boot(const std::vector<Resource>& disks, const std::vector<std::string>& lower = {}) {
+        qemu.reset();
+        qemu.emplace(engine, web, disks);
+        for (const std::string& path : lower)
+            qemu->reads(path);
+        unit::demand(!engine.acquire(web, disks, ""), "the guest does not start");
+    }
+
+    Leases leases() const {
+        Leases found;
+        for (const std::string& path : {image, second, base})
+            found[path] = leaseOf(*qemu, web, path);
+        return found;
+    }
+
+    static Answer tryCall(const Change& change, const Engine& engine) {
+        try {
+            return change.call(engine);
+        } catch (const Error& error) {
+            return std::string("thrown: ") + error.what();
+        }
+    }
+
+    // A snapshot: the guest writes to `second` from now on, and reads `image` below it.
+    void takeSnapshot() {
+        boot(disk);
+        unit::demand(!engine.acquire(web, added, ""), "no new top");
+        qemu->writes(second);
+        qemu->closes(image);
+        qemu->reads(image);
+    }
+    void finishSnapshot() {
+        takeSnapshot();
+        engine.detach(web, disk);
+    }
+    void beginCommit() {
+        finishSnapshot();
+        unit::demand(!engine.acquire(web, disk, ""), "no commit");
+        qemu->writes(image);
+    }
+
+    std::vector<Change> changes() {
+        auto acquire = [this](std::vector<Resource> what) {
+            return [this, what](const Engine& by) { return answerOf(by.acquire(web, what, "")); };
+        };
+        auto detach = [this](std::vector<Resource> what) {
+            return [this, what](const Engine& by) { return by.detach(web, what), Answer(); };
+        };
+        const std::vector<Resource> both{disk[0], added[0]}, reading{{image, Mode::readOnly}};
+        const Leases one{{image, "exclusive"}, {second, "free"}, {base, "free"}};
+        const Leases two{{image, "exclusive"}, {second, "exclusive"}, {base, "free"}};
+        const Leases chain{{image, "reading"}, {second, "exclusive"}, {base, "free"}};
+        const Leases linked{{image, "exclusive"}, {second, "free"}, {base, "reading"}};
+        return {
+            {"plug", [this] { boot(disk); }, acquire(added), disk, both, one, two, [this] { qemu->writes(second); }},
+            {"unplug",
+             [this, both] {
+                 boot(both);
+                 qemu->closes(second);
+             },
+             detach(added), disk, disk, one, one},
+            {"unplug of a disk with a lower file",
+             [this, both] {
+                 boot(both, {base});
+                 qemu->closes(second);
+                 qemu->closes(base);
+             },
+             detach(added), disk, disk, one, one},
+            {"snapshot", [this] { takeSnapshot(); }, detach(disk), added, added, chain, chain},
+            {"begin of a commit", [this] { finishSnapshot(); }, acquire(disk), added, added, chain, two,
+             [this] { qemu->writes(image); }},
+            {"end of a commit",
+             [this] {
+                 beginCommit();
+                 qemu->closes(image); // the highest descriptor: the one for writing
+             },
+             acquire(reading), added, added, chain, chain},
+            {"first run over a lower file",
+             [this] {
+                 qemu.reset();
+                 qemu.emplace(engine, web, disk);
+                 qemu->reads(base);
+             },
+             acquire(disk),
+             disk,
+             disk,
+             {},
+             linked},
+        };
+    }
+
+    // What every change must come to, when QEMU has what it has open.
+    void expectWhole(const Change& change, const Leases& expected, const std::vector<Resource>& disks,
+                     const char* when) {
+        EXPECT_EQ(pauseAndRun(engine, web, disks), "") << change.name << ' ' << when;
+        Leases found = leases();
+        EXPECT_EQ(found, expected) << change.name << ' ' << when;
+    }
+
+    // Of the system calls that die and fail: all on the image, a part where there are two or three times as many.
+    int step() const { return unit::isLongRun() ? 1 : std::string(GetParam().name) == "OnTheImage" ? 1 : 5; }
+
+    std::optional<Qemu> qemu;
+    std::string base = dir.file("base.img");
+    const std::vector<Resource> disk{{image, Mode::exclusive}}, added{{second, Mode::exclusive}};
+};
+
+TEST_P(EngineChanges, LibvirtdKilledAtAnySystemCallOfAChangeIsHealedByTheNextOne) {
+    for (const Change& change : changes()) {
+        change.scene();
+        int deaths = unit::killAtEverySystemCall(
+            [&] { unit::demand(change.call(engine).empty(), "refused"); },
+            [&](int stop) {
+                SCOPED_TRACE(testing::Message() << change.name << " killed at stop " << stop);
+                EXPECT_EQ(inNewLibvirtd([&](const Engine& fresh) { return pauseAndRun(fresh, web, change.before); }),
+                          "");
+                Leases found = leases();
+                bool first = change.was.empty();
+                EXPECT_EQ(found, first ? change.becomes : change.was);
+                // And the change can be made again.
+                EXPECT_EQ(inNewLibvirtd([&](const Engine& fresh) { return tryCall(change, fresh); }), "");
+                change.qemu();
+                EXPECT_EQ(inNewLibvirtd([&](const Engine& fresh) { return pauseAndRun(fresh, web, change.after); }),
+                          "");
+                EXPECT_EQ(leases(), change.becomes);
+                unit::demand(!HasFailure(), "what is above does not hold"); // hundreds of times is no clearer
+                change.scene();
+            },
+            step());
+        if (deaths < 0)
+            GTEST_SKIP() << "tracing is forbidden here";
+        EXPECT_GT(deaths, 10) << change.name;
+        std::printf("%s, %s: %d deaths\n", GetParam().name, change.name, deaths);
+        std::fflush(stdout);
+    }
+    qemu.reset();
+}
+
+TEST_P(EngineChanges, ASystemCallThatFailsLeavesWhatWasOrWhatIsToBe) {
+    for (const Change& change : changes()) {
+        int granted = 0;
+        int faults = unit::failAtEverySystemCall(
+            unit::isLongRun() ? 5 : 1, step(), change.scene, [&] { return change.call(engine); },
+            [&](const unit::InjectedFault& fault) {
+                SCOPED_TRACE(testing::Message() << change.name << ", " << fault.what << ", gave: " << fault.outcome);
+                EXPECT_EQ(fault.outcome.find("CRASH"), std::string::npos);
+                unit::demand(!HasFailure(), "what is above does not hold"); // hundreds of times is no clearer
+                bool first = change.was.empty();
+                if (fault.outcome.empty()) {
+                    granted++;
+                    change.qemu();
+                    // Without a look at QEMU there is no lease of a lower file: the guest runs all the same.
+                    if (!first || leaseOf(*qemu, web, base) != "free")
+                        expectWhole(change, change.becomes, change.after, "granted");
+                    return;
+                }
+                expectWhole(change, first ? change.becomes : change.was, change.before, "refused");
+                EXPECT_EQ(tryCall(change, engine), "") << "once more";
+                change.qemu();
+                expectWhole(change, change.becomes, change.after, "refused, and granted when tried again");
+            });
+        if (faults < 0)
+            GTEST_SKIP() << "tracing is forbidden here";
+        EXPECT_GT(faults, 10) << change.name;
+        std::printf("%s, %s: %d faults, %d of them granted\n", GetParam().name, change.name, faults, granted);
+        std::fflush(stdout);
+    }
+    qemu.reset();
+}
+
+TEST_P(EngineChanges, TheBaseOfACommitIsOfferedWhenTheGuestStopsAndTakenBackWhenItRuns) {
+    beginCommit();
+    std::string first = engine.release(web, added);
+    ASSERT_EQ(engine.acquire(web, added, first), std::nullopt);
+    EXPECT_EQ(leaseOf(*qemu, web, image), "exclusive");
+    // A handoff that stays up would lend its token to the next one, and an old state would be as good as a new one.
+    EXPECT_NE(engine.release(web, added), first);
+    qemu.reset();
+}
+
+TEST_P(EngineChanges, AGuestThatStopsByItselfInTheMiddleOfTheBeginOfACommitKeepsTheBase) {
+    finishSnapshot();
+    ASSERT_EQ(engine.acquire(web, disk, ""), std::nullopt);
+    std::string state = engine.release(web, added); // before QEMU has opened it for writing
+    qemu->writes(image);
+    engine.inquire(web, added);
+    EXPECT_EQ(engine.acquire(web, added, engine.release(web, added)), std::nullopt);
+    EXPECT_EQ(leaseOf(*qemu, web, image), "exclusive");
+    qemu.reset();
+}
+
+TEST_P(EngineChanges, ACommitThatNeverBeganIsUndoneWhenTheGuestRunsAgain) {
+    finishSnapshot();
+    ASSERT_EQ(engine.acquire(web, disk, ""), std::nullopt);
+    EXPECT_EQ(pauseAndRun(engine, web, added), "");
+    EXPECT_EQ(leaseOf(*qemu, web, image), "reading");
+    qemu.reset();
+}
+
+INSTANTIATE_TEST_SUITE_P(Everywhere, EngineChanges, unit::everywhere(), unit::nameOfWhere);
+
+} // namespace
+} // namespace leasehold

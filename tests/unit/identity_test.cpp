@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+
+// Which lease belongs to which disk: that of the file that QEMU has open, whatever its path leads to by now; and which
+// files below the images have one.
+
+#include "core/os/error.hpp"
+#include "tests/support/unit_media.hpp"
+
+#include <filesystem>
+#include <fstream>
+
+namespace leasehold {
+namespace {
+
+using lease::Mode;
+using unit::says;
+namespace fs = std::filesystem;
+
+class EngineWithDisks : public unit::EngineWithMedia {
+protected:
+    const std::vector<Resource> disk{{image, Mode::exclusive}}, other{{second, Mode::exclusive}};
+    const std::vector<Resource> both{disk[0], other[0]};
+
+    // Another file has the name now; gives that of the old one. No hard link: leases that go by a name allow none.
+    std::string replace(const std::string& path) const {
+        fs::rename(path, path + ".old");
+        std::ofstream(path).flush();
+        return path + ".old";
+    }
+
+    // In a lockspace a lease goes by the path: a second file of the same name has the same one.
+    bool goesByName() const { return !settings.fileLockspaceDir.empty(); }
+
+    // A guest that runs.
+    struct Running : Qemu {
+        Running(const Engine& engine, Guest& guest, const std::vector<Resource>& disks,
+                const std::vector<std::string>& lower)
+            : Qemu(engine, guest, disks) {
+            for (const std::string& path : lower)
+                reads(path);
+            EXPECT_EQ(engine.acquire(guest, disks, ""), std::nullopt);
+        }
+    };
+    Running run(Guest& guest, const std::vector<Resource>& disks, const std::vector<std::string>& lower = {}) const {
+        return Running(engine, guest, disks, lower);
+    }
+
+    // Suspended and resumed, and rebooted, by this libvirtd and by the next one, the guest runs on.
+    void expectRunsOn(const Guest& guest, const std::vector<Resource>& disks, const char* after) {
+        EXPECT_EQ(pauseAndRun(engine, guest, disks), "") << after;
+        // The name's lease is its own, but that is no lease of a new file that it may be about to open.
+        bool refused = goesByName() && disks.size() == 1 && std::string(after) == "replaced";
+        if (!refused) {
+            EXPECT_EQ(engine.acquire(guest, disks, ""), std::nullopt) << after;
+        }
+        EXPECT_EQ(inNewLibvirtd([&](const Engine& fresh) { return pauseAndRun(fresh, guest, disks); }), "") << after;
+    }
+
+    bool warned(const std::string& part) const {
+        return std::any_of(warnings.begin(), warnings.end(),
+                           [&](const std::string& text) { return text.find(part) != text.npos; });
+    }
+};
+
+TEST_P(EngineWithDisks, AnImageThatWasDeletedRenamedOrReplacedUnderItsGuestStaysItsOwn) {
+    const std::pair<const char*, std::function<std::string()>> mishaps[] = {
+        {"deleted", [&] { return fs::remove(image), ""; }},
+        {"renamed", [&] { return fs::rename(image, dir.path("elsewhere.img")), dir.path("elsewhere.img"); }},
+        {"replaced", [&] { return replace(image); }}};
+    for (const auto& disks : {disk, both})
+        for (const auto& [what, happen] : mishaps) {
+            SCOPED_TRACE(testing::Message() << what << ", disks: " << disks.size());
+            std::string now;
+            {
+                Running qemu = run(web, disks);
+                now = happen();
+                expectRunsOn(web, disks, what);
+                EXPECT_EQ(storedFor(qemu, web), disks.size());
+                if (!now.empty()) {
+                    EXPECT_TRUE(says(refusalOf(mail, {{now, Mode::exclusive}}), "in use by guest 'web'"));
+                }
+            }
+            if (!now.empty()) {
+                EXPECT_EQ(refusalOf(mail, {{now, Mode::exclusive}}), "granted");
+            }
+            dir.file("disk.img");
+        }
+}
+
+TEST_P(EngineWithDisks, ASuspendedGuestLeavesTheFileOfASymbolicLinkThatWasTurnedToItsNewGuest) {
+    std::string link = dir.path("current.img"), third = dir.file("third.img");
+    for (bool alone : {true, false}) {
+        SCOPED_TRACE(alone ? "its only disk" : "one of two disks");
+        fs::create_symlink(image, link);
+        std::vector<Resource> disks{{link, Mode::exclusive}};
+        if (!alone)
+            disks.push_back({third, Mode::exclusive});
+        Running qemu = run(web, disks);
+        std::string state = engine.release(web, disks);
+        fs::remove(link);
+        fs::create_symlink(second, link);
+        {
+            Running owner = run(mail, other);
+            EXPECT_EQ(engine.acquire(web, disks, state), std::nullopt);
+            EXPECT_EQ(leaseOf(owner, mail, second), "exclusive");
+            EXPECT_EQ(storedFor(qemu, web), disks.size());
+        }
+        // Nobody has it: this guest does not get it either.
+        EXPECT_EQ(pauseAndRun(engine, web, disks), "");
+        EXPECT_EQ(leaseOf(qemu, web, second), "free");
+        EXPECT_EQ(leaseOf(qemu, web, image), "exclusive");
+        EXPECT_EQ(refusalOf(mail, other), "granted");
+        fs::remove(link);
+    }
+}
+
+TEST_P(EngineWithDisks, AReplacedFileOfTheSameNameThatIsPluggedBesideTheOldOneHasItsOwnLease) {
+    Running qemu = run(web, both);
+    std::string old = replace(image);
+    if (goesByName()) {
+        EXPECT_TRUE(says(unit::errorOf([&] { engine.acquire(web, disk, ""); }), " twice"));
+        return;
+    }
+    EXPECT_EQ(engine.acquire(web, disk, ""), std::nullopt);
+    qemu.writes(image);
+    EXPECT_EQ(storedFor(qemu, web), 3u);
+    EXPECT_TRUE(says(refusalOf(mail, disk), "in use by guest 'web'"));
+    EXPECT_TRUE(says(refusalOf(mail, {{old, Mode::exclusive}}), "in use by guest 'web'"));
+    qemu.closes(image);
+    qemu.closes(old);
+    engine.detach(web, disk);
+    EXPECT_EQ(refusalOf(mail, disk), "granted");
+    EXPECT_EQ(refusalOf(mail, {{old, Mode::exclusive}}), "granted");
+    EXPECT_EQ(storedFor(qemu, web), 1u);
+}
+
+TEST_P(EngineWithDisks, AReplacedFileThatSomebodyHasIsRefusedToWhoeverPlugsIt) {
+    Running qemu = run(web, both);
+    replace(image);
+    if (goesByName()) {
+        EXPECT_TRUE(says(refusalOf(mail, disk), "in use by guest 'web'"));
+        return;
+    }
+    Running owner = run(mail, disk);
+    auto refusal = engine.acquire(web, disk, "");
+    ASSERT_TRUE(refusal);
+    EXPECT_TRUE(says(*refusal, "in use by guest 'mail'"));
+    EXPECT_EQ(storedFor(qemu, web), 2u);
+    EXPECT_EQ(pauseAndRun(engine, web, both), "");
+}
+
+// Of a guest with one disk, a restart looks like the plug of another file of the same name.
+TEST_P(EngineWithDisks, WhereARestartAndAPlugLookAlikeEitherIsSafe) {
+    Running qemu = run(web, disk);
+    std::string old = replace(image);
+    if (goesByName()) {
+        EXPECT_TRUE(says(answerOf(engine.acquire(web, disk, "")), "leads to another file"));
+        EXPECT_EQ(pauseAndRun(engine, web, disk), "");
+        return;
+    }
+    EXPECT_EQ(engine.acquire(web, disk, ""), std::nullopt);
+    EXPECT_TRUE(says(refusalOf(mail, disk), "in use by guest 'web'")) << "it may be about to open it";
+    EXPECT_TRUE(says(refusalOf(mail, {{old, Mode::exclusive}}), "in use by guest 'web'"));
+    EXPECT_EQ(inNewLibvirtd([&](const Engine& fresh) { return pauseAndRun(fresh, web, disk); }), "");
+    EXPECT_EQ(refusalOf(mail, disk), "granted") << "it has not opened it";
+    // Somebody has it, and would not notice a second writer but for the lease.
+    Running owner = run(mail, disk);
+    auto refusal = engine.acquire(web, disk, "");
+    ASSERT_TRUE(refusal);
+    EXPECT_TRUE(says(*refusal, "leads to another file"));
+    EXPECT_EQ(storedFor(qemu, web), 1u);
+    EXPECT_EQ(pauseAndRun(engine, web, disk), "") << "with a state it is a resume";
+}
+
+TEST_P(EngineWithDisks, AMediumThatWasReplacedIsChangedToTheNewFileOfTheSameName) {
+    const std::vector<Resource> disc{{image, Mode::readOnly}};
+    Running qemu = run(web, {other[0], disc[0]});
+    std::string old = replace(image);
+    if (goesByName()) {
+        EXPECT_TRUE(says(unit::errorOf([&] { engine.acquire(web, disc, ""); }), " twice"));
+        return;
+    }
+    EXPECT_EQ(engine.acquire(web, disc, ""), std::nullopt);
+    EXPECT_NE(refusalOf(mail, disk), "granted") << "the new one is leased before QEMU opens it";
+    qemu.reads(image);
+    qemu.closes(old);
+    engine.detach(web, disc);
+    EXPECT_NE(refusalOf(mail, disk), "granted") << "the new one is in the drive";
+    EXPECT_EQ(refusalOf(mail, {{old, Mode::exclusive}}), "granted");
+    expectRunsOn(web, {other[0], disc[0]}, "the change");
+}
+
+TEST_P(EngineWithDisks, AReaderThatIsRefusedToWriteAsWellKeepsItsLeaseWhenThatIsDetached) {
+    const std::vector<Resource> disc{{image, Mode::readOnly}};
+    for (const auto& disks : {disc, std::vector<Resource>{other[0], disc[0]}}) {
+        Running qemu = run(web, disks);
+        std::string problem =
+            unit::errorOf([&] { EXPECT_NE(engine.acquire(web, disk, ""), std::nullopt) << "a second disk"; });
+        EXPECT_TRUE(says(problem, "the guest has it already, read-only"));
+        engine.detach(web, disk);
+        EXPECT_EQ(leaseOf(qemu, web, image), "reading");
+        EXPECT_TRUE(says(refusalOf(mail, disk), "'web'"));
+    }
+}
+
+TEST_P(EngineWithDisks, NamesThatLookDeletedAreNamesLikeOthers) {
+    std::string odd = dir.file("disk.img (deleted)");
+    const std::vector<Resource> odds{{odd, Mode::exclusive}};
+    Running qemu = run(web, odds, {second});
+    EXPECT_EQ(leaseOf(qemu, web, odd), "exclusive");
+    EXPECT_EQ(leaseOf(qemu, web, image), "free") << "the file whose name is the beginning of that one";
+    expectRunsOn(web, odds, "nothing");
+    fs::remove(odd);
+    expectRunsOn(web, odds, "deleted");
+    EXPECT_EQ(storedFor(qemu, web), 2u);
+}
+
+TEST_P(EngineWithDisks, AFileBelowIsLeasedFromTheFirstRunUntilItIsClosed) {
+    std::string base = dir.file("base.img"), written = dir.file("log");
+    Qemu qemu = start(web, disk);
+    qemu.reads(base);
+    qemu.writes(written);
+    engine.inquire(web, disk);
+    EXPECT_EQ(leaseOf(qemu, web, base), "free") << "it waits for its first run";
+    ASSERT_EQ(engine.acquire(web, disk, ""), std::nullopt);
+    EXPECT_EQ(leaseOf(qemu, web, base), "reading");
+    EXPECT_EQ(leaseOf(qemu, web, written), "free") << "not an image that it reads";
+    EXPECT_TRUE(says(refusalOf(mail, {{base, Mode::exclusive}}), "'web'"));
+    EXPECT_EQ(refusalOf(mail, {{base, Mode::readOnly}}), "granted");
+    qemu.closes(base); // a pull; libvirt lets it go
+    engine.detach(web, {{base, Mode::readOnly}});
+    EXPECT_EQ(leaseOf(qemu, web, base), "free");
+}
+
+TEST_P(EngineWithDisks, AFileBelowThatSomebodyWritesIsRefusedAtTheFirstRunAndOnlyToldOfLater) {
+    std::string base = dir.file("base.img");
+    Running writer = run(mail, {{base, Mode::exclusive}});
+    {
+        Qemu qemu = start(web, disk);
+        qemu.reads(base);
+        auto refusal = engine.acquire(web, disk, "");
+        ASSERT_TRUE(refusal);
+        for (const char* part : {"backing file", "in use by guest 'mail'", base.c_str()})
+            EXPECT_TRUE(says(*refusal, part));
+    }
+    Running qemu = run(web, disk);
+    qemu.reads(base);
+    warnings.clear();
+    EXPECT_EQ(engine.acquire(web, other, ""), std::nullopt) << "a plug looks at what is open";
+    EXPECT_TRUE(warned("in use by guest 'mail'"));
+    EXPECT_EQ(leaseOf(writer, mail, base), "exclusive");
+}
+
+TEST_P(EngineWithDisks, LeasesOfFilesBelowCanBeTurnedOff) {
+    std::string base = dir.file("base.img");
+    Settings off = settings;
+    off.leaseBackingFiles = false;
+    Engine without(off, [](const std::string&) {});
+    Qemu qemu = start(web, disk);
+    qemu.reads(base);
+    EXPECT_EQ(without.acquire(web, disk, ""), std::nullopt);
+    EXPECT_EQ(leaseOf(qemu, web, base), "free");
+    EXPECT_EQ(refusalOf(mail, {{base, Mode::exclusive}}), "granted");
+}
+
+TEST_P(EngineWithDisks, AFileBelowOnStorageWithoutLocksIsAWarning) {
+    fs::create_directory(dir.path("unsafe"));
+    std::string base = dir.file("unsafe/base.img");
+    Settings refusing = settings;
+    refusing.storageLocks.insert(refusing.storageLocks.begin(),
+                                 {dir.path("unsafe"), storage::LockKind::none, storage::Scope::thisHost});
+    refusing.fileLockspaceDir.clear();
+    std::vector<std::string> told;
+    Engine strict(refusing, [&](const std::string& text) { told.push_back(text); });
+    Qemu qemu(strict, web, disk);
+    qemu.reads(base);
+    EXPECT_EQ(strict.acquire(web, disk, ""), std::nullopt);
+    ASSERT_FALSE(told.empty());
+    EXPECT_TRUE(says(told.back(), "without a lease"));
+    EXPECT_TRUE(says(told.back(), base));
+}
+
+TEST_P(EngineWithDisks, ACommitNeedsTheBaseAloneAndGivesItBack) {
+    Running qemu = run(web, both, {});
+    std::string base = dir.file("base.img");
+    qemu.reads(base);
+    const std::vector<Resource> writing{{base, Mode::exclusive}}, reading{{base, Mode::readOnly}};
+    ASSERT_EQ(engine.acquire(web, {{dir.file("third.img"), Mode::exclusive}}, ""), std::nullopt);
+    ASSERT_EQ(leaseOf(qemu, web, base), "reading");
+    {
+        Running clone = run(mail, {{dir.file("clone.img"), Mode::exclusive}}, {base});
+        auto refusal = engine.acquire(web, writing, "");
+        ASSERT_TRUE(refusal);
+        EXPECT_TRUE(says(*refusal, "'mail'"));
+        EXPECT_EQ(leaseOf(qemu, web, base), "reading");
+        EXPECT_EQ(leaseOf(clone, mail, base), "reading");
+    }
+    ASSERT_EQ(engine.acquire(web, writing, ""), std::nullopt);
+    qemu.writes(base);
+    EXPECT_EQ(leaseOf(qemu, web, base), "exclusive");
+    EXPECT_TRUE(says(refusalOf(mail, reading), "'web'"));
+    qemu.closes(base);
+    EXPECT_EQ(engine.acquire(web, reading, ""), std::nullopt);
+    EXPECT_EQ(leaseOf(qemu, web, base), "reading");
+    EXPECT_EQ(refusalOf(mail, reading), "granted");
+}
+
+TEST_P(EngineWithDisks, ASnapshotTurnsTheLeaseOfItsBaseIntoOneForReading) {
+    Running qemu = run(web, disk);
+    ASSERT_EQ(engine.acquire(web, other, ""), std::nullopt);
+    qemu.writes(second);
+    qemu.closes(image);
+    qemu.reads(image);
+    engine.detach(web, disk);
+    EXPECT_EQ(leaseOf(qemu, web, image), "reading");
+    EXPECT_EQ(leaseOf(qemu, web, second), "exclusive");
+    EXPECT_EQ(refusalOf(mail, {{image, Mode::readOnly}}), "granted");
+    EXPECT_TRUE(says(refusalOf(mail, disk), "'web'"));
+    expectRunsOn(web, other, "the snapshot");
+}
+
+TEST_P(EngineWithDisks, TwoPathsOfOneFileAreKnownWhenTheyAreGone) {
+    const std::string link = dir.path("link.img");
+    fs::create_symlink(image, link);
+    const std::vector<Resource> disks{{image, Mode::readOnly}, {link, Mode::readOnly}, other[0]};
+    Running qemu = run(web, disks);
+    EXPECT_EQ(storedFor(qemu, web), 2u);
+    fs::remove(link);
+    fs::rename(image, dir.path("old.img"));
+    expectRunsOn(web, disks, "both names are gone");
+    EXPECT_EQ(storedFor(qemu, web), 2u);
+    EXPECT_TRUE(says(refusalOf(mail, {{dir.path("old.img"), Mode::exclusive}}), "'web'"));
+}
+
+TEST_P(EngineWithDisks, AFileThatIsOpenAmongThousandsIsFound) {
+    std::string many = dir.file("many"), base = dir.file("base.img");
+    Qemu qemu = start(web, disk);
+    for (int i = 0; i < (unit::isLongRun() ? 900 : 100); i++)
+        qemu.reads("/dev/null");
+    qemu.reads(base);
+    ASSERT_EQ(engine.acquire(web, disk, ""), std::nullopt);
+    EXPECT_EQ(leaseOf(qemu, web, base), "reading");
+    EXPECT_EQ(storedFor(qemu, web), 2u);
+}
+
+INSTANTIATE_TEST_SUITE_P(Everywhere, EngineWithDisks, unit::everywhere(), unit::nameOfWhere);
+
+} // namespace
+} // namespace leasehold
