@@ -510,10 +510,12 @@ Call::Attempt Call::admitDoubtful(const Resource& resource) {
     std::string refusal;
     Place place;
     try {
-        place = openPlace(resource, self_, settings_);
+        // Before it is opened: a file set would meet the guest's own mark.
+        Place found = findPlace(resource, settings_);
         for (const StoredLease& lease : holdings_->leases())
-            if (lease.file == place.stored.file || lease.leaseFile == place.stored.leaseFile)
-                return kGranted; // under another name, or its lease goes by its path
+            if (lease.file == found.stored.file || lease.leaseFile == found.stored.leaseFile)
+                return kGranted; // under another name; or the lease goes by the path, and is that of both
+        place = openPlace(resource, self_, settings_);
         Attempt attempt = admit({&place, 1}, lease::Entry::running);
         if (!attempt)
             return attempt;
