@@ -118,6 +118,11 @@ std::vector<Mark> blockers(const Guest& guest, const lease::Refusal& refusal, Mo
     return found;
 }
 
+bool areReaders(const std::vector<Mark>& marks) {
+    return !marks.empty() && std::all_of(marks.begin(), marks.end(),
+                                         [](const Mark& mark) { return lease::presentMode(mark) == Mode::readOnly; });
+}
+
 } // namespace
 
 bool areLingering(const qemu::StoredLease& stored, const lease::Refusal& refusal, const std::string& bootId) {
@@ -154,7 +159,11 @@ std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, 
                    self + " reads it below its own image and cannot run meanwhile: shut the other guest down or " +
                    "detach it there, and try again";
         return subject + " is in use by " + (names.empty() ? "a reader on another host" : names) + "; guest " + self +
-               " cannot have it: shut the other guest down or detach it there, and try again";
+               " cannot have it: shut the other guest down or detach it there, and try again" +
+               (mode == Mode::exclusive && areReaders(marks)
+                    ? " (if this guest only reads it too, mark the disk <readonly/>; one with <transient "
+                      "shareBacking='yes'/> counts as writing: give each guest an overlay instead)"
+                    : "");
     case Obstacle::sameGuest:
         return "guest " + self + " already runs elsewhere with " + subject + ": " +
                (names.empty() ? "no name is known" : names) +
