@@ -336,9 +336,11 @@ bool Call::agree(Naming naming, bool runs) {
     };
     if (naming == Naming::all && !h.inherited() && std::none_of(h.leases().begin(), h.leases().end(), isUnsettled))
         return true;
-    changed_ = heal() || (h.inherited() && !isFirstRun());
     const OpenFiles& opened = h.opened();
     looked_ = opened.complete();
+    changed_ = heal() || (h.inherited() && looked_ && !isFirstRun());
+    if (!looked_)
+        h.leaveInherited();
     if (!looked_)
         surroundings_.warn("guest '" + guest_.name + "': what its QEMU (pid " + std::to_string(guest_.pid) +
                            ") has open cannot be told (" + opened.gap() + "): its leases stay as they are");
@@ -762,7 +764,7 @@ Call::Attempt Call::acquireHere(std::string_view state) {
         complete(*lease);
     for (StoredLease& lease : h.leases())
         if (firstRun && lease.stage == Stage::planted) {
-            lease.stage = Stage::settled;
+            lease.stage = looked_ ? Stage::settled : Stage::added; // the next call looks
             changed_ = true;
         }
     for (Place& place : fresh_) {

@@ -63,6 +63,9 @@ public:
     const os::OpenFiles& opened();
     const os::OpenFiles& lookAgain();
 
+    // This libvirtd could not look at all that was to be looked at: the next call has to.
+    void leaveInherited() { caller_ = vessel_.caller(); }
+
     // Makes the vessel say what leases() says. False when somebody else has changed it meanwhile.
     [[nodiscard]] bool tryStore() { return vessel_.tryReplace(caller_); }
 

@@ -13,7 +13,7 @@ namespace leasehold::os {
 namespace {
 
 // A guest with 1000 disks and as many network queues has a few thousand. Each costs two system calls.
-constexpr std::size_t kMaxDescriptors = 65536;
+constexpr std::size_t kMaxDescriptors = 16384;
 
 } // namespace
 

@@ -10,6 +10,9 @@
 #include <filesystem>
 #include <fstream>
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 namespace leasehold {
 namespace {
 
@@ -338,6 +341,29 @@ TEST_P(EngineWithDisks, AFileThatIsOpenAmongThousandsIsFound) {
     qemu.reads(base);
     ASSERT_EQ(engine.acquire(web, disk, ""), std::nullopt);
     EXPECT_EQ(leaseOf(qemu, web, base), "reading");
+    EXPECT_EQ(storedFor(qemu, web), 2u);
+}
+
+// More than are looked at: what QEMU has open cannot be told, so nothing is given up, and nobody is told that it was.
+TEST_P(EngineWithDisks, AQemuThatHidesItsFilesBehindTooManyDescriptorsLosesNothing) {
+    rlimit allowed{};
+    if (getrlimit(RLIMIT_NOFILE, &allowed) < 0 || allowed.rlim_max < 17'000)
+        GTEST_SKIP() << "no process may have 17000 descriptors here (ulimit -Hn)";
+    unit::StandIn qemu([&] {
+        web.pid = getpid();
+        unit::demand(!engine.registerGuest(web, both), "refused");
+        constexpr rlim_t kMany = 16'500;
+        rlimit limit{kMany + 100, kMany + 100};
+        unit::demand(setrlimit(RLIMIT_NOFILE, &limit) == 0, "no such limit");
+        for (rlim_t i = 0; i < kMany; i++)
+            unit::demand(dup(STDERR_FILENO) >= 0, "no descriptor");
+    });
+    web.pid = qemu.pid();
+    ASSERT_EQ(engine.acquire(web, both, ""), std::nullopt);
+    EXPECT_TRUE(warned("more than 16384 descriptors"));
+    EXPECT_TRUE(says(unit::errorOf([&] { engine.detach(web, other); }), "cannot be told"));
+    EXPECT_TRUE(held(second)) << "QEMU may have it open";
+    EXPECT_EQ(engine.acquire(web, both, engine.release(web, both)), std::nullopt) << "and the guest runs on";
     EXPECT_EQ(storedFor(qemu, web), 2u);
 }
 
