@@ -6,10 +6,13 @@
 
 #include "core/os/error.hpp"
 #include "tests/support/unit_media.hpp"
+#include "tests/support/unit_vessel.hpp"
 
 #include <filesystem>
 #include <fstream>
 
+#include <sched.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -368,6 +371,68 @@ TEST_P(EngineWithDisks, AQemuThatHidesItsFilesBehindTooManyDescriptorsLosesNothi
 }
 
 INSTANTIATE_TEST_SUITE_P(Everywhere, EngineWithDisks, unit::everywhere(), unit::nameOfWhere);
+
+class InALockspace : public unit::EngineTest {
+protected:
+    InALockspace() : EngineTest(unit::lockspaceIn) {}
+};
+
+// The lease by the path could be had, its companion by device and inode could not.
+TEST_F(InALockspace, ACommitThatIsRefusedHalfWayLeavesTheWholeLeaseForReading) {
+    if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) < 0)
+        GTEST_SKIP() << "no mount namespaces here";
+    fs::create_directory(dir.path("one"));
+    fs::create_directory(dir.path("two"));
+    std::string base = dir.file("one/base.img"), same = dir.path("two/base.img");
+    ASSERT_EQ(mount(dir.path("one").c_str(), dir.path("two").c_str(), nullptr, MS_BIND, nullptr), 0);
+    const std::vector<Resource> disk{{image, Mode::exclusive}}, reading{{base, Mode::readOnly}},
+        writing{{base, Mode::exclusive}};
+    Qemu qemu = start(web, disk);
+    qemu.reads(base);
+    ASSERT_EQ(engine.acquire(web, disk, ""), std::nullopt);
+    {
+        Qemu reader = start(mail, {{same, Mode::readOnly}});
+        auto refusal = engine.acquire(web, writing, "");
+        ASSERT_TRUE(refusal);
+        EXPECT_TRUE(says(*refusal, "'mail'"));
+        EXPECT_EQ(refusalOf(db, reading), "granted");
+    }
+    EXPECT_EQ(refusalOf(db, reading), "granted") << "no mark of the refused one is left";
+    EXPECT_TRUE(says(refusalOf(db, writing), "'web'"));
+    EXPECT_EQ(engine.acquire(web, writing, ""), std::nullopt);
+    EXPECT_TRUE(says(refusalOf(db, reading), "'web'"));
+    (void)umount(dir.path("two").c_str());
+}
+
+class OnTheImage : public unit::EngineTest {};
+
+// What the first version stored: no stage, no caller, no lower files, and no handoff of a guest that never ran.
+TEST_F(OnTheImage, AGuestOfTheFirstVersionGoesOnAndItsLowerFilesAreLeasedWithTheFirstCall) {
+    const std::vector<Resource> disk{{image, Mode::exclusive}};
+    std::string base = dir.file("base.img");
+    unit::StandIn qemu([&] {
+        web.pid = getpid();
+        lease::Incarnation self{lease::hashDomain(web.uuid), 77};
+        std::vector<qemu::StoredLease> leases;
+        leases.push_back(openPlace(disk[0], self, settings).stored);
+        AnyMedium medium(leases[0], self);
+        lease::Share share{&*medium, Mode::exclusive};
+        lease::Patience none{[](std::chrono::milliseconds) { return false; }};
+        unit::demand(!lease::registerAll(self, {&share, 1}, none, lease::Entry::running).refusal, "refused");
+        unit::ForgedVessel forged;
+        forged.send(forged.message({web.uuid, self.id, web.name}, leases));
+    });
+    web.pid = qemu.pid();
+    qemu.writes(image);
+    qemu.reads(base);
+    std::string state = engine.release(web, disk);
+    EXPECT_FALSE(state.empty());
+    EXPECT_TRUE(says(refusalOf(mail, {{base, Mode::exclusive}}), "'web'"));
+    EXPECT_EQ(refusalOf(mail, {{base, Mode::readOnly}}), "granted");
+    EXPECT_EQ(engine.acquire(web, disk, state), std::nullopt);
+    EXPECT_TRUE(says(refusalOf(mail, disk), "in use by guest 'web'"));
+    EXPECT_EQ(storedFor(qemu, web), 2u);
+}
 
 } // namespace
 } // namespace leasehold
