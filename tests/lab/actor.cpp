@@ -24,6 +24,7 @@
 //   listed HANDLE            what /proc/self/fdinfo calls its first lock
 //   read HANDLE OFFSET    write HANDLE OFFSET (512 bytes, and fsync)    statfs PATH
 
+#include "tests/support/orders.hpp"
 #include "tests/support/plugin_host.hpp"
 
 #include <fcntl.h>
@@ -249,8 +250,12 @@ public:
 
     Reply detach(const Words& words) {
         const RunningGuest& running = guest(words);
-        return pluginReply(
-            host_.detach(running.guest, running.process.pid(), parseDisks(words.begin() + 2, words.end())));
+        const std::vector<Disk> disks = parseDisks(words.begin() + 2, words.end());
+        // libvirt says that it detaches what QEMU has closed.
+        for (const Disk& disk : disks)
+            if (leasehold::support::hasOpen(running.process.pid(), disk.path))
+                leasehold::support::order(running.process.pid(), 'c', disk.path);
+        return pluginReply(host_.detach(running.guest, running.process.pid(), disks));
     }
 
     Reply kill(const Words& words) {

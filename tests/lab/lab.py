@@ -451,7 +451,7 @@ class AnyLab:
         self.push(plugin)
         if command().exists():
             self.push(command())
-        self.compiled("fake_qemu", "cc", support / "fake_qemu.c")
+        self.compiled("fake_qemu", "cc", f"-I{ROOT}", support / "fake_qemu.c")
         self.compiled("actor", "c++", "-std=c++20", "-rdynamic", f"-I{ROOT}", HERE / "actor.cpp",
                       support / "plugin_host.cpp", "-ldl")
 
