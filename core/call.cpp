@@ -187,7 +187,9 @@ void Call::checkNotThere() const {
         std::for_each(holdings_->leases().begin(), holdings_->leases().end(), collect);
     for (const Place& place : fresh_)
         collect(place.stored);
-    std::sort(files.begin(), files.end());
+    std::sort(files.begin(), files.end(), [](const auto& one, const auto& other) {
+        return std::pair(one.first.inode, one.first.device) < std::pair(other.first.inode, other.first.device);
+    });
     for (std::size_t i = 1; i < files.size(); i++)
         if (files[i - 1].first == files[i].first)
             refuseTwice(*files[i - 1].second, *files[i].second);

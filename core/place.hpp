@@ -34,7 +34,7 @@ struct Resource {
     lease::Mode mode = lease::Mode::exclusive;
     std::optional<NamedLease> named = std::nullopt;
     // Opened through this (os::pathThrough), not by its path: a file that QEMU has open already.
-    std::string through = "";
+    std::string through;
 };
 
 // The lease of a resource, opened, with its companion. Nothing is locked yet; a file set has an empty file in it.
