@@ -14,6 +14,7 @@
 #include <thread>
 
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -54,11 +55,14 @@ inline void order(pid_t pid, char what, const std::string& path) {
     close(sender);
 }
 
-// Whether the process has the file open that the path leads to.
+// Whether the process has the file open that the path leads to. Not std::filesystem::equivalent: it takes no devices.
 inline bool hasOpen(pid_t pid, const std::string& path) {
+    struct stat wanted, found;
+    if (stat(path.c_str(), &wanted) < 0)
+        return false;
     std::error_code error;
     for (const auto& entry : std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fd", error))
-        if (std::filesystem::equivalent(entry.path(), path, error))
+        if (stat(entry.path().c_str(), &found) == 0 && found.st_dev == wanted.st_dev && found.st_ino == wanted.st_ino)
             return true;
     return false;
 }
