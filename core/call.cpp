@@ -95,6 +95,13 @@ bool Call::pause(milliseconds time) const {
     return true;
 }
 
+// What is fresh is the guest's when the vessel is stored.
+void Call::keepFresh() {
+    for (Place& place : fresh_)
+        holdings_->leases().push_back(std::move(place.stored));
+    fresh_.clear();
+}
+
 void Call::restart() {
     holdings_.reset();
     fresh_.clear();
@@ -341,11 +348,11 @@ bool Call::agree(Naming naming, bool runs) {
     const OpenFiles& opened = h.opened();
     looked_ = opened.complete();
     changed_ = heal() || (h.inherited() && looked_ && !isFirstRun());
-    if (!looked_)
+    if (!looked_) {
         h.leaveInherited();
-    if (!looked_)
         surroundings_.warn("guest '" + guest_.name + "': what its QEMU (pid " + std::to_string(guest_.pid) +
                            ") has open cannot be told (" + opened.gap() + "): its leases stay as they are");
+    }
 
     // What libvirt lets go, by its path or, where that is another one than when it came, by its file.
     std::vector<std::optional<FileId>> released;
@@ -773,9 +780,7 @@ Call::Attempt Call::acquireHere(std::string_view state) {
         complete(place.stored);
         changed_ = true;
     }
-    for (Place& place : fresh_)
-        h.leases().push_back(std::move(place.stored));
-    fresh_.clear();
+    keepFresh();
     if (changed_ && !h.tryStore())
         return std::nullopt; // what is fresh vanishes with our descriptors
     return kGranted;
@@ -794,9 +799,7 @@ Call::Attempt Call::detachHere() {
         return std::nullopt;
     if (!isFirstRun())
         leaseLower(false);
-    for (Place& place : fresh_)
-        holdings_->leases().push_back(std::move(place.stored));
-    fresh_.clear();
+    keepFresh();
     if (changed_ && !holdings_->tryStore())
         return std::nullopt;
     if (!kept_.empty())
@@ -821,9 +824,7 @@ Call::Attempt Call::changeHandoffHere(HandoffStep step) {
         return std::nullopt;
     if (looked_ && !isFirstRun())
         leaseLower(false);
-    for (Place& place : fresh_)
-        h.leases().push_back(std::move(place.stored));
-    fresh_.clear();
+    keepFresh();
     if (changed_ && !h.tryStore())
         return std::nullopt;
     Shares shares(self_, writtenOf(h.leases()));

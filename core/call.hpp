@@ -101,6 +101,7 @@ private:
     void checkStillHeld(const qemu::StoredLease& part);
     void about(const std::string& path);
     bool pause(std::chrono::milliseconds time) const;
+    void keepFresh();
     void restart();
 
     const Surroundings& surroundings_;
