@@ -7,6 +7,9 @@
 // must not need any. A file is opened anew for each look, because that is when network file systems ask their server
 // (NFS: close-to-open consistency, nfs(5)).
 //
+// Others may be allowed to write to DIR, and to put there whatever they like: what is there is only used if it is ours
+// (class Folder).
+//
 //     first:    hold all locks ─▶ "holds"              ─▶ kill the child ─▶ "killed"             ─▶ print, remove
 //     second:                      try, look ─▶ "tried"                      try ─▶ the result ─▶ print
 
@@ -17,9 +20,8 @@
 #include "tools/options.hpp"
 #include "tools/storage.hpp"
 
+#include <array>
 #include <chrono>
-#include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <optional>
 #include <thread>
@@ -50,10 +52,120 @@ constexpr os::Range kLow{10, 1};
 constexpr os::Range kHigh{(std::int64_t{1} << 62) + 5, 1};
 constexpr os::Range kRead{100, 1}; // where QEMU has its own
 
+constexpr const char* kMeetingPlace = ".leasehold-probe";
+constexpr std::array kFiles{"first", "second", "flock", "ofd"};
+constexpr mode_t kOthersWrite = S_IWGRP | S_IWOTH;
+
+struct stat statOf(int fd, const std::string& path) {
+    struct stat status;
+    if (fstat(fd, &status) < 0)
+        throw SystemError(errno, "stat", path);
+    return status;
+}
+
+// DIR/.leasehold-probe. Everything in it is reached through one descriptor, no link is followed, and nothing waits: in
+// a directory that others may write to it may be anything that they have made. What belongs to somebody else, or what
+// others may change, is neither read nor written nor locked.
+class Folder {
+public:
+    // Nothing if there is one already.
+    static std::optional<Folder> make(const std::string& directory) {
+        Folder folder(directory);
+        if (mkdirat(folder.parent_.get(), kMeetingPlace, 0700) < 0) {
+            if (errno == EEXIST)
+                return std::nullopt;
+            throw SystemError(errno, "create", folder.path_);
+        }
+        if (!folder.tryOpen())
+            throw SystemError(ENOENT, "open", folder.path_);
+        return folder;
+    }
+    // Nothing if there is none any more.
+    static std::optional<Folder> find(const std::string& directory) {
+        Folder folder(directory);
+        return folder.tryOpen() ? std::optional(std::move(folder)) : std::nullopt;
+    }
+
+    const std::string& path() const { return path_; }
+
+    // 0, or the error number. Throws where it is not our own.
+    int tryFile(const char* name, int flags, os::Fd& fd) const {
+        int error = os::tryOpenAt(folder_.get(), name, flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0600, fd);
+        if (error == ELOOP || error == ENXIO || error == EISDIR)
+            refuse("'" + std::string(name) + "' in it is no regular file");
+        if (error != 0)
+            return error;
+        struct stat status = statOf(fd.get(), path_ + "/" + name);
+        if (!S_ISREG(status.st_mode) || status.st_nlink > 1 || status.st_uid != owner_ ||
+            (status.st_mode & kOthersWrite) != 0)
+            refuse("'" + std::string(name) + "' in it is not a file of its own that only its owner may write to");
+        return 0;
+    }
+    os::Fd file(const char* name, int flags) const {
+        os::Fd fd;
+        if (int error = tryFile(name, flags, fd))
+            throw SystemError(error, "open", path_ + "/" + name);
+        return fd;
+    }
+
+    // Nothing but what a probe leaves: there is an error if there is more in it.
+    void remove() const {
+        for (const char* name : kFiles)
+            if (unlinkat(folder_.get(), name, 0) < 0 && errno != ENOENT)
+                throw SystemError(errno, "remove what a probe left:", path_ + "/" + name);
+        if (unlinkat(parent_.get(), kMeetingPlace, AT_REMOVEDIR) < 0 && errno != ENOENT)
+            throw SystemError(errno, "remove what a probe left:", path_);
+    }
+
+private:
+    explicit Folder(const std::string& directory)
+        : path_(directory + "/" + kMeetingPlace), parent_(os::openFile(directory, O_RDONLY | O_DIRECTORY)) {}
+
+    [[noreturn]] void refuse(const std::string& problem) const {
+        throw Error(Fault::invalid, "'" + path_ + "' cannot be used: " + problem +
+                                        "; see who made it, remove it, and run leasehold probe again, on both hosts "
+                                        "as the same user");
+    }
+
+    bool tryOpen() {
+        int error = os::tryOpenAt(parent_.get(), kMeetingPlace, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, folder_);
+        if (error == ENOENT)
+            return false;
+        if (error == ENOTDIR || error == ELOOP)
+            refuse("it is not a directory");
+        if (error != 0)
+            throw SystemError(error, "open", path_);
+        struct stat status = statOf(folder_.get(), path_);
+        owner_ = whomWeAre();
+        if (status.st_uid != owner_)
+            refuse("it belongs to user " + std::to_string(status.st_uid));
+        if ((status.st_mode & kOthersWrite) != 0)
+            refuse("others than its owner may write to it");
+        return true;
+    }
+
+    // As whom the storage knows us: a server may take root for somebody else (exports(5), root_squash). To find out
+    // makes a file without a name, or with one that nobody knows before.
+    uid_t whomWeAre() const {
+        os::Fd fd;
+        if (os::tryOpenAt(parent_.get(), ".", O_TMPFILE | O_RDWR, 0600, fd) == 0)
+            return statOf(fd.get(), path_).st_uid;
+        std::string name = "." + os::hostName() + "-" + std::to_string(getpid()) + "-leasehold-probe";
+        if (int error = os::tryOpenAt(parent_.get(), name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600, fd))
+            throw SystemError(error, "make a file beside", path_);
+        (void)unlinkat(parent_.get(), name.c_str(), 0);
+        return statOf(fd.get(), path_).st_uid;
+    }
+
+    std::string path_;
+    os::Fd parent_, folder_;
+    uid_t owner_ = 0;
+};
+
 // One side's file: the other reads it.
 class Board {
 public:
-    Board(std::string mine, std::string other) : mine_(std::move(mine)), other_(std::move(other)) {}
+    Board(const Folder& folder, const char* mine, const char* other) : folder_(folder), mine_(mine), other_(other) {}
 
     void write(Json json) {
         written_ = std::move(json);
@@ -62,17 +174,19 @@ public:
     // Shows that we are alive.
     void beat() {
         written_["beat"] = ++beats_;
-        os::Fd fd(open(mine_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666));
+        os::Fd fd = folder_.file(mine_, O_WRONLY | O_CREAT);
         // In one write, and always of one size, so that a reader sees the old or the new text, or no JSON at all.
         std::string text = written_.dump();
-        text.resize(4096, ' ');
-        if (!fd.open() || pwrite(fd.get(), text.data(), text.size(), 0) != static_cast<ssize_t>(text.size()) ||
-            fsync(fd.get()) < 0)
-            throw SystemError(errno, "write", mine_);
+        text.resize(kBoardSize, ' ');
+        if (pwrite(fd.get(), text.data(), text.size(), 0) != static_cast<ssize_t>(text.size()) || fsync(fd.get()) < 0)
+            throw SystemError(errno, "write", folder_.path() + "/" + mine_);
     }
     // Nothing yet, or half of something.
     Json read() const {
-        Json json = Json::parse(os::readFileIfPossible(other_, 4096).value_or(""), nullptr, false);
+        os::Fd fd;
+        char text[kBoardSize];
+        ssize_t length = folder_.tryFile(other_, O_RDONLY, fd) == 0 ? pread(fd.get(), text, sizeof text, 0) : 0;
+        Json json = Json::parse(text, text + std::max(length, ssize_t{0}), nullptr, false);
         return json.is_object() && json.contains("step") ? json : Json::object({{"step", ""}, {"beat", 0}});
     }
     // Waits until the other side has got there.
@@ -88,7 +202,9 @@ public:
     }
 
 private:
-    std::string mine_, other_;
+    static constexpr std::size_t kBoardSize = 4096;
+    const Folder& folder_;
+    const char *mine_, *other_;
     Json written_ = Json::object({{"step", ""}});
     std::uint64_t beats_ = 0;
 };
@@ -99,15 +215,13 @@ Json whoAmI() {
 }
 
 // "busy": somebody has it; "free": we could have it, and have given it back; or why it cannot be locked at all.
-std::string tryFlock(const std::string& file) {
-    os::Fd fd = os::openFile(file, O_RDWR);
+std::string tryFlock(const os::Fd& fd) {
     if (flock(fd.get(), LOCK_EX | LOCK_NB) == 0)
         return "free";
     return errno == EWOULDBLOCK || errno == EACCES ? "busy" : SystemError(errno, "flock", "it").what();
 }
 
-std::string tryRange(const std::string& file, os::Range range) {
-    os::Fd fd = os::openFile(file, O_RDWR);
+std::string tryRange(const os::Fd& fd, os::Range range) {
     std::string outcome;
     auto failure = attempt([&] {
         bool free = os::tryLock(fd.get(), os::LockType::write, range, "it") == os::LockOutcome::granted;
@@ -117,8 +231,7 @@ std::string tryRange(const std::string& file, os::Range range) {
 }
 
 // Whether F_OFD_GETLK shows just that lock.
-bool isSeen(const std::string& file, os::Range range, os::LockType type) {
-    os::Fd fd = os::openFile(file, O_RDWR);
+bool isSeen(const os::Fd& fd, os::Range range, os::LockType type) {
     bool seen = false;
     (void)attempt([&] {
         auto found = os::findConflict(fd.get(), os::LockType::write, {range.start - 2, 5}, "it");
@@ -127,17 +240,12 @@ bool isSeen(const std::string& file, os::Range range, os::LockType type) {
     return seen;
 }
 
-struct Folder {
-    std::string path;
-    std::string file(const char* name) const { return path + "/" + name; }
-};
-
 // flock and byte ranges each on a file of their own: on NFS they are one table.
 Json tryAll(const Folder& folder) {
-    return {{"flock", tryFlock(folder.file("flock"))},
-            {"ofd", tryRange(folder.file("ofd"), kLow)},
-            {"ofd_high", tryRange(folder.file("ofd"), kHigh)},
-            {"ofd_read", tryRange(folder.file("ofd"), kRead)}};
+    return {{"flock", tryFlock(folder.file("flock", O_RDWR))},
+            {"ofd", tryRange(folder.file("ofd", O_RDWR), kLow)},
+            {"ofd_high", tryRange(folder.file("ofd", O_RDWR), kHigh)},
+            {"ofd_read", tryRange(folder.file("ofd", O_RDWR), kRead)}};
 }
 
 // The child that holds one lock of each kind, until it is killed.
@@ -161,7 +269,7 @@ public:
         ssize_t length = read(reader.get(), problem, sizeof problem);
         if (length != 1)
             throw Error(Fault::unsupported,
-                        "locks cannot be taken in " + folder.path + ": " +
+                        "locks cannot be taken in " + folder.path() + ": " +
                             std::string(problem, length > 0 ? static_cast<std::size_t>(length) : 0));
     }
     Holder(const Holder&) = delete;
@@ -179,8 +287,8 @@ private:
     [[noreturn]] static void hold(const Folder& folder, int pipe) {
         os::Fd first, second, third;
         auto problem = attempt([&] {
-            first = os::openFile(folder.file("flock"), O_RDWR);
-            second = os::openFile(folder.file("ofd"), O_RDWR);
+            first = folder.file("flock", O_RDWR);
+            second = folder.file("ofd", O_RDWR);
             if (flock(first.get(), LOCK_EX | LOCK_NB) < 0)
                 throw SystemError(errno, "flock", "a file");
             for (os::Range range : {kLow, kHigh})
@@ -222,16 +330,15 @@ Json conclude(const Json& held, const Json& looked, const Json& freed, double af
 
 Json beFirst(const Folder& folder, int wait) {
     for (const char* name : {"flock", "ofd", "second"})
-        (void)os::openFile(folder.file(name), O_RDWR | O_CREAT | O_EXCL);
+        (void)folder.file(name, O_RDWR | O_CREAT | O_EXCL);
     struct Remover {
         const Folder& folder;
         ~Remover() {
-            std::error_code ignored;
-            std::filesystem::remove_all(folder.path, ignored);
+            (void)attempt([&] { folder.remove(); });
         }
     } remover{folder};
     Holder holder(folder);
-    Board board(folder.file("first"), folder.file("second"));
+    Board board(folder, "first", "second");
     Json me = whoAmI();
     board.write({{"step", "holds"}, {"me", me}});
     if (!board.await("tried", steady_clock::now() + seconds(wait)))
@@ -246,7 +353,7 @@ Json beFirst(const Folder& folder, int wait) {
 
 // Nothing when there is nobody: the folder was left by a probe that was killed.
 std::optional<Json> beSecond(const Folder& folder) {
-    Board board(folder.file("second"), folder.file("first"));
+    Board board(folder, "second", "first");
     Json first = board.read();
     for (auto deadline = steady_clock::now() + kSilence;;) {
         Json now = board.read();
@@ -259,8 +366,8 @@ std::optional<Json> beSecond(const Folder& folder) {
         std::this_thread::sleep_for(kPoll);
     }
     Json held = tryAll(folder);
-    Json looked{{"write", isSeen(folder.file("ofd"), kHigh, os::LockType::write)},
-                {"read", isSeen(folder.file("ofd"), kRead, os::LockType::read)}};
+    Json looked{{"write", isSeen(folder.file("ofd", O_RDWR), kHigh, os::LockType::write)},
+                {"read", isSeen(folder.file("ofd", O_RDWR), kRead, os::LockType::read)}};
     board.write({{"step", "tried"}});
     if (!board.await("killed", steady_clock::now() + kSilence))
         throw Error(Fault::system, "the other probe has gone before it was done: run both again");
@@ -280,18 +387,15 @@ std::optional<Json> beSecond(const Folder& folder) {
 }
 
 Json meet(const std::string& directory, int wait) {
-    Folder folder{directory + "/.leasehold-probe"};
     for (;;) {
-        if (mkdir(folder.path.c_str(), 0777) == 0)
-            return beFirst(folder, wait);
-        if (errno != EEXIST)
-            throw SystemError(errno, "create", folder.path);
-        if (auto result = beSecond(folder))
+        if (auto folder = Folder::make(directory))
+            return beFirst(*folder, wait);
+        auto folder = Folder::find(directory);
+        if (!folder)
+            continue; // the other probe has just removed it
+        if (auto result = beSecond(*folder))
             return *result;
-        std::error_code failure;
-        std::filesystem::remove_all(folder.path, failure);
-        if (failure)
-            throw SystemError(failure.value(), "remove what an earlier probe left:", folder.path);
+        folder->remove();
     }
 }
 

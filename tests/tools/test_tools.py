@@ -414,6 +414,55 @@ def test_probe_alone_says_so(tmp_path, on_shutdown):
     assert result.returncode == 5 and "nobody came" in result.stdout
 
 
+def trap_of_another_user(place, victim):
+    place.mkdir()
+    (place / "second").symlink_to(victim)
+    os.mkfifo(place / "first")
+    for path in (place, place / "second", place / "first"):
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+
+
+def trap_by_a_link(place, victim):
+    place.symlink_to(victim.parent)
+
+
+def trap_that_all_may_change(place, victim):
+    place.mkdir()
+    (place / "second").symlink_to(victim)
+    place.chmod(0o777)
+
+
+def trap_of_hard_links(place, victim):
+    place.mkdir(mode=0o700)
+    for name in ("first", "second"):
+        os.link(victim, place / name)
+
+
+@pytest.mark.parametrize("set_trap", [trap_of_another_user, trap_by_a_link, trap_that_all_may_change,
+                                      trap_of_hard_links])
+def test_probe_touches_nothing_that_others_have_put_there(tmp_path, set_trap):
+    victims = tmp_path / "victims"
+    victims.mkdir()
+    victim = victims / "second"
+    victim.write_text("precious")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    set_trap(shared / ".leasehold-probe", victim)
+    before = sorted(os.listdir(shared / ".leasehold-probe"))
+    result = call("probe", "--wait", "1", shared)
+    assert result.returncode == 1 and "cannot be used" in result.stderr and "remove it" in result.stderr
+    assert victim.read_text() == "precious" and os.listdir(victims) == ["second"]
+    assert sorted(os.listdir(shared / ".leasehold-probe")) == before
+
+
+def test_probe_removes_what_one_that_was_killed_has_left(tmp_path, on_shutdown):
+    with running(LEASEHOLD, "probe", "--wait", "30", tmp_path) as first:
+        wait_until(lambda: (tmp_path / ".leasehold-probe" / "first").exists())
+        first.kill()
+    assert call("probe", "--wait", "1", tmp_path).returncode == 5
+
+
 # --- enable and disable: on a copy of the file that libvirt ships
 
 SHIPPED = pathlib.Path("/etc/libvirt/qemu.conf")
