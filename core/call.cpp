@@ -25,6 +25,7 @@ using os::FileId;
 using os::OpenFiles;
 using qemu::Stage;
 using qemu::StoredLease;
+using Remote = qemu::Vessel::Remote;
 using std::chrono::milliseconds;
 
 // How long a newcomer waits for somebody who is between two steps: microseconds, unless that somebody is stopped.
@@ -114,7 +115,7 @@ void Call::restart() {
 bool Call::tryOpen(const os::Process& process) {
     restart();
     process_ = &process;
-    holdings_ = Holdings::open(process, guest_.uuid, surroundings_.caller);
+    holdings_ = Holdings::open(process, guest_.uuid, surroundings_.caller, mayWait() ? Remote::taken : Remote::left);
     if (holdings_)
         self_ = holdings_->self();
     return holdings_.has_value();
@@ -346,6 +347,9 @@ bool Call::agree(Naming naming, bool runs) {
     if (naming == Naming::all && !h.inherited() && std::none_of(h.leases().begin(), h.leases().end(), isUnsettled))
         return true;
     const OpenFiles& opened = h.opened();
+    if (!mayWait() && std::any_of(opened.all().begin(), opened.all().end(),
+                                  [](const os::OpenFile& open) { return isOnUnseenMount(open.file); }))
+        throw qemu::RemoteLeases();
     looked_ = opened.complete();
     changed_ = heal() || (h.inherited() && looked_ && !isFirstRun());
     if (!looked_) {

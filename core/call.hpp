@@ -50,7 +50,9 @@ public:
     using HandoffStep = std::uint32_t (*)(const lease::Incarnation&, std::span<const lease::Share>);
     std::string changeHandoff(const os::Process& process, HandoffStep step);
 
-    // Where it says whose storage it is waiting for, while it does: shared with the process that may give it up.
+    // It may wait for storage that does not answer, in a process that can be given up. Here it says whose it is waiting
+    // for, while it does. Without this it does nothing where leases are on such storage, and throws
+    // qemu::RemoteLeases.
     void reportTo(char* place, std::size_t size) { report_ = place, reportSize_ = size; }
     const Guest& guest() const { return guest_; }
     const std::vector<Resource>& resources() const { return resources_; }
@@ -100,6 +102,7 @@ private:
     void recordOwner(const qemu::StoredLease& whole, const qemu::StoredLease& part) const;
     void checkStillHeld(const qemu::StoredLease& part);
     void about(const std::string& path);
+    bool mayWait() const { return report_ != nullptr; }
     bool pause(std::chrono::milliseconds time) const;
     void keepFresh();
     void restart();

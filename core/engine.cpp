@@ -68,8 +68,12 @@ Engine::Engine(const Settings& settings, Warn warn)
       caller_(numberOfThisProcess(bootId_)) {}
 
 std::string Engine::bounded(bool mayHang, Call& call, std::span<const int> keep, const Work& work) const {
-    if (!mayHang)
-        return work(call);
+    if (!mayHang) {
+        try {
+            return work(call);
+        } catch (const qemu::RemoteLeases&) { // whatever the mounts of this host say
+        }
+    }
     SharedText where;
     call.reportTo(where.get(), SharedText::kSize);
     // Waiting for a handoff is not waiting for the storage.

@@ -35,9 +35,10 @@ Holdings::Holdings(const os::Process& process, qemu::Vessel vessel, std::uint64_
       vessel_(std::move(vessel)), self_{lease::hashDomain(vessel_.tag().uuid), vessel_.tag().incarnation},
       caller_(caller) {}
 
-std::optional<Holdings> Holdings::open(const os::Process& process, const lease::Uuid& uuid, std::uint64_t caller) {
+std::optional<Holdings> Holdings::open(const os::Process& process, const lease::Uuid& uuid, std::uint64_t caller,
+                                       qemu::Vessel::Remote remote) {
     auto vessel = insist([&]() -> std::optional<std::optional<qemu::Vessel>> {
-        auto found = qemu::Vessel::retrieve(process, uuid);
+        auto found = qemu::Vessel::retrieve(process, uuid, remote);
         if (found && found->disordered() && !found->tryReplace(found->caller()))
             return std::nullopt;
         return found;

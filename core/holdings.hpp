@@ -43,7 +43,8 @@ public:
     // Nothing when the guest's QEMU has no vessel. `caller` is the number of this libvirtd. An interrupted change of
     // the vessel's queue is set right before anything else; the process must outlive what is returned. Throws when
     // somebody else changes the vessel all the time.
-    static std::optional<Holdings> open(const os::Process& process, const lease::Uuid& uuid, std::uint64_t caller);
+    static std::optional<Holdings> open(const os::Process& process, const lease::Uuid& uuid, std::uint64_t caller,
+                                        qemu::Vessel::Remote remote);
 
     const lease::Incarnation& self() const { return self_; }
     std::vector<qemu::StoredLease>& leases() { return vessel_.leases(); }

@@ -5,6 +5,7 @@
 #include "core/os/error.hpp"
 #include "core/storage/device.hpp"
 #include "core/storage/lockspace.hpp"
+#include "core/storage/mount.hpp"
 
 #include <cstdio>
 
@@ -396,6 +397,10 @@ std::optional<FileId> identifyResource(const Resource& resource, const Settings&
         return os::fileIdOf(status);
     NamedPlace at = locateNamed(resource, status);
     return storage::findLease(at.lockspace, at.name);
+}
+
+bool isOnUnseenMount(const FileId& file) {
+    return major(file.device) == 0 && !storage::isMounted(file.device);
 }
 
 namespace {

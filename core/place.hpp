@@ -66,6 +66,11 @@ std::optional<os::FileId> identifyResource(const Resource& resource, const Setti
 // The same where what cannot be told is as good as nothing.
 std::optional<os::FileId> tryIdentifyResource(const Resource& resource, const Settings& settings);
 
+// Whether no mount tells what storage the file is on: the mount is gone (umount -l), or is in another namespace. Told by
+// the number of its file system: network storage has one that is no device's, and so has other storage, which is taken
+// for unseen where mounts and files have different ones (btrfs, overlayfs). The storage is not asked.
+bool isOnUnseenMount(const os::FileId& file);
+
 // The marks of a stored lease. The descriptors stay where they are.
 class AnyMedium {
 public:

@@ -4,16 +4,26 @@
 
 #include "core/os/deadline.hpp"
 
+#include <algorithm>
+
 namespace leasehold::tools {
 
-std::optional<Json> tryAskGuest(const GuestView& guest, bool mayHang, int seconds,
+bool mayHang(const GuestView& guest, bool onThisHost) {
+    return onThisHost ||
+           std::any_of(guest.leases.begin(), guest.leases.end(),
+                       [](const StoredView& lease) { return lease.stored.remote; }) ||
+           std::any_of(guest.companions.begin(), guest.companions.end(),
+                       [](const qemu::StoredLease& companion) { return companion.remote; });
+}
+
+std::optional<Json> tryAskGuest(const GuestView& guest, bool onThisHost, int seconds,
                                 const std::function<Json(const GuestView&)>& work) {
     auto ask = [&](GuestView& open) {
         open.tag = guest.tag;
         open.pid = guest.pid;
         return readLeases(open) == Protection::leased ? work(open) : Json();
     };
-    if (!mayHang) {
+    if (!mayHang(guest, onThisHost)) {
         GuestView open;
         return ask(open);
     }
@@ -23,13 +33,13 @@ std::optional<Json> tryAskGuest(const GuestView& guest, bool mayHang, int second
     });
 }
 
-std::optional<Json> tryAskGently(const GuestView& guest, bool mayHang, int seconds,
+std::optional<Json> tryAskGently(const GuestView& guest, bool onThisHost, int seconds,
                                  const std::function<Json(const GuestView&)>& work) {
     constexpr std::size_t kEnoughStuck = 8;
-    if (mayHang && os::stuckHelpers().size() >= kEnoughStuck)
+    if (mayHang(guest, onThisHost) && os::stuckHelpers().size() >= kEnoughStuck)
         return std::nullopt;
     try {
-        return tryAskGuest(guest, mayHang, seconds, work);
+        return tryAskGuest(guest, onThisHost, seconds, work);
     } catch (const Error& error) {
         if (error.fault() == Fault::system)
             return std::nullopt;

@@ -109,7 +109,7 @@ public:
         silentNow_.clear();
         answeredNow_.clear();
         // Only a process can be given up; on a host where nothing can hang none is needed.
-        mayHang_ = storage::hostHasRemoteMounts();
+        remoteMounts_ = storage::hostHasRemoteMounts();
         std::set<pid_t> there;
         for (GuestView& guest : findGuests()) {
             there.insert(guest.pid);
@@ -283,7 +283,8 @@ private:
         if (silentNow_.contains(device))
             return std::nullopt;
         const bool silent = silentSince_.contains(device);
-        if (mayHang_ && (heldUp || os::stuckHelpers().size() >= (silent ? kEnoughStuck : kMostStuck))) {
+        if (mayHang(guest, remoteMounts_) &&
+            (heldUp || os::stuckHelpers().size() >= (silent ? kEnoughStuck : kMostStuck))) {
             if (silent)
                 silentNow_.insert(device);
             return std::nullopt;
@@ -305,7 +306,7 @@ private:
             std::for_each(open.companions.begin(), open.companions.end(), look);
             return answer;
         };
-        auto answer = tryAskGuest(guest, mayHang_, orders_.timeout, work);
+        auto answer = tryAskGuest(guest, remoteMounts_, orders_.timeout, work);
         (answer ? answeredNow_ : silentNow_).insert(device);
         return answer;
     }
@@ -465,7 +466,7 @@ private:
     std::map<std::string, Debt> debts_;                                              // by UUID
     std::map<std::uint64_t, std::pair<Clock::time_point, std::string>> silentSince_; // device: since, an image there
     std::set<std::uint64_t> silentNow_, answeredNow_;
-    bool mayHang_ = true;
+    bool remoteMounts_ = true;
     std::size_t guests_ = 0, leases_ = 0, lost_ = 0, unclear_ = 0;
 };
 

@@ -461,6 +461,13 @@ std::vector<StoredLease> assemble(std::vector<Part> parts) {
     return leases;
 }
 
+void leaveIfRemote(const std::vector<StoredLease>& leases) {
+    if (std::any_of(leases.begin(), leases.end(), [](const StoredLease& lease) {
+            return lease.remote || (lease.companion && lease.companion->remote);
+        }))
+        throw RemoteLeases();
+}
+
 bool isVesselOf(std::string_view text, const std::array<unsigned char, 16>& uuid) {
     return text.size() >= kFirstHeader && std::memcmp(text.data(), kMagic, sizeof kMagic) == 0 &&
            std::memcmp(text.data() + offsetof(Header, uuid), uuid.data(), uuid.size()) == 0;
@@ -644,9 +651,11 @@ void VesselEnds::leaveToQemu() {
     out_.release();
 }
 
-std::optional<Vessel> Vessel::retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid) {
+std::optional<Vessel> Vessel::retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid,
+                                       Remote remote) {
     Vessel vessel(process);
-    return vessel.tryRead(uuid, Contents::everything) ? std::optional(std::move(vessel)) : std::nullopt;
+    Contents contents = remote == Remote::left ? Contents::local : Contents::everything;
+    return vessel.tryRead(uuid, contents) ? std::optional(std::move(vessel)) : std::nullopt;
 }
 
 std::optional<Manifest> Vessel::readManifest(const os::Process& process, const std::array<unsigned char, 16>& uuid) {
@@ -665,6 +674,10 @@ bool Vessel::tryRead(const std::array<unsigned char, 16>& uuid, Contents content
         return false;
     out_ = std::move(end->out);
     tag_ = std::move(end->first.tag);
+    if (contents == Contents::local) {
+        readAll(Contents::words);
+        leaveIfRemote(leases_);
+    }
     readAll(contents);
     return true;
 }
@@ -676,7 +689,14 @@ bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents c
         return false;
     int waiting = 0;
     char room[kMaxMessage];
-    RawMessage raw = peekRaw(out->get(), room, contents == Contents::everything);
+    if (contents == Contents::local) {
+        RawMessage words = peekRaw(out->get(), room, false);
+        if (!isVesselOf(words.text, uuid))
+            return false;
+        Message message = parseMessage(std::move(words));
+        leaveIfRemote(assemble(std::move(message.parts)));
+    }
+    RawMessage raw = peekRaw(out->get(), room, contents != Contents::words);
     std::size_t length = raw.text.size();
     if (!isVesselOf(raw.text, uuid) || ioctl(out->get(), SIOCINQ, &waiting) < 0 ||
         static_cast<std::size_t>(waiting) != length)
@@ -719,7 +739,7 @@ bool Vessel::tryWalk(Contents contents) {
     std::uint32_t nextPart = 0;
     std::uint64_t current = 0;
     std::size_t begun = 0, complete = 0;
-    for (RawMessage raw; raw = peekRaw(out_.get(), room, contents == Contents::everything), true;) {
+    for (RawMessage raw; raw = peekRaw(out_.get(), room, contents != Contents::words), true;) {
         walked += static_cast<int>(raw.text.size());
         if (peekPosition(out_.get()) != walked)
             return false;

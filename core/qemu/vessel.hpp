@@ -18,6 +18,7 @@
 // Knows nothing of marks or locks.
 
 #include "core/mode.hpp"
+#include "core/os/error.hpp"
 #include "core/os/fd.hpp"
 #include "core/os/process.hpp"
 
@@ -107,11 +108,22 @@ struct Manifest {
     std::vector<StoredLease> leases;
 };
 
+// A lease is on storage that may hang (StoredLease::remote), and whoever wanted the leases must not wait for that. None
+// of their descriptors was touched.
+class RemoteLeases : public Error {
+public:
+    RemoteLeases() : Error(Fault::system, "a lease in its QEMU is on storage that may not answer") {}
+};
+
 class Vessel {
 public:
+    enum class Remote { taken, left };
+
     // Finds the vessel of this guest in the process: nothing when it has none. Throws Error(Fault::invalid) on a
-    // vessel that is not what VesselEnds and tryReplace make. The process must outlive the vessel.
-    static std::optional<Vessel> retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid);
+    // vessel that is not what VesselEnds and tryReplace make; RemoteLeases where such are to be left. The process must
+    // outlive the vessel.
+    static std::optional<Vessel> retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid,
+                                          Remote remote = Remote::taken);
 
     // The same without touching a single lease.
     static std::optional<Manifest> readManifest(const os::Process& process, const std::array<unsigned char, 16>& uuid);
@@ -132,7 +144,11 @@ public:
     [[nodiscard]] bool tryReplace(std::uint64_t caller = 0);
 
 private:
-    enum class Contents { words, everything };
+    enum class Contents {
+        words,
+        local, // everything, if nothing of it is remote
+        everything
+    };
 
     Vessel(const os::Process& process) : process_(&process) {}
     bool tryRead(const std::array<unsigned char, 16>& uuid, Contents contents);

@@ -110,10 +110,27 @@ bool anyRemote(std::string_view mountinfo) {
     return false;
 }
 
+namespace {
+
+std::string readMounts() {
+    return os::readFileIfPossible(kMountinfo, 8 << 20).value_or("");
+}
+
+} // namespace
+
+bool isMounted(std::uint64_t device) {
+    std::string mounts = readMounts();
+    std::string number = std::to_string(major(device)) + ":" + std::to_string(minor(device));
+    auto lines = split(mounts, '\n');
+    return std::any_of(lines.begin(), lines.end(), [&](std::string_view line) {
+        std::vector<std::string_view> words = split(line, ' ');
+        return words.size() > 2 && words[2] == number;
+    });
+}
+
 bool hostHasRemoteMounts() {
-    // What cannot be read is not known to be local.
-    auto mountinfo = os::readFileIfPossible(kMountinfo, 8 << 20);
-    return !mountinfo || anyRemote(*mountinfo);
+    std::string mounts = readMounts();
+    return mounts.empty() || anyRemote(mounts); // what cannot be read is not known to be local
 }
 
 MountTable::MountTable() : table_(os::openFile(kMountinfo, O_RDONLY)) {}

@@ -44,7 +44,11 @@ std::optional<Mount> mountOf(int fd);
 // one of them is touched.
 bool anyRemote(std::string_view mountinfo);
 
-// The same for this host, remembered until the kernel reports a change (proc(5), mountinfo can be polled). Not for a
+// Whether a file system with this number (stat(2), st_dev) is among the mounts that this process sees. Of btrfs and
+// overlayfs files have other numbers than the mount.
+bool isMounted(std::uint64_t device);
+
+// The same as anyRemote() for this host, remembered until the kernel reports a change (proc(5), mountinfo can be polled). Not for a
 // forked child: it has a mutex.
 class MountTable {
 public:
@@ -58,7 +62,7 @@ private:
     bool remote_ = false;
 };
 
-// The same without a memory.
+// Without a memory.
 bool hostHasRemoteMounts();
 
 } // namespace leasehold::storage

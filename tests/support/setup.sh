@@ -32,7 +32,7 @@ build_packages=(g++ gcc meson ninja-build pkg-config libglib2.0-dev libvirt-dev 
     nlohmann-json3-dev)
 hypervisor_packages=(libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils
     iproute2 attr python3 python3-libvirt)
-test_packages=(libgtest-dev python3-pytest python3-pytest-xdist augeas-tools binutils mandoc apparmor checkpolicy
+test_packages=(libgtest-dev bindfs python3-pytest python3-pytest-xdist augeas-tools binutils mandoc apparmor checkpolicy
     semodule-utils systemd)
 tools_packages=(bindfs util-linux)
 lint_packages=(clang-format clang-tidy)

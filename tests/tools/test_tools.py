@@ -409,6 +409,38 @@ def test_probe_sees_that_locks_do_not_cross_a_mount(tmp_path):
         subprocess.run(["umount", tmp_path / "mount"], check=True)
 
 
+@contextlib.contextmanager
+def stoppable_storage(tmp_path):
+    """A file system that can be stopped, and the configuration that trusts it: (server, mount point, configuration)."""
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("no FUSE here")
+    real, mount, config = tmp_path / "real", tmp_path / "mount", tmp_path / "leasehold.conf"
+    real.mkdir()
+    mount.mkdir()
+    config.write_text(f'storage_locks = [ "{mount}=ofd" ]\n')
+    with running("bindfs", "-f", real, mount) as server:
+        wait_until(lambda: os.path.ismount(mount))
+        try:
+            yield server, mount, config
+        finally:
+            server.send_signal(signal.SIGCONT)
+            subprocess.run(["umount", "-l", mount], stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("verb", [["status", "--timeout", "1"], ["check", "--timeout", "1"],
+                                  ["watch", "--once", "--dry-run", "--timeout", "1"]])
+def test_what_no_mount_table_shows_is_not_waited_for(tmp_path, verb):
+    with stoppable_storage(tmp_path) as (server, mount, config):
+        image = mount / "disk.img"
+        image.write_bytes(b"data")
+        with running(LEASEHOLD, "run", "--config", config, image, "--", "cat") as command:
+            wait_until(lambda: command.pid in {guest["pid"] for guest in json.loads(call("status", "--json").stdout)["guests"]})
+            subprocess.run(["umount", "-l", mount], check=True)
+            server.send_signal(signal.SIGSTOP)
+            call(*verb)  # an answer comes, whatever it is
+            server.send_signal(signal.SIGCONT)
+
+
 def test_probe_alone_says_so(tmp_path, on_shutdown):
     result = call("probe", "--wait", "1", tmp_path)
     assert result.returncode == 5 and "nobody came" in result.stdout

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+
+// Storage that does not answer, and that no mount table shows: it was unmounted lazily, as administrators do when a
+// server is dead. The lease itself knows that it may hang. A real file system that can be stopped: bindfs.
+
+#include "core/os/deadline.hpp"
+#include "core/storage/mount.hpp"
+#include "tests/support/unit_engine.hpp"
+
+#include <filesystem>
+#include <fstream>
+
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+namespace leasehold {
+
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// Calls are given up after this.
+constexpr milliseconds kTimeout{1500};
+
+class SilentStorage : public unit::EngineTest {
+protected:
+    SilentStorage()
+        : EngineTest([](const unit::TempDir& d) {
+              Settings s;
+              s.storageTimeout = kTimeout;
+              s.handoffWait = milliseconds(0);
+              s.storageLocks = {*storage::parseOverride(d.path("mount") + "=ofd")};
+              return s;
+          }) {}
+
+    void SetUp() override {
+        if (access("/dev/fuse", R_OK | W_OK) != 0 || access("/usr/bin/bindfs", X_OK) != 0)
+            GTEST_SKIP() << "bindfs, or /dev/fuse, is missing";
+        // Mounts of the test, and of nobody else: those of this machine would answer for the lease.
+        if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) < 0)
+            GTEST_SKIP() << "no mount namespace may be made here";
+        std::filesystem::create_directories(dir.path("real"));
+        std::filesystem::create_directories(dir.path("mount"));
+        std::ofstream(dir.path("real/disk.img")) << "data";
+        server_ = fork();
+        if (server_ == 0) {
+            execl("/usr/bin/bindfs", "bindfs", "-f", dir.path("real").c_str(), dir.path("mount").c_str(), nullptr);
+            _exit(127);
+        }
+        for (int tries = 0; access(distant.c_str(), F_OK) != 0; tries++) {
+            ASSERT_LT(tries, 3000) << "bindfs does not mount";
+            usleep(10000);
+        }
+    }
+
+    void TearDown() override {
+        if (server_ <= 0)
+            return;
+        goOn();
+        (void)umount2(dir.path("mount").c_str(), MNT_DETACH);
+        ::kill(server_, SIGKILL);
+        waitpid(server_, nullptr, 0);
+        for (int tries = 0; !os::stuckHelpers().empty() && tries < 1000; tries++)
+            usleep(10000);
+    }
+
+    void vanish() const { ASSERT_EQ(umount2(dir.path("mount").c_str(), MNT_DETACH), 0); }
+    void stop() const {
+        ::kill(server_, SIGSTOP);
+        waitpid(server_, nullptr, WUNTRACED);
+    }
+    void goOn() const { ::kill(server_, SIGCONT); }
+
+    std::string distant = dir.path("mount/disk.img");
+    std::vector<Resource> disks{{.path = distant}};
+
+private:
+    pid_t server_ = 0;
+};
+
+TEST_F(SilentStorage, IsNotWaitedForWhenItsMountIsGoneFromTheTable) {
+    Qemu qemu = start(web, disks);
+    EXPECT_EQ(engine.acquire(web, disks, "").value_or("granted"), "granted");
+    vanish();
+    if (storage::hostHasRemoteMounts())
+        GTEST_SKIP() << "this machine has other network storage, and calls go to a helper anyway";
+    EXPECT_EQ(engine.acquire(web, disks, "").value_or("granted"), "granted");
+    stop();
+    // The lock is this host's, so the answer comes; what is closed afterwards waits for the server.
+    std::string state;
+    EXPECT_EQ(unit::errorOf([&] { state = engine.release(web, disks); }), "");
+    EXPECT_NE(state, "");
+    goOn();
+    EXPECT_EQ(engine.acquire(web, disks, state).value_or("granted"), "granted");
+    stop();
+    // Before a guest runs, its lease is read from the storage.
+    std::string problem = unit::errorOf([&] { (void)engine.acquire(web, disks, state); });
+    EXPECT_TRUE(unit::says(problem, "did not answer for 1 s"));
+    EXPECT_TRUE(unit::says(problem, distant));
+    goOn();
+    EXPECT_EQ(engine.acquire(web, disks, state).value_or("granted"), "granted");
+}
+
+TEST_F(SilentStorage, DoesNotKeepAnAnswerBackThatHasBeenFound) {
+    std::vector<Resource> both{{.path = distant}, {.path = image}}, plugged{{.path = second}};
+    Qemu qemu = start(web, both);
+    EXPECT_EQ(engine.acquire(web, both, "").value_or("granted"), "granted");
+    for (bool gone : {false, true}) {
+        if (gone)
+            vanish();
+        stop();
+        EXPECT_EQ(unit::errorOf([&] { EXPECT_NE(engine.release(web, both), ""); }), "") << gone;
+        EXPECT_EQ(unit::errorOf([&] { EXPECT_NE(engine.inquire(web, both), ""); }), "") << gone;
+        EXPECT_EQ(unit::errorOf([&] { engine.detach(web, plugged); }), "") << gone;
+        goOn();
+    }
+}
+
+} // namespace
+
+} // namespace leasehold
