@@ -238,7 +238,8 @@ Call::Attempt Call::admit(std::span<Place> places, lease::Entry entry) {
         // The source of a migration holds QEMU's locks rightfully until the guest runs here. If it is no migration QEMU
         // dies of them, and libvirt shows what the guest's log says since.
         if (stored.joined) {
-            surroundings_.warn(explainJoin(guest_, stored, shares.all()[shares.indexOf(stored)].medium->look()));
+            const Share& share = shares.all()[shares.indexOf(stored)];
+            surroundings_.warn(explainJoin(guest_, stored, share.medium->lookAt(self_.domain, share.mode)));
         } else if (settings_.outsiders != Settings::Outsiders::ignore) {
             if (auto outsider = findOutsider(stored, place.hidesQemu, stored.mode)) {
                 if (settings_.outsiders == Settings::Outsiders::refuse)

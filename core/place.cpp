@@ -491,7 +491,7 @@ void sweepLease(const qemu::StoredLease& stored) {
     lease::ByteRangeMedium medium(stored.lease.get(), true, stored.path);
     // Whoever enters needs `owner` first, and looks afterwards whether the file still has a name.
     if (medium.tryPlace({lease::MarkKind::owner, 0, 0}, os::LockType::write) != os::LockOutcome::granted ||
-        !medium.look().empty())
+        medium.any(lease::MarkKind::owner, lease::MarkKind::taken))
         return;
     std::string path = os::pathOf(stored.lease.get(), "");
     FileId file;

@@ -28,6 +28,11 @@ os::Range byteOf(const Mark& mark) {
     return {encodeOffset(mark), 1};
 }
 
+// All marks of one kind that one domain can have.
+os::Range rangeOf(MarkKind kind, std::uint32_t domain) {
+    return {encodeOffset({kind, domain, 0}), std::int64_t{1} << kIdBits};
+}
+
 } // namespace
 
 std::int64_t encodeOffset(const Mark& mark) {
@@ -76,10 +81,29 @@ bool ByteRangeMedium::any(MarkKind first, MarkKind last) const {
     return os::findConflict(fd_, os::LockType::write, {start, kinds << kKindShift}, name_).has_value();
 }
 
-std::vector<Mark> ByteRangeMedium::look() const {
-    // F_OFD_GETLK names one lock of a range: ask again for what is left and right of it until nothing is found.
+std::vector<Mark> ByteRangeMedium::lookAt(std::uint32_t domain, Mode mode) const {
     std::vector<Mark> marks;
-    std::vector<os::Range> unseen{kWholeArea};
+    enumerate(byteOf({MarkKind::owner, 0, 0}), marks);
+    if (mode == Mode::shared)
+        enumerate(byteOf({MarkKind::sharedOwner, domain, 0}), marks);
+    std::size_t owners = marks.size();
+    enumerate(rangeOf(presentMark(mode, {domain, 0}).kind, domain), marks);
+    if (marks.size() == owners)
+        return marks;
+    enumerate(rangeOf(MarkKind::handoff, domain), marks);
+    enumerate(rangeOf(MarkKind::taken, domain), marks);
+    return marks;
+}
+
+std::vector<Mark> ByteRangeMedium::look() const {
+    std::vector<Mark> marks;
+    enumerate(kWholeArea, marks);
+    return marks;
+}
+
+// F_OFD_GETLK names one lock of a range: ask again for what is left and right of it until nothing is found.
+void ByteRangeMedium::enumerate(const os::Range& area, std::vector<Mark>& marks) const {
+    std::vector<os::Range> unseen{area};
     while (!unseen.empty()) {
         os::Range range = unseen.back();
         unseen.pop_back();
@@ -101,7 +125,6 @@ std::vector<Mark> ByteRangeMedium::look() const {
         if (hitLast < last)
             unseen.push_back({hitLast + 1, range.length == 0 ? 0 : last - hitLast});
     }
-    return marks;
 }
 
 Note ByteRangeMedium::note() const {

@@ -2,12 +2,14 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "core/lease/file_set.hpp"
 
+#include "core/lease/file_index.hpp"
 #include "core/lease/note.hpp"
 #include "core/os/error.hpp"
 #include "core/os/text.hpp"
 #include "core/storage/lockspace.hpp"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <chrono>
 #include <functional>
@@ -35,7 +37,7 @@ constexpr std::string_view kMagic = "leasehold-marks1";
 // So short that nobody ever reads half of an old text and half of a new one: one page.
 constexpr std::size_t kTextSize = 512;
 // One that is left behind by each QEMU that died since somebody came here last, and the living ones.
-constexpr std::size_t kMaxFiles = 4096;
+constexpr std::size_t kMaxFiles = 16384;
 
 [[noreturn]] void deleted(const std::string& name) {
     throw Error(Fault::invalid, "the lease of '" + name +
@@ -102,42 +104,163 @@ bool allowedTogether(const Placed& theirs, const Mark& mark, LockType type) {
     return theirs.mark != mark || (theirs.type == LockType::read && type == LockType::read);
 }
 
-// What the living ones have up. Behind the gate.
-std::vector<Placed> readOthers(int directory, const Incarnation& self, const std::string& name) {
+using Marks = std::vector<Placed>;
+
+// What one has up whose file is there; nothing when nobody holds it: then it is swept. Behind the gate.
+std::optional<Marks> readOther(int directory, const std::string& file, const Incarnation& placer,
+                               const std::string& name) {
+    os::Fd fd;
+    int error = os::tryOpenAt(directory, file, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0, fd);
+    if (error == ENOENT)
+        return std::nullopt;
+    if (error != 0)
+        throw SystemError(error, "read the marks of", name);
+    if (os::tryFlock(fd.get(), LockType::read, name) == LockOutcome::contended)
+        return decodeMarks(readText(fd.get(), name), placer);
+    if (unlinkat(directory, file.c_str(), 0) < 0 && errno != ENOENT)
+        throw SystemError(errno, "sweep the lease of", name);
+    return std::nullopt;
+}
+
+// How an incarnation with these marks stands in the index.
+struct Standing {
+    Index::Marks marks = Index::Marks::none;
+    bool reads = false;
+
+    bool operator==(const Standing&) const = default;
+};
+
+constexpr bool isReaders(const Placed& placed) {
+    return placed.mark.kind == MarkKind::presentReadOnly ||
+           (placed.mark.kind == MarkKind::owner && placed.type == LockType::read);
+}
+
+constexpr bool isOfSharers(MarkKind kind) {
+    return kind != MarkKind::owner && kind != MarkKind::presentExclusive && kind != MarkKind::presentReadOnly &&
+           kind != MarkKind::foreign;
+}
+
+Standing standingOf(const Marks& marks) {
+    auto all = [&](auto test) { return std::all_of(marks.begin(), marks.end(), test); };
+    if (all(isReaders))
+        return {Index::Marks::none, !marks.empty()};
+    bool shares = all([](const Placed& placed) { return isOfSharers(placed.mark.kind); });
+    return {shares ? Index::Marks::shared : Index::Marks::anything, std::any_of(marks.begin(), marks.end(), isReaders)};
+}
+
+// What it may be between the two.
+Standing eitherOf(const Standing& one, const Standing& other) {
+    Standing either = one == Standing{} ? other : one;
+    if (one.marks != other.marks)
+        either.marks = one.marks == Index::Marks::none     ? other.marks
+                       : other.marks == Index::Marks::none ? one.marks
+                                                           : Index::Marks::anything;
+    either.reads = one.reads || other.reads;
+    return either;
+}
+
+// Whose marks are asked for, besides those of whoever may have any.
+struct Interest {
+    bool readers = false;                // of those who have only a reader's
+    bool sharers = false;                // of those who share and have no owner, ...
+    std::optional<std::uint32_t> domain; // ... if they are of this domain
+};
+
+// All others, as far as somebody asks for them. Behind the gate.
+class Others {
+public:
+    Others(int directory, const Incarnation& self, const std::string& name)
+        : directory_(directory), self_(self), name_(name), index_(FileIndex::openIfExists(directory, name)) {}
+
+    // Until `visit` gives false; true when it never did.
+    template <typename Visit>
+    bool visit(const Interest& interest, Visit visit) {
+        if (!index_ || (interest.readers && index_->get().readers))
+            return visitAll(visit);
+        const std::vector<Index::Line> lines = index_->get().lines;
+        for (const Index::Line& line : lines) {
+            bool concerned =
+                line.marks == Index::Marks::anything || (line.marks == Index::Marks::shared && interest.sharers &&
+                                                         interest.domain.value_or(line.who.domain) == line.who.domain);
+            if (!concerned || line.who == self_)
+                continue;
+            auto marks = readOther(directory_, encodeMarkFileName(line.who), line.who, name_);
+            if (!marks)
+                index_->set(line.who, Index::Marks::none);
+            else if (!visit(*marks))
+                return false;
+        }
+        return true;
+    }
+
+    template <typename Visit>
+    bool visitAll(Visit visit);
+
+    // Whoever looks into all files sweeps the dead. With an index nobody has to: so one in so many does.
+    bool isSweepDue() const { return index_ && self_.id % std::max(kFewest, index_->get().living / 2) == 0; }
+
+    // Says how we stand: before we have marks up, and after we have dropped them.
+    void tell(const Standing& own) {
+        bool worthIt = index_ || found_.living > kFew;
+        if (complete_ && worthIt) {
+            Index index = found_;
+            index.readers = index.readers || own.reads;
+            if (own.marks != Index::Marks::none)
+                index.lines.push_back({self_, own.marks});
+            FileIndex::make(directory_, index, name_);
+        } else if (index_) {
+            index_->set(self_, own.marks);
+            if (own.reads)
+                index_->setReaders();
+        }
+    }
+
+private:
+    // So few are read quickly.
+    static constexpr std::uint32_t kFew = 4, kFewest = 64;
+
+    int directory_;
+    const Incarnation& self_;
+    const std::string& name_;
+    std::optional<FileIndex> index_;
+    Index found_;           // in all files
+    bool complete_ = false; // they were all read
+};
+
+template <typename Visit>
+bool Others::visitAll(Visit visit) {
     // A description of its own: the place where one reads a directory belongs to it.
     os::Fd reader;
-    if (int error = os::tryOpenAt(directory, ".", O_RDONLY | O_DIRECTORY, 0, reader))
-        throw SystemError(error, "read the lease of", name);
+    if (int error = os::tryOpenAt(directory_, ".", O_RDONLY | O_DIRECTORY, 0, reader))
+        throw SystemError(error, "read the lease of", name_);
     std::unique_ptr<DIR, int (*)(DIR*)> list(fdopendir(reader.get()), closedir);
     if (!list)
-        throw SystemError(errno, "read the lease of", name);
+        throw SystemError(errno, "read the lease of", name_);
     reader.release();
-    std::vector<Placed> marks;
+    found_ = {};
     std::size_t files = 0;
     while (dirent* entry = (errno = 0, readdir(list.get()))) {
         auto placer = parseMarkFileName(entry->d_name);
-        if (!placer || *placer == self)
+        if (!placer || *placer == self_ || *placer == kIndexIncarnation)
             continue;
         if (++files > kMaxFiles)
-            throw Error(Fault::invalid, "the lease of '" + name + "' has more than " + std::to_string(kMaxFiles) +
+            throw Error(Fault::invalid, "the lease of '" + name_ + "' has more than " + std::to_string(kMaxFiles) +
                                             " files: see what is in its directory");
-        os::Fd file;
-        int error = os::tryOpenAt(directory, entry->d_name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0, file);
-        if (error == ENOENT)
+        auto marks = readOther(directory_, entry->d_name, *placer, name_);
+        if (!marks)
             continue;
-        if (error != 0)
-            throw SystemError(error, "read the marks of", name);
-        if (os::tryFlock(file.get(), LockType::read, name) == LockOutcome::granted) {
-            if (unlinkat(directory, entry->d_name, 0) < 0 && errno != ENOENT)
-                throw SystemError(errno, "sweep the lease of", name);
-            continue;
-        }
-        for (const Placed& placed : decodeMarks(readText(file.get(), name), *placer))
-            marks.push_back(placed);
+        Standing standing = standingOf(*marks);
+        found_.living++;
+        found_.readers = found_.readers || standing.reads;
+        if (standing.marks != Index::Marks::none)
+            found_.lines.push_back({*placer, standing.marks});
+        if (!visit(*marks))
+            return false;
     }
     if (errno != 0)
-        throw SystemError(errno, "read the lease of", name);
-    return marks;
+        throw SystemError(errno, "read the lease of", name_);
+    complete_ = true;
+    return true;
 }
 
 // What we have up, and how to change it. Behind the gate.
@@ -163,6 +286,8 @@ public:
     void erase(Which which) {
         std::erase_if(marks_, which);
     }
+
+    Standing standing() const { return standingOf(marks_); }
 
     bool hasOwner() const {
         return std::any_of(marks_.begin(), marks_.end(),
@@ -216,13 +341,35 @@ bool isMarkFileListed(int directory, int markFile, const Incarnation& self, cons
 FileSetMedium::FileSetMedium(int markFile, int directory, int image, const Incarnation& self, std::string name)
     : markFile_(markFile), directory_(directory), image_(image), self_(self), name_(std::move(name)) {}
 
+namespace {
+
+// Whose marks may be in the way of this one. Nobody's, if it says which incarnation it is of.
+std::optional<Interest> rivalsOf(const Mark& mark, LockType type, const Incarnation& self) {
+    if (mark.kind == MarkKind::owner)
+        return Interest{.readers = type == LockType::write, .sharers = false, .domain = std::nullopt};
+    bool named = presentMode(mark) || mark.kind == MarkKind::leaving;
+    if (named && Incarnation{mark.domain, mark.id} == self)
+        return std::nullopt;
+    return Interest{.readers = mark.kind == MarkKind::presentReadOnly, .sharers = true, .domain = mark.domain};
+}
+
+} // namespace
+
 LockOutcome FileSetMedium::tryPlace(const Mark& mark, LockType type) {
     Gate gate(directory_, name_);
     OwnMarks own(directory_, markFile_, self_, name_);
-    std::vector<Placed> others = readOthers(directory_, self_, name_);
-    if (!std::all_of(others.begin(), others.end(),
-                     [&](const Placed& theirs) { return allowedTogether(theirs, mark, type); }))
-        return LockOutcome::contended;
+    const Standing before = own.standing();
+    std::optional<Others> others;
+    if (auto rivals = rivalsOf(mark, type, self_)) {
+        others.emplace(directory_, self_, name_);
+        auto allowed = [&](const Marks& theirs) {
+            return std::all_of(theirs.begin(), theirs.end(),
+                               [&](const Placed& placed) { return allowedTogether(placed, mark, type); });
+        };
+        bool all = mark.kind == MarkKind::owner && others->isSweepDue();
+        if (!(all ? others->visitAll(allowed) : others->visit(*rivals, allowed)))
+            return LockOutcome::contended;
+    }
     bool withImage = mark.kind == MarkKind::owner && image_ >= 0;
     imageLocked_ = withImage && os::tryFlock(image_, type, name_) == LockOutcome::contended;
     if (imageLocked_) {
@@ -237,50 +384,92 @@ LockOutcome FileSetMedium::tryPlace(const Mark& mark, LockType type) {
         ~GiveBack() { image >= 0 ? (void)flock(image, LOCK_UN) : void(); }
     } giveBack{withImage && !own.hasOwner() ? image_ : -1};
     own.put(mark, type);
+    const Standing meanwhile = eitherOf(before, own.standing());
+    if (others || meanwhile != before)
+        (others ? *others : others.emplace(directory_, self_, name_)).tell(meanwhile);
     own.write();
     giveBack.image = -1;
+    if (own.standing() != meanwhile)
+        Others(directory_, self_, name_).tell(own.standing());
     return LockOutcome::granted;
+}
+
+// Which of one's own marks are to go is up to `which`.
+template <typename Which>
+void FileSetMedium::drop(Which which) {
+    OwnMarks own(directory_, markFile_, self_, name_);
+    const Standing before = own.standing();
+    own.erase(which);
+    own.write();
+    if (own.standing() != before)
+        Others(directory_, self_, name_).tell(own.standing());
 }
 
 void FileSetMedium::remove(const Mark& mark) {
     Gate gate(directory_, name_);
-    OwnMarks own(directory_, markFile_, self_, name_);
-    own.erase([&](const Placed& placed) { return placed.mark == mark; });
-    own.write();
+    drop([&](const Placed& placed) { return placed.mark == mark; });
     if (mark.kind == MarkKind::owner && image_ >= 0)
         os::unflock(image_, name_);
 }
 
 void FileSetMedium::removeHandoff() {
     Gate gate(directory_, name_);
-    OwnMarks own(directory_, markFile_, self_, name_);
-    own.erase([](const Placed& placed) {
+    drop([](const Placed& placed) {
         return placed.mark.kind == MarkKind::handoff || placed.mark.kind == MarkKind::leaving;
     });
-    own.write();
 }
 
 void FileSetMedium::removeAll() {
     Gate gate(directory_, name_);
-    OwnMarks own(directory_, markFile_, self_, name_);
-    own.erase([](const Placed&) { return true; });
-    own.write();
+    drop([](const Placed&) { return true; });
     if (image_ >= 0)
         os::unflock(image_, name_);
 }
 
 bool FileSetMedium::any(MarkKind first, MarkKind last) const {
-    std::vector<Mark> marks = look();
-    return std::any_of(marks.begin(), marks.end(), [&](const Mark& mark) {
-        return (mark.kind >= first && mark.kind <= last) || mark.kind == MarkKind::foreign;
-    });
+    if (imageLocked_)
+        return true;
+    auto among = [&](MarkKind kind) { return (kind >= first && kind <= last) || kind == MarkKind::foreign; };
+    constexpr std::array kSharers{MarkKind::sharedOwner, MarkKind::presentShared, MarkKind::handoff, MarkKind::leaving,
+                                  MarkKind::taken};
+    Gate gate(directory_, name_);
+    return !Others(directory_, self_, name_)
+                .visit({.readers = among(MarkKind::owner) || among(MarkKind::presentReadOnly),
+                        .sharers = std::any_of(kSharers.begin(), kSharers.end(), among),
+                        .domain = std::nullopt},
+                       [&](const Marks& theirs) {
+                           return std::none_of(theirs.begin(), theirs.end(),
+                                               [&](const Placed& placed) { return among(placed.mark.kind); });
+                       });
+}
+
+std::vector<Mark> FileSetMedium::lookAt(std::uint32_t domain, Mode mode) const {
+    const MarkKind present = presentMark(mode, {}).kind;
+    std::vector<Mark> marks;
+    Gate gate(directory_, name_);
+    Others(directory_, self_, name_)
+        .visit({.readers = mode == Mode::readOnly, .sharers = true, .domain = domain}, [&](const Marks& theirs) {
+            for (const auto& [mark, type] : theirs) {
+                bool counts = mark.kind == MarkKind::sharedOwner || mark.kind == present ||
+                              mark.kind == MarkKind::handoff || mark.kind == MarkKind::taken;
+                if (mark.kind == MarkKind::owner || mark.kind == MarkKind::foreign || (mark.domain == domain && counts))
+                    marks.push_back(mark);
+            }
+            return true;
+        });
+    if (imageLocked_)
+        marks.push_back({});
+    return marks;
 }
 
 std::vector<Mark> FileSetMedium::look() const {
     Gate gate(directory_, name_);
     std::vector<Mark> marks;
-    for (const Placed& placed : readOthers(directory_, self_, name_))
-        marks.push_back(placed.mark);
+    Others(directory_, self_, name_).visitAll([&](const Marks& theirs) {
+        for (const Placed& placed : theirs)
+            marks.push_back(placed.mark);
+        return true;
+    });
     if (imageLocked_)
         marks.push_back({});
     return marks;

@@ -8,6 +8,7 @@
 //
 //     LOCKSPACE/RESOURCE/gate                   flocked for the length of every single step, never removed
 //                       /DOMAIN-INCARNATION     flocked by one QEMU for as long as it lives; its text is the marks
+//                       /00000000-00000000      the index, where many are there (file_index.hpp)
 //
 // What others have up is read and what one has up is written behind the gate only, so every step is atomic for
 // everybody, also when its process is killed: a flock ends with its holder, and a file that nobody holds is no mark. It
@@ -43,11 +44,15 @@ public:
     void removeHandoff() override;
     void removeAll() override;
     bool any(MarkKind first, MarkKind last) const override;
+    std::vector<Mark> lookAt(std::uint32_t domain, Mode mode) const override;
     std::vector<Mark> look() const override;
     Note note() const override;
     void setNote(const Note& note) override;
 
 private:
+    template <typename Which>
+    void drop(Which which);
+
     int markFile_;
     int directory_;
     int image_;

@@ -40,8 +40,12 @@ public:
     // question, however many there are.
     virtual bool any(MarkKind first, MarkKind last) const = 0;
 
-    // The marks of all others. Each is read at an instant of its own; a mark that stays up during the whole call is
-    // always among them.
+    // What decides between the incarnations of one domain in one mode: `owner`, whoever has it; their owner mark and
+    // their presents; and where there are presents, handoffs and takens. Few, however many other guests there are.
+    virtual std::vector<Mark> lookAt(std::uint32_t domain, Mode mode) const = 0;
+
+    // The marks of all others: for a refusal that names them, and where hardly anybody can be there. Here and in
+    // lookAt each is read at an instant of its own; a mark that stays up during the whole call is always among them.
     virtual std::vector<Mark> look() const = 0;
 
     // Kept with our open file description, and gone with it. At first nothing is noted. Taken back before a mark goes

@@ -30,9 +30,9 @@ Mark ownerMark(Mode mode, const Incarnation& self) {
     return mode == Mode::shared ? Mark{MarkKind::sharedOwner, self.domain, 0} : Mark{MarkKind::owner, 0, 0};
 }
 
-View look(const Incarnation& self, const Share& share) {
+View viewOf(const Incarnation& self, const Share& share, std::vector<Mark> marks) {
     View view;
-    view.marks = share.medium->look();
+    view.marks = std::move(marks);
     for (const Mark& mark : view.marks) {
         bool mine = mark.domain == self.domain;
         view.entryBusy = view.entryBusy || mark.kind == MarkKind::owner;
@@ -52,14 +52,39 @@ View look(const Incarnation& self, const Share& share) {
     return view;
 }
 
-// A reader asks for writers alone: there may be a thousand other readers.
-View lookForWriters(const Incarnation& self, const Share& share) {
-    static_assert(static_cast<int>(MarkKind::presentShared) == static_cast<int>(MarkKind::presentExclusive) + 1);
-    return share.medium->any(MarkKind::presentExclusive, MarkKind::presentShared) ? look(self, share) : View{};
+View look(const Incarnation& self, const Share& share) {
+    return viewOf(self, share, share.medium->look());
 }
 
-View lookAs(const Incarnation& self, const Share& share) {
-    return share.mode == Mode::readOnly ? lookForWriters(self, share) : look(self, share);
+bool isAlone(const Share& share) {
+    return !share.medium->any(MarkKind::owner, MarkKind::taken);
+}
+
+// What the other incarnations of this domain have up.
+View lookAtOwnDomain(const Incarnation& self, const Share& share) {
+    return isAlone(share) ? View{} : viewOf(self, share, share.medium->lookAt(self.domain, share.mode));
+}
+
+// Whether anybody is in the way of this share. There may be a thousand guests who are not: they are not looked at, and
+// those who are in the way are named, for the refusal. Where others change their modes meanwhile the answer holds if
+// `owner` is ours: they need it too.
+View ask(const Incarnation& self, const Share& share) {
+    static_assert(static_cast<int>(MarkKind::presentShared) == static_cast<int>(MarkKind::presentExclusive) + 1);
+    auto any = [&](MarkKind first, MarkKind last) { return share.medium->any(first, last); };
+    switch (share.mode) {
+    case Mode::readOnly:
+        return any(MarkKind::presentExclusive, MarkKind::presentShared) ? look(self, share) : View{};
+    case Mode::shared:
+        if (isAlone(share))
+            return {};
+        if (any(MarkKind::presentExclusive, MarkKind::presentExclusive) ||
+            any(MarkKind::presentReadOnly, MarkKind::presentReadOnly))
+            return look(self, share);
+        return viewOf(self, share, share.medium->lookAt(self.domain, share.mode));
+    case Mode::exclusive:
+        break;
+    }
+    return isAlone(share) ? View{} : look(self, share);
 }
 
 Answer refuse(std::size_t share, Obstacle obstacle, View& view) {
@@ -152,7 +177,7 @@ private:
     }
 
     Answer lookFirst(std::size_t i) {
-        View view = lookAs(self_, shares_[i]);
+        View view = ask(self_, shares_[i]);
         joined_[i] = view.peers > 0;
         return refuseStrangers(i, view);
     }
@@ -163,7 +188,7 @@ private:
         const Share& share = shares_[i];
         LockType type = share.mode == Mode::readOnly ? LockType::read : LockType::write;
         while (share.medium->tryPlace({MarkKind::owner, 0, 0}, type) == LockOutcome::contended) {
-            View view = look(self_, share);
+            View view = ask(self_, share);
             if (view.strangers)
                 return refuse(i, Obstacle::guestPresent, view);
             if (view.peers > 0) {
@@ -173,12 +198,14 @@ private:
             // Nobody is present: another guest is between its owner and its present mark, or on its way out. Or there
             // is a reader on another host whose locks F_OFD_GETLK does not show (NFSv3): the lock that was refused is
             // all that tells. A lock that is not ours may be that of a dying QEMU, whose descriptors go one by one.
-            if (!waiter_.again())
-                return refuse(i,
-                              view.foreign     ? Obstacle::foreignLock
-                              : view.entryBusy ? Obstacle::beingTaken
-                                               : Obstacle::guestPresent,
-                              view);
+            if (waiter_.again())
+                continue;
+            view = look(self_, share);
+            return refuse(i,
+                          view.foreign                        ? Obstacle::foreignLock
+                          : view.entryBusy && !view.strangers ? Obstacle::beingTaken
+                                                              : Obstacle::guestPresent,
+                          view);
         }
         // Among the incarnations of a shared domain sharedOwner decides. It has to be up before `present` is, or two
         // that start at once would each take the other for one that lets it join.
@@ -201,7 +228,7 @@ private:
 
     Answer lookAgain(std::size_t i) {
         const Share& share = shares_[i];
-        View view = lookAs(self_, share);
+        View view = ask(self_, share);
         if (Answer refusal = refuseStrangers(i, view))
             return refusal;
         if (share.mode == Mode::readOnly)
@@ -227,7 +254,7 @@ private:
     }
 
     Answer mayJoin(std::size_t i) {
-        View view = look(self_, shares_[i]);
+        View view = ask(self_, shares_[i]);
         if (Answer refusal = refuseStrangers(i, view))
             return refusal;
         // Never a third: with two others one cannot tell whose state is the newest. The QEMU that an unfinished
@@ -298,7 +325,7 @@ private:
         const Share& share = shares_[i];
         if (share.mode == Mode::readOnly)
             return std::nullopt;
-        View view = look(self_, share);
+        View view = lookAtOwnDomain(self_, share);
         Turn& turn = turn_[i];
         turn.succeeding = false;
         if (view.peers == 0)
@@ -336,14 +363,15 @@ private:
         if (turn_[i].before.owner)
             return std::nullopt;
         while (share.medium->tryPlace(ownerMark(share.mode, self_), LockType::write) == LockOutcome::contended) {
+            if (waiter_.again())
+                continue;
             View view = look(self_, share);
-            if (!waiter_.again())
-                return refuse(i,
-                              view.foreign     ? Obstacle::foreignLock
-                              : view.peers > 0 ? Obstacle::sameGuest
-                              : view.strangers ? Obstacle::guestPresent
-                                               : Obstacle::beingTaken,
-                              view);
+            return refuse(i,
+                          view.foreign     ? Obstacle::foreignLock
+                          : view.peers > 0 ? Obstacle::sameGuest
+                          : view.strangers ? Obstacle::guestPresent
+                                           : Obstacle::beingTaken,
+                          view);
         }
         turn_[i].took = true;
         return std::nullopt;
@@ -427,7 +455,7 @@ std::uint32_t releaseAll(const Incarnation& self, std::span<const Share> shares)
     for (std::size_t i = 0; i < shares.size(); i++) {
         if (!notes[i].leaving)
             continue;
-        View view = look(self, shares[i]);
+        View view = lookAtOwnDomain(self, shares[i]);
         if (view.peers <= view.handoffs)
             continue;
         notes[i].owner = false;

@@ -7,7 +7,8 @@
  * after the other acts. NC: these die before any system call (a child takes the marks along, a libvirtd does not).
  * NK: QEMUs die, their descriptors go one by one. NOP: operations of each slot. IMAGE: owner flocks the image too.
  * CONV: owner changes its type (downgrade, upgrade). NS: times somebody uses flock(1) on the image. NL: times a slot
- * attaches. SWEEPER: a process that only looks. STRICT: whoever has owner has the image's flock whenever the gate is not
+ * attaches. INDEX: many are there, so there is an index. OLD: each call may be made by a version that knows of none.
+ * SWEEPER: a process that only looks. STRICT: whoever has owner has the image's flock whenever the gate is not
  * his. FOREIGN: an image that is busy while no mark says why is in the hands of flock(1). */
 #ifndef N
 #define N 2
@@ -41,6 +42,7 @@ byte gate, trial[MAX];     /* process+1 that holds the gate; that tries the file
 byte ex, sh, stray;        /* the image's flock: slot+1 for writing, slots for reading; flock(1): 1 reads, 2 writes */
 bool q[MAX], busy[4];      /* QEMU lives; a process acts */
 bool lost[MAX];            /* a conversion of the image's flock may have lost it */
+bool ix, line[MAX], readers; /* the index: who may be more than a reader; whether there may be readers */
 byte nc=NC, nk=NK, ns=NS, done;
 bool odd;                  /* somebody died, or flock(1) was there: the image alone may be busy */
 short must[4], may[4];     /* what is up during a whole call, at some time of it; 3 bits a slot */
@@ -94,14 +96,77 @@ inline LOOKAT(k) {
      if
      :: t -> S(got=got|(tx[k]<<(3*k)))
      :: else -> S(nm[k]=0); S(trial[k]=0)
+#ifdef INDEX
+        ; if :: old -> skip :: else -> S(line[k]=0) fi
+#endif
      fi
 #endif
   :: else
   fi }
 #if N==3
-#define READOTHERS got=0; LOOKAT(0); LOOKAT(1); LOOKAT(2)
+#define LOOKATALL LOOKAT(0); LOOKAT(1); LOOKAT(2)
 #else
-#define READOTHERS got=0; LOOKAT(0); LOOKAT(1)
+#define LOOKATALL LOOKAT(0); LOOKAT(1)
+#endif
+/* to a version that does not know it the index is the file of a dead one, swept sooner or later */
+#ifdef M_IXKEPT
+#define SWEEPINDEX skip
+#else
+#define SWEEPINDEX S(ix=0)
+#endif
+#ifdef OLD
+#define READOTHERS got=0; \
+  if :: old -> if :: SWEEPINDEX; LOOKATALL :: LOOKATALL; SWEEPINDEX fi :: else -> LOOKATALL fi
+#else
+#define READOTHERS got=0; LOOKATALL
+#endif
+#define MORE(x) (((x)&W)!=0 || ((x)&OWNER)==0 && (x)!=0)   /* than a reader: its own mark decides, or nothing tells */
+#define LINEOF(k) MORE((got>>(3*k))&7)
+#define READERIN(k) (((got>>(3*k))&R)!=0)
+/* tryPlace: who may be in the way; with an index only those, if no reader is */
+inline READRIVALS(w) {
+#ifdef INDEX
+  S(t=ix && !old && !(w==W && readers));
+  if
+  :: t -> got=0;
+     if :: line[0] -> LOOKAT(0) :: else fi;
+     if :: line[1] -> LOOKAT(1) :: else fi;
+     if :: line[2] -> LOOKAT(2) :: else fi;
+     whole=0
+  :: else -> READOTHERS; whole=!old
+  fi
+#else
+  READOTHERS
+#endif
+}
+/* how we stand, while the text is x or was tx[i]: told before and after */
+#ifdef M_IXLATE
+#define STANDS(x) line[i]=MORE(tx[i]); readers=(readers||(tx[i]&R)!=0)
+#elif defined(M_IXNOREADERS)
+#define STANDS(x) line[i]=(MORE(x)||MORE(tx[i]))
+#else
+#define STANDS(x) line[i]=(MORE(x)||MORE(tx[i])); readers=(readers||((x)&R)!=0||(tx[i]&R)!=0)
+#endif
+#if !defined(INDEX)
+#define TELL(x) skip
+#else
+#define TELL(x) if \
+  :: old -> skip \
+  :: !old && whole -> S(line[0]=LINEOF(0); line[1]=LINEOF(1); line[2]=LINEOF(2); readers=(READERIN(0)||READERIN(1)||READERIN(2)); \
+     STANDS(x); ix=1) \
+  :: !old && !whole -> S(if :: ix -> STANDS(x) :: else fi) fi
+#endif
+#ifdef INDEX
+#ifdef M_IXEARLY
+#define TELLAFTER skip
+#define TELLDROP(x) S(if :: ix && !old -> line[i]=MORE(x) :: else fi)
+#else
+#define TELLAFTER if :: old -> skip :: else -> S(if :: ix -> line[i]=MORE(tx[i]) :: else fi) fi
+#define TELLDROP(x) skip
+#endif
+#else
+#define TELLAFTER skip
+#define TELLDROP(x) skip
 #endif
 #define GOTW ((got&(W|(W<<3)|(W<<6)))!=0)
 #define GOTR ((got&(R|(R<<3)|(R<<6)))!=0)
@@ -123,7 +188,7 @@ inline FLOCKIMAGE(w) {
 
 #define WRITE(x) S(tx[i]=x)
 inline PLACEOWNER(w) {
-  READOTHERS;
+  READRIVALS(w);
   ok=!(GOTW || (w==W && GOTR));
   assert(ok || ANYW(may[i]) || (w==W && ANYO(may[i])));       /* who refuses was there */
   assert(!ok || !(ANYW(must[i]) || (w==W && ANYO(must[i])))); /* who was there refuses */
@@ -136,7 +201,7 @@ inline PLACEOWNER(w) {
      FLOCKIMAGE(w);
 #endif
      if
-     :: ok -> S(tx[i]=(tx[i]&P)|w; lost[i]=0)
+     :: ok -> TELL(((tx[i]&P)|w)); S(tx[i]=(tx[i]&P)|w; lost[i]=0); TELLAFTER
      :: else ->
         assert(odd);
 #ifdef FOREIGN
@@ -165,7 +230,7 @@ inline PLACEOWNER(w) {
 #endif
 
 proctype Slot(byte i) {
-  short got; bool t, ok; byte ops, lives; bool child=1;
+  short got; bool t, ok, whole, old; byte ops, lives; bool child=1;
 again: skip;
   BEGIN;
   /* openMarkFile */
@@ -196,6 +261,9 @@ next: skip;
   fi;
 inside:
   ops++;
+#ifdef OLD
+  if :: old=1 :: old=0 fi;
+#endif
   ENTER;
   S(t=nm[i]);
 #ifndef M_NONLINK
@@ -206,16 +274,16 @@ inside:
 #ifdef CONV
   :: (tx[i]&R)==0 -> PLACEOWNER(R)
 #endif
-  :: (tx[i]&P)==0 -> WRITE((tx[i]|P))
+  :: (tx[i]&P)==0 -> if :: old -> READOTHERS :: else fi; whole=0; TELL((tx[i]|P)); WRITE((tx[i]|P)); TELLAFTER
   :: (tx[i]&OWNER)!=0 ->
 #ifdef M_IMAGEFIRST
      S(UNFLOCK(i)); WRITE((tx[i]&P))
 #else
-     WRITE((tx[i]&P)); S(UNFLOCK(i); lost[i]=0)
+     TELLDROP((tx[i]&P)); WRITE((tx[i]&P)); TELLAFTER; S(UNFLOCK(i); lost[i]=0)
 #endif
   :: READOTHERS; assert((must[i]&~got&~(7<<(3*i)))==0 && (got&~may[i])==0)
   :: q[i] && !child && lives+1<NL -> lives++; ops=0;                /* detach, and attach again: the same incarnation */
-     S(DROPFILE(i,1); DROPIMAGE(i,1)); WRITE(0); S(UNFLOCK(i); lost[i]=0); LEAVE;
+     S(DROPFILE(i,1); DROPIMAGE(i,1)); WRITE(0); TELLAFTER; S(UNFLOCK(i); lost[i]=0); LEAVE;
      d_step { DROPFILE(i,2); DROPIMAGE(i,2); CHECK };
      END; goto again
   fi;
@@ -230,6 +298,7 @@ inside:
     CHECK };
   END; goto next;
 dead: skip;
+  whole=0;
   /* the descriptors of a process that dies, in any order */
   do
 #ifndef M_SHAREDGATE
@@ -269,7 +338,7 @@ proctype Flock() {            /* flock(1) */
   od }
 
 #ifdef SWEEPER
-proctype Sweeper() { byte i=3; short got; bool t, ok; byte n;
+proctype Sweeper() { byte i=3; short got; bool t, ok, old; byte n;
   do
   :: n<2 -> n++; BEGIN;
 #ifdef M_SWEEP

@@ -41,9 +41,17 @@ byte mode[4]; byte done, ok, nk=NK, kills;
 #define RUNXR(k) (running[k]==X||running[k]==RO)
 #define BAD(m) ((m==X && OTH(i,RUNX)) || (m==SW && OTH(i,RUNXR)) || (m==RO && OTH(i,RUNSX)))
 
-/* a reader asks one question, whether a present-exclusive or present-shared is up; the answer is of no one instant */
-#define ASK1(k) :: left&(1<<k) -> S(t=(t||SEEXS(k))); left=left&~(1<<k)
-#define ASK if :: mode[i]!=RO -> S(t=INC(mode[i])) :: else -> t=0; left=14&~(1<<i); do ASK1(1) ASK1(2) ASK1(3) :: left==0 -> break od fi
+/* a reader asks one question, whether a present-exclusive or present-shared is up; a shared guest asks two, for
+ * present-exclusive and then for present-read-only; no answer is of one instant */
+#define ASK1(k,sees) :: left&(1<<k) -> S(t=(t||sees(k))); left=left&~(1<<k)
+#define ASKALL(sees) left=14&~(1<<i); do ASK1(1,sees) ASK1(2,sees) ASK1(3,sees) :: left==0 -> break od
+#define SEEX(k) (pm[k]==X||pm2[k]==X)
+#ifdef NFS3
+#define SEER(k) false
+#else
+#define SEER(k) (pm[k]==RO)
+#endif
+#define ASK t=0; if :: mode[i]==X -> S(t=INC(X)) :: mode[i]==RO -> ASKALL(SEEXS) :: mode[i]==SW -> ASKALL(SEEX); ASKALL(SEER) fi
 #ifdef M_ASKONCE
 #define ASKAGAIN if :: mode[i]!=RO -> ASK :: else -> t=0 fi
 #else

@@ -87,6 +87,8 @@ holds "... a sweeper"                                                 $F -DNOP=1
 holds "flock of the image: owner has it, beside flock(1)"             $F -DNOP=2 -DIMAGE -DNS=1 -DNC=1 -DSTRICT
 holds "... also over downgrade and upgrade"                           $F -DNOP=2 -DIMAGE -DCONV -DSTRICT
 holds "... beside flock(1) and deaths: guests exclude each other"     $F -DNOP=2 -DIMAGE -DCONV -DNS=1 -DNC=1
+holds "an index; any call by a version that knows of none"            $F -DNOP=2 -DCONV -DINDEX -DOLD
+many  "... a libvirtd or a child dies"                                $F -DNOP=2 -DCONV -DINDEX -DOLD -DNC=1
 holds "1 migration, a QEMU dies mark by mark"                         $M -DFILESET -DNMIG=1 -DNOP=1 -DREL1 -DNK=1
 holds "2 migrations, libvirtd dies"                                   $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNCR=1
 title "lease files in a lockspace"
@@ -145,6 +147,10 @@ caught "file set: files count that nobody holds"                      $F -DNOP=2
 caught "file set: one's own dead file is in the way (O_EXCL)"         $F -DNOP=2 -DNL=2 -DM_EXCL
 caught "file set: text before the image's flock"                      $F -DNOP=2 -DIMAGE -DM_TEXTFIRST
 caught "file set: the image's flock is dropped before the text"       $F -DNOP=2 -DIMAGE -DM_IMAGEFIRST
+caught "file set: an index that older versions do not sweep"          $F -DNOP=2 -DCONV -DINDEX -DOLD -DM_IXKEPT
+caught "file set: marks before the index says so"                     $F -DNOP=2 -DCONV -DINDEX -DNC=1 -DM_IXLATE
+caught "file set: the index says so before the marks go"              $F -DNOP=2 -DCONV -DINDEX -DNC=1 -DM_IXEARLY
+caught "file set: the index does not tell of readers"                 $F -DNOP=2 -DCONV -DINDEX -DM_IXNOREADERS
 caught "no guarantee: flock(1) while the image's flock is converted"  $F -DNOP=2 -DIMAGE -DCONV -DNS=1 -DSTRICT
 caught "no guarantee: libvirtd dies in the conversion"                $F -DNOP=2 -DIMAGE -DCONV -DNC=1 -DSTRICT
 caught "no guarantee: a busy image is flock(1)'s; a QEMU dies"        $F -DNOP=2 -DIMAGE -DNK=1 -DFOREIGN
@@ -184,6 +190,8 @@ if [ $deep ]; then
   holds "file set, 2 migrations, a QEMU dies mark by mark"            $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNK=1
   holds "file set, 2 migrations, a stranger"                          $M -DFILESET -DNMIG=2 -DNOP=1 -DREL1 -DNE=1
   holds "file set, libvirtd, QEMU and flock(1) on the image"          $F -DNOP=2 -DIMAGE -DCONV -DNS=1 -DNC=1 -DNK=1
+  holds "file set, an index, any version, three incarnations"         $F -DN=3 -DNOP=1 -DCONV -DINDEX -DOLD
+  holds "file set, an index, a libvirtd and a QEMU die"               $F -DNOP=2 -DCONV -DINDEX -DNC=1 -DNK=1
   holds "exclusive to reading, two guests, another, libvirtd dies"    $C -DNOP=2 -DNE=1 -DNCR=1 -DB=1
   holds "lease file, shared guests, one dies"                         $L -DSHARED -DNK=1
   holds "two resources, 2 operations, a QEMU and a libvirtd die"      $R -DNMIG=2 -DNOP=2 -DNK=1 -DNCR=1

@@ -46,6 +46,11 @@ bool SteppedMedium::any(lease::MarkKind first, lease::MarkKind last) const {
     return medium_->any(first, last);
 }
 
+std::vector<Mark> SteppedMedium::lookAt(std::uint32_t domain, Mode mode) const {
+    step();
+    return medium_->lookAt(domain, mode);
+}
+
 std::vector<Mark> SteppedMedium::look() const {
     step();
     return medium_->look();

@@ -32,6 +32,7 @@ public:
     void removeHandoff() override;
     void removeAll() override;
     bool any(lease::MarkKind first, lease::MarkKind last) const override;
+    std::vector<lease::Mark> lookAt(std::uint32_t domain, lease::Mode mode) const override;
     std::vector<lease::Mark> look() const override;
     lease::Note note() const override;
     void setNote(const lease::Note& note) override;

@@ -274,6 +274,25 @@ int stopAtEverySystemCall(const std::function<void()>& body, const std::function
 
 } // namespace
 
+int countSystemCalls(const std::function<void()>& body) {
+    pid_t pid = fork();
+    if (pid == 0) {
+        if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) < 0)
+            _exit(77);
+        raise(SIGSTOP);
+        _exit(runReporting(body, STDERR_FILENO) ? 0 : 1);
+    }
+    int status = 0, stops = 0;
+    while (waitpid(pid, &status, 0) == pid && WIFSTOPPED(status)) {
+        stops++;
+        ptrace(PTRACE_SYSCALL, pid, nullptr, nullptr);
+    }
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+        return -1;
+    demand(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the body has failed");
+    return stops / 2;
+}
+
 int killAtEverySystemCall(const std::function<void()>& body, const std::function<void(int)>& check, int every) {
     return stopAtEverySystemCall(
         body,

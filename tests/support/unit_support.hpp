@@ -130,6 +130,9 @@ int killAtEverySystemCall(const std::function<void()>& body, const std::function
 int meddleAtEverySystemCall(const std::function<void()>& body, const std::function<void()>& meddle,
                             const std::function<void(int, bool)>& check);
 
+// How many system calls `body` makes, in a child process; -1 where tracing is forbidden.
+int countSystemCalls(const std::function<void()>& body);
+
 // Would somebody else get the byte for writing? Asked through a descriptor of one's own, and given back at once.
 bool isFree(const std::string& path, std::int64_t byte);
 

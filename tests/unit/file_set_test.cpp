@@ -6,6 +6,7 @@
 
 #include "tests/support/unit_actor.hpp"
 
+#include "core/lease/file_index.hpp"
 #include "core/os/error.hpp"
 
 #include <algorithm>
@@ -363,6 +364,196 @@ TEST_F(FileSet, HundredsOfGuestsShareOneDirectory) {
     members.clear();
     EXPECT_EQ(last.medium.look(), std::vector<Mark>());
     EXPECT_EQ(files().size(), 2u) << "the dead are swept";
+}
+
+const std::string kIndexName = encodeMarkFileName(kIndexIncarnation);
+
+TEST(IndexText, ReadsBackAsItWasWrittenAndNothingElseIsOne) {
+    using Marks = Index::Marks;
+    for (const Index& index :
+         {Index{}, Index{{}, true, 1000},
+          Index{{{kFirst, Marks::anything}, {kOther, Marks::shared}, {{3, 4}, Marks::none}}, false, 3}}) {
+        std::string text = encodeIndex(index);
+        EXPECT_EQ(text.size(), 32 * (1 + index.lines.size())) << "no line may lie in two pages";
+        EXPECT_EQ(parseIndex(text), index);
+        for (std::size_t cut : {std::size_t{1}, text.size() - 1, text.size() - 31})
+            EXPECT_EQ(parseIndex(text.substr(0, cut)), std::nullopt) << cut;
+        for (std::size_t at = 0; at < text.size(); at++) {
+            std::string damaged = text;
+            damaged[at] = '~';
+            EXPECT_EQ(parseIndex(damaged), std::nullopt) << at;
+        }
+    }
+    EXPECT_EQ(parseIndex(""), std::nullopt);
+    EXPECT_EQ(parseIndex(std::string(64, '\0')), std::nullopt);
+}
+
+// Many guests, and so an index.
+class Crowd : public FileSet {
+protected:
+    Member& join(Mode mode) {
+        Member& member = members.emplace_back(directory.get(), Incarnation{next % 7, 64 * next + 1}); // sweeps nothing
+        next++;
+        demand(place(member, kOwner, mode == Mode::readOnly ? LockType::read : LockType::write), "busy");
+        demand(place(member, presentMark(mode, member.self)), "busy");
+        if (mode == Mode::shared)
+            member.medium.remove(kOwner);
+        return member;
+    }
+    bool indexed() const { return std::filesystem::exists(folder + "/" + kIndexName); }
+    std::string textOfIndex() const { return os::readFile(folder + "/" + kIndexName, 1 << 20); }
+
+    std::list<Member> members;
+    std::uint32_t next = 1;
+};
+
+// What versions before the index do whenever they look, and before they place a mark.
+void sweepAsBefore(const std::string& folder) {
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+        if (!parseMarkFileName(entry.path().filename().string()))
+            continue;
+        os::Fd file = os::openFile(entry.path(), O_RDONLY);
+        if (os::tryFlock(file.get(), LockType::read, "") == LockOutcome::granted)
+            std::filesystem::remove(entry.path());
+    }
+}
+
+TEST_F(Crowd, OfFewIsNotIndexedAndOneOfManyIs) {
+    for (int i = 0; i < 5; i++)
+        join(Mode::readOnly);
+    EXPECT_FALSE(indexed());
+    join(Mode::readOnly);
+    EXPECT_TRUE(indexed());
+    EXPECT_EQ(parseIndex(textOfIndex())->lines, std::vector<Index::Line>()) << "all of them read";
+}
+
+TEST_F(Crowd, ReaderSeesAWriterAndAWriterSeesReaders) {
+    for (int i = 0; i < 8; i++)
+        join(Mode::readOnly);
+    Member writer(directory.get(), kFirst), reader(directory.get(), kOther);
+    EXPECT_TRUE(writer.medium.any(MarkKind::owner, MarkKind::taken));
+    EXPECT_TRUE(writer.medium.any(MarkKind::presentReadOnly, MarkKind::presentReadOnly));
+    EXPECT_FALSE(reader.medium.any(MarkKind::presentExclusive, MarkKind::presentShared));
+    EXPECT_FALSE(place(writer, kOwner));
+    ASSERT_TRUE(place(writer, kPresent));
+    EXPECT_TRUE(reader.medium.any(MarkKind::presentExclusive, MarkKind::presentShared));
+    writer.medium.remove(kPresent);
+    EXPECT_FALSE(reader.medium.any(MarkKind::presentExclusive, MarkKind::presentShared));
+    members.clear();
+    EXPECT_FALSE(writer.medium.any(MarkKind::owner, MarkKind::taken)) << "nobody is left";
+    EXPECT_TRUE(place(writer, kOwner));
+    EXPECT_FALSE(place(reader, kOwner, LockType::read));
+    EXPECT_EQ(files().size(), 4u) << "two guests, the gate, and the index: the dead are swept";
+}
+
+TEST_F(Crowd, WriterOfAVersionThatKnowsOfNoIndexIsSeen) {
+    for (int i = 0; i < 8; i++)
+        join(Mode::readOnly);
+    ASSERT_TRUE(indexed());
+    // It was made by this version, and the plugin is one of before since.
+    Member older(directory.get(), kFirst), reader(directory.get(), kOther);
+    sweepAsBefore(folder);
+    std::string text = encodeMarks({{kPresent}});
+    ASSERT_EQ(pwrite(older.file.get(), text.data(), text.size(), 0), ssize_t(text.size()));
+    EXPECT_TRUE(reader.medium.any(MarkKind::presentExclusive, MarkKind::presentShared));
+    EXPECT_EQ(members.size(), 8u);
+    EXPECT_EQ(reader.medium.look().size(), 17u) << "of nobody who lives the marks are lost";
+    ASSERT_TRUE(place(reader, kOwner, LockType::read));
+    EXPECT_TRUE(indexed()) << "made anew by who has looked at all";
+    EXPECT_TRUE(join(Mode::readOnly).medium.any(MarkKind::presentExclusive, MarkKind::presentShared));
+}
+
+TEST_F(Crowd, DamagedIndexIsReadPastAndMadeAnew) {
+    for (int i = 0; i < 8; i++)
+        join(Mode::shared);
+    for (const std::string& text : {std::string(), std::string(3, '\0'), textOfIndex() + "half a line"}) {
+        std::ofstream(folder + "/" + kIndexName) << text;
+        Member reader(directory.get(), kOther);
+        EXPECT_TRUE(reader.medium.any(MarkKind::presentShared, MarkKind::presentShared));
+        join(Mode::shared);
+        EXPECT_TRUE(parseIndex(textOfIndex()));
+        EXPECT_TRUE(reader.medium.any(MarkKind::presentShared, MarkKind::presentShared));
+    }
+}
+
+// Whatever comes and goes: with the index the answers are those of a look at all.
+TEST_F(Crowd, IndexNeverHidesAMark) {
+    std::uint32_t random = 12345;
+    auto draw = [&](std::uint32_t below) { return (random = random * 1664525 + 1013904223) / 65536 % below; };
+    Member witness(directory.get(), {100, 1});
+    for (int round = 0; round < 250; round++) {
+        if (members.size() < 6 || draw(4) == 0)
+            members.emplace_back(directory.get(), Incarnation{draw(5), next++});
+        auto chosen = std::next(members.begin(), draw(static_cast<std::uint32_t>(members.size())));
+        const Incarnation& self = chosen->self;
+        const Mark marks[] = {kOwner,
+                              kOwner,
+                              {MarkKind::sharedOwner, self.domain, 0},
+                              presentMark(Mode::exclusive, self),
+                              presentMark(Mode::shared, self),
+                              presentMark(Mode::readOnly, self),
+                              {MarkKind::handoff, self.domain, self.id}};
+        const Mark& mark = marks[draw(7)];
+        switch (draw(6)) {
+        case 0:
+            chosen->medium.removeAll();
+            break;
+        case 1:
+            members.erase(chosen); // dies
+            break;
+        case 2:
+            chosen->medium.remove(mark);
+            break;
+        default:
+            (void)chosen->medium.tryPlace(mark, draw(2) ? LockType::read : LockType::write);
+        }
+        if (draw(20) == 0)
+            sweepAsBefore(folder);
+        auto kinds = [&](auto all) {
+            std::vector<MarkKind> seen;
+            for (int kind = 0; kind < 8; kind++)
+                if (all(static_cast<MarkKind>(kind)))
+                    seen.push_back(static_cast<MarkKind>(kind));
+            return seen;
+        };
+        auto asked = kinds([&](MarkKind kind) { return witness.medium.any(kind, kind); });
+        std::vector<Mark> at = witness.medium.lookAt(2, Mode::shared);
+        std::vector<Mark> looked = witness.medium.look();
+        EXPECT_EQ(asked, kinds([&](MarkKind kind) {
+                      return std::any_of(looked.begin(), looked.end(), [&](const Mark& m) { return m.kind == kind; });
+                  }))
+            << round;
+        for (const Mark& seen : looked)
+            if (seen.domain == 2 && seen.kind == MarkKind::presentShared) {
+                EXPECT_NE(std::find(at.begin(), at.end(), seen), at.end()) << round;
+            }
+    }
+    EXPECT_TRUE(indexed());
+}
+
+TEST_F(Crowd, DeathAtAnySystemCallHidesNoMark) {
+    for (int i = 0; i < 6; i++)
+        join(Mode::readOnly);
+    Member qemu(directory.get(), kFirst), reader(directory.get(), kOther);
+    int deaths = killAtEverySystemCall(
+        [&] {
+            qemu.medium.removeAll();
+            demand(place(qemu, kPresent), "busy");
+            qemu.medium.remove(kPresent);
+            demand(place(qemu, presentMark(Mode::shared, kFirst)) && place(qemu, kOwner, LockType::read), "busy");
+        },
+        [&](int stop) {
+            auto seen = reader.medium.look();
+            bool writes = std::any_of(seen.begin(), seen.end(), [](const Mark& mark) {
+                return mark.kind == MarkKind::presentExclusive || mark.kind == MarkKind::presentShared;
+            });
+            EXPECT_EQ(reader.medium.any(MarkKind::presentExclusive, MarkKind::presentShared), writes)
+                << "stop " << stop;
+        });
+    if (deaths < 0)
+        GTEST_SKIP() << "tracing is forbidden here";
+    EXPECT_GT(deaths, 30);
+    EXPECT_TRUE(indexed());
 }
 
 // What flock(1) says of the image: busy, free for readers, or free.

@@ -6,6 +6,8 @@
 #include "tests/support/unit_actor.hpp"
 
 #include <algorithm>
+#include <deque>
+#include <limits>
 #include <memory>
 #include <optional>
 
@@ -100,6 +102,59 @@ TEST_F(Register, SharedGuestsDoNotKeepTheEntryBusy) {
         EXPECT_FALSE(actor->has(kOwner));
         EXPECT_TRUE(actor->owns());
     }
+}
+
+// A template under linked clones; a disk of a cluster. What one costs more than another is a look at each who is there.
+TEST_F(Register, WhoComesToManyMakesNoMoreSystemCallsThanWhoComesToFew) {
+    const std::size_t many = marksAreFiles() ? 60 : 1000;
+    if (!mayOpen(4 * many))
+        GTEST_SKIP() << "may not open enough files";
+    for (Mode mode : {Mode::readOnly, Mode::shared}) {
+        std::string shared = dir.file(mode == Mode::shared ? "cluster.img" : "template.img");
+        std::uint32_t domain = 5000;
+        auto countEntry = [&] {
+            int least = std::numeric_limits<int>::max();
+            for (int i = 0; i < 3; i++, domain++) // one in so many looks at all who are there, to sweep the dead
+                least = std::min(least, countSystemCalls([&] {
+                                     Actor newcomer(domain, mode, shared);
+                                     demand(!newcomer.enter().refusal && !newcomer.acquire(), "refused");
+                                     newcomer.release();
+                                 }));
+            return least;
+        };
+        std::deque<Actor> there;
+        auto fill = [&](std::size_t count) {
+            while (there.size() < count)
+                ASSERT_TRUE(
+                    granted(there.emplace_back(100 + static_cast<std::uint32_t>(there.size()), mode, shared).enter()));
+        };
+        fill(10);
+        int few = countEntry();
+        if (few < 0)
+            GTEST_SKIP() << "tracing is forbidden here";
+        fill(many);
+        EXPECT_LE(countEntry(), few + many / 100) << "mode " << int(mode); // a longer index takes a longer read
+        Actor stranger(kWeb, Mode::exclusive, shared);
+        EXPECT_TRUE(refused(stranger.enter().refusal, Obstacle::guestPresent));
+        Actor other(kWeb, mode == Mode::shared ? Mode::readOnly : Mode::shared, shared);
+        EXPECT_TRUE(refused(other.enter().refusal, Obstacle::guestPresent));
+    }
+}
+
+// The successor of one of many finds its source, and nobody else's.
+TEST_F(Register, SuccessorFindsItsSourceAmongMany) {
+    std::deque<Actor> there;
+    for (std::uint32_t i = 0; i < 12; i++)
+        ASSERT_TRUE(granted(there.emplace_back(100 + i, Mode::shared, image).enter()));
+    std::uint32_t token = there[7].inquire();
+    Actor successor(107, Mode::shared, image), twin(103, Mode::shared, image);
+    auto result = successor.enter();
+    ASSERT_TRUE(granted(result));
+    EXPECT_EQ(result.joined, std::vector{true});
+    EXPECT_TRUE(refused(twin.enter().refusal, Obstacle::sameGuest)) << "that one offers nothing";
+    there[7].release();
+    EXPECT_TRUE(granted(successor.acquire(token)));
+    EXPECT_TRUE(refused(there[7].acquire(token), Obstacle::stateTaken));
 }
 
 TEST_F(Register, SuccessorJoinsWhereAHandoffIsOffered) {
