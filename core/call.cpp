@@ -240,7 +240,7 @@ Call::Attempt Call::admit(std::span<Place> places, lease::Entry entry) {
         if (stored.joined) {
             const Share& share = shares.all()[shares.indexOf(stored)];
             surroundings_.warn(explainJoin(guest_, stored, share.medium->lookAt(self_.domain, share.mode)));
-        } else if (settings_.outsiders != Settings::Outsiders::ignore) {
+        } else if (place.tellsOutsiders && settings_.outsiders != Settings::Outsiders::ignore) {
             if (auto outsider = findOutsider(stored, place.hidesQemu, stored.mode)) {
                 if (settings_.outsiders == Settings::Outsiders::refuse)
                     return outsider;

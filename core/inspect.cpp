@@ -404,6 +404,7 @@ ImageView inspectImage(const std::string& path, const Place* place) {
     std::vector<TableLock> table = locksOfThisHost(target);
     std::string closed = tryOpenImage(target, path, table);
     view.storage = storageOf(target, path);
+    view.leasable = target.node ? place != nullptr : view.storage.lock != storage::LockKind::none;
     view.server = serverOf(target.mount);
     if (!closed.empty())
         view.blindSpots.push_back("what other hosts hold, and the owner record: " + closed);
@@ -483,7 +484,7 @@ std::vector<std::string> adviseOn(const ImageView& image) {
     if (image.foreignMark)
         advice.push_back("a program that is not leasehold locks the bytes from 2^62 on: no guest can have the image "
                          "until it is ended (/proc/locks on the host where it runs)");
-    if (image.storage.lock == storage::LockKind::none)
+    if (!image.leasable)
         advice.push_back("leasehold cannot lease it: " + image.storage.reason);
     std::sort(advice.begin(), advice.end());
     advice.erase(std::unique(advice.begin(), advice.end()), advice.end());

@@ -72,6 +72,7 @@ struct ImageView {
     enum class Kind { file, block, directory };
     Kind kind = Kind::file;
     storage::Storage storage;
+    bool leasable = true;  // for writing; of a device: somewhere else
     std::string leaseFile; // where the lease is, if not on the image
     std::string server;    // of network storage, if the mount names one
     std::vector<LeaseView> leases;

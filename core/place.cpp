@@ -144,6 +144,19 @@ void putInto(Place& place, const Lockspace& lockspace, const std::string& name, 
     stored.remote = stored.remote || lockspace.storage.remote;
 }
 
+Lockspace openHostLockspace(const Settings& settings, const Incarnation* self) {
+    return storage::openLockspace(settings.hostLockspaceDir, "leases of this host", {}, ifMissing(self));
+}
+
+// By which this host knows any file or device again, whatever its name.
+void putIntoHost(Place& place, const FileId& file, const Incarnation* self, const Settings& settings) {
+    char known[48];
+    std::snprintf(known, sizeof known, "%llx-%llx", static_cast<unsigned long long>(file.device),
+                  static_cast<unsigned long long>(file.inode));
+    putInto(place, openHostLockspace(settings, self), std::string("file-") + known,
+            std::string("device and inode ") + known, self);
+}
+
 // A lease by the image's path, or beside it, does not protect one that can be reached in another way.
 void refuseOtherNames(const Resource& resource, const OpenImage& image) {
     if (!S_ISREG(image.status.st_mode))
@@ -180,6 +193,18 @@ void refuseLocalLockspace(const Resource& resource, const Storage& image, const 
                                "image on " + image.name + "; put the lockspace on storage that all hosts share");
 }
 
+// A guest that only reads, on storage without a lock to trust: nobody gets the image for writing there, on any host. So
+// it is enough to keep this host's word.
+void placeReader(Place& place, const Resource& resource, OpenImage image, const Storage& found, const Incarnation* self,
+                 const Settings& settings) {
+    place.stored.image = std::move(image.fd);
+    putIntoHost(place, place.stored.file, self, settings);
+    place.ofThisHost = true;
+    place.tellsOutsiders = false;
+    place.caution = "'" + resource.path + "' is leased for reading on this host only: it is on " + found.name +
+                    ", and " + found.reason;
+}
+
 void placeFile(Place& place, const Resource& resource, OpenImage image, const Storage& found, const Incarnation* self,
                const Settings& settings) {
     qemu::StoredLease& stored = place.stored;
@@ -196,6 +221,10 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const St
         stored.image = std::move(image.fd);
         putInto(place, lockspace, "file-" + storage::hashName(path), "file '" + path + "'", self);
         stored.flocksImage = found.flockImage && stored.directory.open();
+        return;
+    }
+    if (found.lock == LockKind::none && found.readersMayStay && resource.mode == Mode::readOnly) {
+        placeReader(place, resource, std::move(image), found, self, settings);
         return;
     }
     if (found.lock == LockKind::none)
@@ -215,10 +244,6 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const St
     stored.lease = std::move(image.fd);
     stored.leaseFile = stored.file;
     place.storage = found;
-}
-
-Lockspace openHostLockspace(const Settings& settings, const Incarnation* self) {
-    return storage::openLockspace(settings.hostLockspaceDir, "leases of this host", {}, ifMissing(self));
 }
 
 // Locks on a device node stay on this host, and a flock on one stops udev (systemd's "Locking Block Device Access"):
@@ -361,11 +386,7 @@ void addCompanion(Place& place, const Incarnation& self, const Settings& setting
     stored.image = os::Fd(fcntl(main.image.get(), F_DUPFD_CLOEXEC, 0));
     if (!stored.image.open())
         throw SystemError(errno, "duplicate a descriptor of", main.path);
-    char known[48];
-    std::snprintf(known, sizeof known, "%llx-%llx", static_cast<unsigned long long>(main.file.device),
-                  static_cast<unsigned long long>(main.file.inode));
-    putInto(companion, openHostLockspace(settings, &self), std::string("file-") + known,
-            std::string("device and inode ") + known, &self);
+    putIntoHost(companion, main.file, &self, settings);
     place.stored.companion = std::make_unique<qemu::StoredLease>(std::move(stored));
 }
 

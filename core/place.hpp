@@ -40,11 +40,12 @@ struct Resource {
 // The lease of a resource, opened, with its companion. Nothing is locked yet; a file set has an empty file in it.
 struct Place {
     qemu::StoredLease stored;
-    storage::Storage storage; // that the marks are on
-    bool hidesQemu = false;   // QEMU's locks of other hosts do not show in F_OFD_GETLK: bytes have to be tried
-    bool guardable = false;   // QEMU's locks keep nobody out on another host: who joins puts up the guard
-    bool ofThisHost = false;  // the lease itself is among those of this host
-    std::string caution;      // what an administrator should know though the lease is given; or empty
+    storage::Storage storage;   // that the marks are on
+    bool hidesQemu = false;     // QEMU's locks of other hosts do not show in F_OFD_GETLK: bytes have to be tried
+    bool tellsOutsiders = true; // QEMU's locks on the image mean something, and asking for them is no error
+    bool guardable = false;     // QEMU's locks keep nobody out on another host: who joins puts up the guard
+    bool ofThisHost = false;    // the lease itself is among those of this host
+    std::string caution;        // what an administrator should know though the lease is given; or empty
 };
 
 // What people and the guest's vessel call it: the image's path, or key and target of a named lease.

@@ -181,8 +181,10 @@ Finding checkDisk(const std::string& guest, const Json& disk, const Settings& se
                 "guest '" + guest + "' has a disk of type " + disk["type"].get<std::string>() +
                     ", which libvirt does not mention to lock managers",
                 "protect it on its server"};
+    lease::Mode mode = disk["readonly"].get<bool>() ? lease::Mode::readOnly : lease::Mode::exclusive;
     Json storage;
-    if (auto problem = attempt([&] { storage = askWithin(timeout, {}, [&] { return leaseToJson(path, settings); }); }))
+    if (auto problem =
+            attempt([&] { storage = askWithin(timeout, {}, [&] { return leaseToJson(path, settings, mode); }); }))
         return {"disk", Level::warning, where + *problem, "restore the file, or correct the guest's configuration"};
     if (storage["lease"] == "none")
         return {"disk", Level::problem, where + describeStorage(storage), "the guest will be refused: move the image"};

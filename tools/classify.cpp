@@ -28,6 +28,7 @@ Json storageToJson(const storage::Storage& storage) {
             {"scope", none                                        ? Json()
                       : storage.scope == storage::Scope::allHosts ? Json("all-hosts")
                                                                   : Json("this-host")},
+            {"readers", none && storage.readersMayStay ? Json("this-host") : Json()},
             {"note", storage.reason}};
 }
 
@@ -35,7 +36,8 @@ std::string describeStorage(const Json& storage) {
     std::string name = os::printable(storage["name"].get<std::string>()),
                 note = os::printable(storage["note"].get<std::string>());
     if (storage["lease"] == "none")
-        return name + ": no lease can be taken; " + note;
+        return name + ": no lease can be taken; " + note +
+               (storage["readers"].is_null() ? "" : "; a <readonly/> disk is leased on this host only");
     std::string where = storage.contains("where") && storage["where"].is_string()
                             ? " in " + os::printable(storage["where"].get<std::string>())
                             : "";
@@ -43,15 +45,17 @@ std::string describeStorage(const Json& storage) {
            storage["lease"].get<std::string>() + where + ")" + (note.empty() ? "" : "; " + note);
 }
 
-Json leaseToJson(const std::string& path, const Settings& settings) {
+Json leaseToJson(const std::string& path, const Settings& settings, lease::Mode mode) {
     storage::Storage storage = classifyPath(path, settings.storageLocks);
     Json found = storageToJson(storage);
+    if (settings.requireClusterLeases)
+        found["readers"] = nullptr;
     struct stat status;
     if (stat(path.c_str(), &status) < 0 || S_ISDIR(status.st_mode))
         return found; // of what is in it
     Place place;
     // A refusal says more than the storage alone.
-    if (auto refusal = attempt([&] { place = findPlace({.path = path, .mode = lease::Mode::readOnly}, settings); })) {
+    if (auto refusal = attempt([&] { place = findPlace({.path = path, .mode = mode}, settings); })) {
         found["lease"] = "none";
         found["scope"] = nullptr;
         found["note"] = *refusal;
@@ -59,6 +63,7 @@ Json leaseToJson(const std::string& path, const Settings& settings) {
     }
     if (place.storage.name.empty())
         return found; // its lockspace is made with the first lease
+    found["readers"] = nullptr;
     const os::Fd& opened = place.stored.directory.open() ? place.stored.directory : place.stored.lease;
     bool elsewhere = !place.stored.onImage();
     found["lease"] = !elsewhere                                       ? "byte-range"

@@ -215,9 +215,11 @@ Json look(const std::string& image, const Settings& settings) {
     std::optional<Place> place;
     auto problem = attempt([&] { place = findPlace({.path = image, .mode = lease::Mode::readOnly}, settings); });
     ImageView view = inspectImage(image, place ? &*place : nullptr);
-    if (problem && view.storage.lock != storage::LockKind::none)
+    if (problem && view.leasable)
         view.blindSpots.push_back("where its lease is: " + *problem);
-    return toJson(view);
+    Json seen = toJson(view);
+    seen["storage"] = leaseToJson(image, settings);
+    return seen;
 }
 
 } // namespace

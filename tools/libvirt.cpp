@@ -80,11 +80,14 @@ struct DomainReader {
         auto& reader = *static_cast<DomainReader*>(self);
         bool disk = reader.path.size() == 2 && reader.path[1] == "devices" && !strcmp(element, "disk");
         bool source = reader.path.size() == 3 && reader.path[2] == "disk" && !strcmp(element, "source");
+        bool readonly = reader.path.size() == 3 && reader.path[2] == "disk" && !strcmp(element, "readonly");
+        if (readonly && !reader.disks.empty())
+            reader.disks.back()["readonly"] = true;
         reader.path.emplace_back(element);
         for (; *names; names++, values++) {
             std::string_view name = *names;
             if (disk && name == "type")
-                reader.disks.push_back({{"type", *values}, {"path", ""}});
+                reader.disks.push_back({{"type", *values}, {"path", ""}, {"readonly", false}});
             else if (source && !reader.disks.empty() && (name == "file" || name == "dev" || name == "dir"))
                 reader.disks.back()["path"] = *values;
         }

@@ -17,8 +17,8 @@ namespace leasehold::tools {
 Json listRunningGuests();
 Json listActiveGuests();
 
-// {"version": 9000000, "guests": [{"name": ..., "disks": [{"type": "file", "path": ...}]}]}: the defined guests and
-// the transient ones. Disks without a path (network, volume) have an empty one.
+// {"version": 9000000, "guests": [{"name": ..., "disks": [{"type": "file", "path": ..., "readonly": false}]}]}: the
+// defined guests and the transient ones. Disks without a path (network, volume) have an empty one.
 Json describeLibvirt();
 
 // Whether a guest's <on_lockfailure> can say this (https://libvirt.org/formatdomain.html, "Events configuration").

@@ -14,7 +14,7 @@ namespace leasehold::tools {
 const char* modeName(lease::Mode mode);
 Json storageToJson(const storage::Storage& storage);
 // What a lease of this image, device or directory is made of, and where it is.
-Json leaseToJson(const std::string& path, const Settings& settings);
+Json leaseToJson(const std::string& path, const Settings& settings, lease::Mode mode = lease::Mode::exclusive);
 std::string describeStorage(const Json& storage);
 
 } // namespace leasehold::tools

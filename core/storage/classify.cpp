@@ -29,7 +29,13 @@ Storage everywhere(std::string name, std::string reason = "") {
             .reason = std::move(reason)};
 }
 
+// No guest of any host gets it for writing, unless somebody vouches for it.
 Storage untrusted(std::string name, std::string reason) {
+    return {.name = std::move(name), .remote = true, .readersMayStay = true, .reason = std::move(reason)};
+}
+
+// The same files have a lock to trust where they are mounted or reached otherwise.
+Storage misused(std::string name, std::string reason) {
     return {.name = std::move(name), .remote = true, .reason = std::move(reason)};
 }
 
@@ -40,17 +46,17 @@ constexpr const char* kNotTried = "its locks are said to cross hosts, but leases
 Storage classifyNfs(const std::optional<Mount>& mount) {
     std::string version = mount ? mount->value("vers").value_or("") : "";
     if (version.empty())
-        return untrusted("NFS",
-                         "its protocol version cannot be told, and locks depend on it: see that /proc/self/mountinfo "
-                         "can be read");
+        return misused("NFS",
+                       "its protocol version cannot be told, and locks depend on it: see that /proc/self/mountinfo "
+                       "can be read");
     if (version.starts_with("4"))
         return everywhere("NFSv" + version);
     // Version 3 locks go through lockd, unless somebody switched it off: then they are granted without asking anybody.
     std::string locks = mount->value("local_lock").value_or("none");
     if (mount->has("nolock") || locks == "all" || locks == "posix")
-        return untrusted("NFSv" + version, "it is mounted with " +
-                                               (mount->has("nolock") ? std::string("nolock") : "local_lock=" + locks) +
-                                               ", which keeps locks on this host: mount it without, or with vers=4.2");
+        return misused("NFSv" + version, "it is mounted with " +
+                                             (mount->has("nolock") ? std::string("nolock") : "local_lock=" + locks) +
+                                             ", which keeps locks on this host: mount it without, or with vers=4.2");
     Storage storage =
         everywhere("NFSv" + version, "the locks of a host that died stay until its statd, or the server's "
                                      "administrator, clears them");
@@ -64,9 +70,9 @@ constexpr const char* kDlm = "when dlm_controld dies, every lock call of this ho
 // A mount of one host has no cluster stack and heartbeat=none; tools that know of no stack leave it out for o2cb.
 Storage classifyOcfs2(const std::optional<Mount>& mount) {
     if (!mount)
-        return untrusted("OCFS2", "its cluster stack cannot be told: see that /proc/self/mountinfo can be read");
+        return misused("OCFS2", "its cluster stack cannot be told: see that /proc/self/mountinfo can be read");
     if (mount->has("localflocks"))
-        return untrusted("OCFS2", "it is mounted with localflocks, which keeps locks on this host: mount it without");
+        return misused("OCFS2", "it is mounted with localflocks, which keeps locks on this host: mount it without");
     if (mount->value("heartbeat") == "none" && !mount->value("cluster_stack"))
         return local("OCFS2 (local)"); // not a cluster mount
     std::string stack = mount->value("cluster_stack").value_or("o2cb");
@@ -86,12 +92,12 @@ Storage classifyOcfs2(const std::optional<Mount>& mount) {
 // says lock_nolock: that looks like localflocks on a cluster.
 Storage classifyGfs2(const std::optional<Mount>& mount) {
     if (!mount)
-        return untrusted("GFS2", "its lock protocol cannot be told: see that /proc/self/mountinfo can be read");
+        return misused("GFS2", "its lock protocol cannot be told: see that /proc/self/mountinfo can be read");
     if (mount->value("lockproto") == "lock_nolock")
         return local("GFS2 (lock_nolock)");
     if (mount->has("localflocks"))
-        return untrusted("GFS2", "it is mounted with localflocks, which keeps locks on this host: mount it without, or "
-                                 "with lockproto=lock_nolock if only one host mounts it");
+        return misused("GFS2", "it is mounted with localflocks, which keeps locks on this host: mount it without, or "
+                               "with lockproto=lock_nolock if only one host mounts it");
     return everywhere("GFS2", kDlm);
 }
 
@@ -253,9 +259,9 @@ Storage classifyOverlay(int fd, int depth) {
         }
         Storage below = look(directory.get(), layer, depth + 1);
         if (below.lock != LockKind::byteRange || below.scope != Scope::thisHost)
-            return untrusted("overlay", "its layer '" + os::printable(layer) + "' is on " + below.name +
-                                            ", while locks on an overlay stay on this host: give the guest the image "
-                                            "by its path there");
+            return misused("overlay", "its layer '" + os::printable(layer) + "' is on " + below.name +
+                                          ", while locks on an overlay stay on this host: give the guest the image "
+                                          "by its path there");
         if (!below.reason.empty())
             overlay.reason = below.reason;
     }
@@ -286,7 +292,7 @@ Storage classify(int fd, const std::string& path, std::span<const Override> over
     storage.scope = told->scope;
     // Where flock is called for, byte-range locks are not to be trusted. In doubt QEMU's are guarded.
     storage.qemuLocksStayLocal |= told->lock == LockKind::flock;
-    storage.flockImage = false;
+    storage.flockImage = storage.readersMayStay = false;
     storage.reason = told->lock == LockKind::none ? "the administrator refuses leases there (storage_locks)"
                                                   : "the administrator says so (storage_locks)";
     return storage;

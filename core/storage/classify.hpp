@@ -28,6 +28,10 @@ struct Storage {
     // flock on the image itself crosses hosts and does not collide with byte-range locks: who locks the image so as
     // well is respected by flock(1) on every host.
     bool flockImage = false;
+    // Where there is no lock to trust: a guest that only reads may have a lease of this host. Not where others may
+    // write under a lease, because the same files have a good lock by another path or mount option, and not where the
+    // administrator refuses leases.
+    bool readersMayStay = false;
     // Why there is no lock to trust, and what to do, as a clause. Or what even a good lock cannot promise here.
     std::string reason;
 };

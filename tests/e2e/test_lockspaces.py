@@ -5,6 +5,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 
 import expect
@@ -149,6 +150,41 @@ def test_a_lockspace_that_only_this_host_sees_does_not_pretend_for_shared_images
             assert "only this host" in alpha.refused("start", wanted.name)
     finally:
         alpha.unmount(lockspace)
+
+
+# --- storage without a lock to trust
+
+@pytest.fixture
+def fuse(lab, alpha, images):
+    """The images once more on alpha, through a FUSE file system."""
+    if not shutil.which("bindfs") or not os.path.exists("/dev/fuse"):
+        pytest.skip("no bindfs or no FUSE here")
+    point = lab.dir / lab.unique("fuse")
+    point.mkdir()
+    alpha.ok_inside("bindfs", images, point)
+    yield point
+    alpha.clean()
+    alpha.unmount(point)
+
+
+def test_an_iso_without_locks_is_no_reason_not_to_start(alpha, fuse, image, guest):
+    image("tools.iso")
+    iso = fuse / "tools.iso"
+    readers = [guest(image(f"disk{number}.img"), hosts.Disk(iso, "hdc", "readonly", device="cdrom"))
+               for number in range(2)]
+    alpha.forget_log()
+    for reader in readers:
+        alpha.start_guest(reader)
+        alpha.ok("suspend", reader.name)
+        alpha.ok("resume", reader.name)
+    said = (alpha.dir / "log" / "qemu" / f"{readers[0].name}.log").read_text() + alpha.log()
+    assert f"'{iso}' is leased for reading on this host only" in said
+    expect.taken(alpha, iso)
+    alpha.ok("change-media", readers[0].name, "hdc", "--eject")
+    with alpha.configured(plugin_conf="require_cluster_leases = 1\n"):
+        wanted = guest(hosts.Disk(iso, "hdc", "readonly", device="cdrom"))
+        alpha.define(wanted)
+        assert "require_cluster_leases" in alpha.refused("start", wanted.name)
 
 
 # --- block devices

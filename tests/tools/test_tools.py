@@ -312,6 +312,9 @@ def test_classify_tells_what_cannot_be_leased(image):
     assert call("classify", image).returncode == 0
     assert call("classify", "/proc/self/status").returncode == 4
     assert call("classify", image, "/no/such").returncode == 1
+    said = call("classify", "/proc/version")
+    assert said.returncode == 4 and "a <readonly/> disk is leased on this host only" in said.stdout
+    assert "no lease can be taken" in call("inspect", "/proc/version").stdout
 
 
 @pytest.mark.parametrize("text, lease", [("file_lockspace_dir = '{dir}'", "lease-file"),
@@ -351,6 +354,10 @@ def test_a_block_device_is_inspected_with_its_lease_of_this_host(image):
             [lease] = inspect(path)["leases"]
             assert (lease["guest"], lease["pid"]) == ("leasehold run cat", holder.pid)
             assert "lease" in inspect(path)["lease_file"]
+            said, classified = call("inspect", path).stdout, call("classify", "--json", path).stdout
+            assert "no lease can be taken" not in said and "cannot lease it" not in said, said
+            facts = json.loads(classified)["paths"][0]
+            assert facts.pop("path") == path and inspect(path)["storage"] == facts, "they say the same"
     finally:
         subprocess.run(["losetup", "--detach", path], check=True)
 

@@ -128,6 +128,45 @@ TEST_F(InALockspace, OfThisHostIsRefusedForAnImageThatOthersReach) {
     EXPECT_NO_THROW(openPlace({second}, {1, 1}, far));
 }
 
+// What is on storage without a lock to trust. Files of /proc are on one.
+class WithoutLocks : public unit::EngineTest {
+protected:
+    const std::string medium = "/proc/version";
+};
+
+TEST_F(WithoutLocks, ReadersShareTheImageUnderALeaseOfThisHostAndAreToldSo) {
+    Qemu one = start(web, {{medium, Mode::readOnly}});
+    EXPECT_EQ(refusalOf(mail, {{medium, Mode::readOnly}}), "granted");
+    Place place = openPlace({medium, Mode::readOnly}, {1, 1}, settings);
+    EXPECT_TRUE(place.ofThisHost);
+    EXPECT_TRUE(says(place.caution, "'" + medium + "' is leased for reading on this host only: it is on proc"));
+    EXPECT_EQ(engine.acquire(web, {{medium, Mode::readOnly}}, ""), std::nullopt);
+    EXPECT_EQ(storedFor(one, web), 1u);
+    one.closes(medium);
+    engine.detach(web, {{medium, Mode::readOnly}});
+    EXPECT_EQ(storedFor(one, web), 0u);
+    EXPECT_EQ(countFiles(settings.hostLockspaceDir), 0u);
+}
+
+TEST_F(WithoutLocks, WritersStayRefused) {
+    for (Mode mode : {Mode::exclusive, Mode::shared})
+        EXPECT_TRUE(says(errorOf([&] { (void)findPlace({medium, mode}, settings); }), "it is on proc"));
+}
+
+TEST_F(WithoutLocks, ReadersAreRefusedWhereTheClusterHasToRespectThemOrTheAdministratorSaysSo) {
+    Settings strict = settings, refusing = settings;
+    strict.requireClusterLeases = true;
+    refusing.storageLocks = {{"/proc", LockKind::none, Scope::thisHost}};
+    EXPECT_TRUE(says(errorOf([&] {
+                         (void)openPlace({medium, Mode::readOnly}, {1, 1}, strict);
+                     }),
+                     "require_cluster_leases"));
+    EXPECT_TRUE(says(errorOf([&] {
+                         (void)openPlace({medium, Mode::readOnly}, {1, 1}, refusing);
+                     }),
+                     "the administrator refuses leases there"));
+}
+
 // Two libvirtds take and drop one lease as fast as they can; each drop sweeps the lease file.
 TEST_F(InALockspace, SweepsBesideEntriesNeverGiveTheLeaseToTwo) {
     Qemu one = start(web, {}), two = start(mail, {});
