@@ -156,7 +156,7 @@ std::optional<std::string> Call::findOutsider(const StoredLease& stored, bool hi
         !holders.empty() && std::all_of(holders.begin(), holders.end(), [&](pid_t pid) { return pid == own; });
     if (onlyOwn)
         return std::nullopt;
-    return explainOutsider(stored.path, conflict->words, holders, own);
+    return explainOutsider(stored, conflict->words, holders, own, surroundings_.neighbours);
 }
 
 // One lease for each resource, however many names lead to it.
@@ -218,8 +218,10 @@ Call::Attempt Call::admit(std::span<Place> places, lease::Entry entry) {
         registration = lease::registerAll(self_, shares.all(), patience, entry);
     if (registration.refusal) {
         const StoredLease& refused = shares.partOf(registration.refusal->share);
-        return explainRefusal(guest_, refused, refused.mode, *registration.refusal);
+        return explainRefusal(guest_, refused, refused.mode, *registration.refusal, surroundings_.neighbours);
     }
+    const StoredLease* joined = nullptr;
+    std::size_t joins = 0;
     for (Place& place : places) {
         if (!place.caution.empty())
             surroundings_.warn(place.caution);
@@ -238,8 +240,8 @@ Call::Attempt Call::admit(std::span<Place> places, lease::Entry entry) {
         // The source of a migration holds QEMU's locks rightfully until the guest runs here. If it is no migration QEMU
         // dies of them, and libvirt shows what the guest's log says since.
         if (stored.joined) {
-            const Share& share = shares.all()[shares.indexOf(stored)];
-            surroundings_.warn(explainJoin(guest_, stored, share.medium->lookAt(self_.domain, share.mode)));
+            joined = &stored;
+            joins++;
         } else if (place.tellsOutsiders && settings_.outsiders != Settings::Outsiders::ignore) {
             if (auto outsider = findOutsider(stored, place.hidesQemu, stored.mode)) {
                 if (settings_.outsiders == Settings::Outsiders::refuse)
@@ -249,6 +251,8 @@ Call::Attempt Call::admit(std::span<Place> places, lease::Entry entry) {
         }
         visitParts(stored, [&](const StoredLease& part) { part.joined ? void() : recordOwner(stored, part); });
     }
+    if (joined)
+        surroundings_.warn(explainJoin(guest_, *joined, joins));
     return kGranted;
 }
 
@@ -607,7 +611,7 @@ Call::Attempt Call::raise(const Plan& plan) {
         lease->stage = Stage::settled;
     if (refusal) {
         const StoredLease& refused = reading.partOf(refusal->share);
-        std::string words = explainRefusal(guest_, refused, Mode::exclusive, *refusal);
+        std::string words = explainRefusal(guest_, refused, Mode::exclusive, *refusal, surroundings_.neighbours);
         // If this fails the next call finds `changing`, and nothing to do.
         return h.tryStore() ? Attempt(words) : std::nullopt;
     }
@@ -738,7 +742,7 @@ Call::Attempt Call::acquireHere(std::string_view state) {
     lease::Patience patience{[this](milliseconds time) { return pause(time); }, settings_.handoffWait};
     if (auto refusal = lease::acquireAll(self_, shares.all(), lease::parseState(state, guest_.uuid), patience)) {
         const StoredLease& refused = shares.partOf(refusal->share);
-        std::string text = explainRefusal(guest_, refused, refused.mode, *refusal);
+        std::string text = explainRefusal(guest_, refused, refused.mode, *refusal, surroundings_.neighbours);
         if (settings_.handoffWait > milliseconds(0) &&
             std::chrono::steady_clock::now() - begun >= settings_.handoffWait)
             text += "; waited " + std::to_string(settings_.handoffWait.count() / 1000) +

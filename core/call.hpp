@@ -19,6 +19,7 @@
 // likes. Called by the engine alone.
 
 #include "core/engine.hpp"
+#include "core/explain.hpp"
 #include "core/holdings.hpp"
 
 #include <cstdint>
@@ -34,6 +35,7 @@ struct Surroundings {
     const Engine::Warn& warn;
     const std::string& bootId;
     std::uint64_t caller; // Holdings::open
+    mutable Neighbours neighbours{};
 };
 
 class Call {

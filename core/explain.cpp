@@ -2,6 +2,8 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "core/explain.hpp"
 
+#include "core/lease/byte_range.hpp"
+#include "core/os/lock_table.hpp"
 #include "core/os/text.hpp"
 
 #include <algorithm>
@@ -49,60 +51,116 @@ std::string formatTime(std::int64_t seconds) {
     return text;
 }
 
+// Names take their time only where somebody was refused, and no more of it than this.
+constexpr std::chrono::milliseconds kNeighboursLimit{1000};
+
+std::string placeOf(pid_t pid, const std::string& host) {
+    return "pid " + std::to_string(pid) + " on host " + quote(host.empty() ? "unknown" : host);
+}
+
+std::string describeGuest(const std::string& name, const lease::Uuid& uuid, const std::string& rest) {
+    return "guest " + quote(name) + " (UUID " + lease::formatUuid(uuid) + ", " + rest + ")";
+}
+
 // The holders of marks in words, from three sources: guests of this host say themselves who they are; the owner
 // record names those of other hosts, if it is about one of the marks that are up; what is left is only a number.
 class Namer {
 public:
-    explicit Namer(const qemu::StoredLease& stored)
-        : file_(stored.file), guests_(qemu::findGuests()), record_(readOwner(stored)) {}
+    Namer(const qemu::StoredLease& stored, Neighbours& neighbours)
+        : file_(stored.file), remote_(stored.remote), guests_(neighbours.all().guests), record_(readOwner(stored)) {}
 
-    std::string name(const Mark& mark) const {
+    std::string name(const Mark& mark, const std::string& more) const {
         Mode use = lease::presentMode(mark).value_or(Mode::exclusive);
         std::string mode = describeMode(use);
-        bool sameDomain = record_ && lease::hashDomain(record_->uuid) == mark.domain;
-        bool current = sameDomain && record_->incarnation == mark.id;
-        if (current && record_->since > 0)
+        if (isCurrent(mark) && record_->since > 0)
             mode += ", since " + formatTime(record_->since);
+        const qemu::RunningGuest* local = find(mark);
+        if (local && use == Mode::readOnly && qemu::readsBelow(*local, file_))
+            mode += ", as a backing file";
+        mode += more;
+        if (local)
+            return describeGuest(local->tag.name, local->tag.uuid, placeOf(local->pid, os::hostName()) + ", " + mode);
+        if (isCurrent(mark))
+            return describeGuest(record_->domain, record_->uuid, placeOf(record_->pid, record_->host) + ", " + mode);
+        // It has moved since, and has not run yet where it is now.
+        if (isRecorded(mark))
+            return describeGuest(record_->domain, record_->uuid,
+                                 mode + "; last recorded as " + placeOf(record_->pid, record_->host));
+        return std::string("a guest ") +
+               (remote_ ? "on another host, or of another user, that left no record"
+                        : "of this host that may not be looked at, another user's or in a container") +
+               " (incarnation " + os::hexadecimal(mark.id) + ", " + mode + ")";
+    }
+
+    const qemu::RunningGuest* find(const Mark& mark) const {
         auto local = std::find_if(guests_.begin(), guests_.end(), [&](const qemu::RunningGuest& guest) {
             return guest.tag.incarnation == mark.id && lease::hashDomain(guest.tag.uuid) == mark.domain;
         });
-        if (local != guests_.end() && use == Mode::readOnly && qemu::readsBelow(*local, file_))
-            mode += ", as a backing file";
-        if (local != guests_.end())
-            return describe(local->tag.name, local->tag.uuid, at(local->pid, os::hostName()) + ", " + mode);
-        if (current)
-            return describe(record_->domain, record_->uuid, at(record_->pid, record_->host) + ", " + mode);
-        // It has moved since, and has not run yet where it is now.
-        if (sameDomain)
-            return describe(record_->domain, record_->uuid,
-                            mode + "; last recorded as " + at(record_->pid, record_->host));
-        return "a guest on another host that left no record (incarnation " + os::hexadecimal(mark.id) + ", " + mode +
-               ")";
+        return local == guests_.end() ? nullptr : &*local;
+    }
+
+    // How well it is known: of several QEMUs of one guest the best known is named.
+    int rank(const Mark& mark) const { return find(mark) ? 2 : isCurrent(mark) ? 1 : 0; }
+
+    // Whose it is, if that is known.
+    std::optional<lease::Uuid> uuidOf(const Mark& mark) const {
+        if (const qemu::RunningGuest* local = find(mark))
+            return local->tag.uuid;
+        return isRecorded(mark) ? std::optional(record_->uuid) : std::nullopt;
     }
 
 private:
-    static std::string at(pid_t pid, const std::string& host) {
-        return "pid " + std::to_string(pid) + " on host " + quote(host.empty() ? "unknown" : host);
-    }
-
-    static std::string describe(const std::string& name, const lease::Uuid& uuid, const std::string& rest) {
-        return "guest " + quote(name) + " (UUID " + lease::formatUuid(uuid) + ", " + rest + ")";
-    }
+    bool isRecorded(const Mark& mark) const { return record_ && lease::hashDomain(record_->uuid) == mark.domain; }
+    bool isCurrent(const Mark& mark) const { return isRecorded(mark) && record_->incarnation == mark.id; }
 
     os::FileId file_;
-    std::vector<qemu::RunningGuest> guests_;
+    bool remote_;
+    const std::vector<qemu::RunningGuest>& guests_;
     std::optional<lease::OwnerRecord> record_;
 };
 
-std::string listNames(const Namer& namer, const std::vector<Mark>& marks) {
+// One for each guest: while one migrates two QEMUs of it have the image.
+std::string listNames(const Namer& namer, std::vector<Mark> marks) {
+    std::stable_sort(marks.begin(), marks.end(),
+                     [&](const Mark& one, const Mark& other) { return namer.rank(one) > namer.rank(other); });
+    std::vector<std::pair<Mark, std::size_t>> guests; // and how many QEMUs
+    for (const Mark& mark : marks) {
+        auto known = std::find_if(guests.begin(), guests.end(),
+                                  [&](const auto& guest) { return guest.first.domain == mark.domain; });
+        if (known == guests.end())
+            guests.emplace_back(mark, 1);
+        else
+            known->second++;
+    }
     std::string list;
     std::size_t named = 0;
-    for (const Mark& mark : marks) {
+    for (const auto& [mark, count] : guests) {
         if (named == kMaxNamed)
-            return list + " and " + std::to_string(marks.size() - named) + " more";
-        list += (named++ ? ", " : "") + namer.name(mark);
+            return list + " and " + std::to_string(guests.size() - named) + " more";
+        std::string more = count > 1 ? ", with " + std::to_string(count) + " QEMUs, as in a migration" : "";
+        list += (named++ ? ", " : "") + namer.name(mark, more);
     }
     return list;
+}
+
+// The programs of this host that lock what is meant for marks, and no mark of ours: who they are, or "".
+std::string findForeigners(const qemu::StoredLease& stored) {
+    std::string names;
+    std::size_t hidden = 0;
+    for (const os::Opener& opener : os::findOpeners(stored.leaseFile, std::nullopt, hidden)) {
+        bool foreign = std::any_of(opener.locks.begin(), opener.locks.end(), [](const os::TableLock& lock) {
+            if ((lock.kind != os::LockClass::ofd && lock.kind != os::LockClass::posix) ||
+                !os::overlap(lock.range, {lease::kMarkArea, 0}))
+                return false;
+            std::vector<Mark> marks = lease::decodeRange(lock.range);
+            return std::any_of(marks.begin(), marks.end(),
+                               [](const Mark& mark) { return mark.kind == lease::MarkKind::foreign; });
+        });
+        if (foreign && opener.pid != getpid())
+            names += (names.empty() ? "" : ", ") + quote(os::commandName(opener.pid)) + " (pid " +
+                     std::to_string(opener.pid) + ")";
+    }
+    return names;
 }
 
 // The guests that stand in the way: those of this domain, or the others.
@@ -137,73 +195,111 @@ bool areLingering(const qemu::StoredLease& stored, const lease::Refusal& refusal
     return named && !os::Process::openIfExists(record->pid);
 }
 
-std::string explainJoin(const Guest& guest, const qemu::StoredLease& stored, const std::vector<Mark>& marks) {
-    std::vector<Mark> others;
-    for (const Mark& mark : marks)
-        if (lease::presentMode(mark) && mark.domain == lease::hashDomain(guest.uuid))
-            others.push_back(mark);
-    return subjectOf(stored) + " is expected from " +
-           (others.empty() ? "another host" : listNames(Namer(stored), others)) +
-           ". If this is not its migration, use the guest there: it cannot run here as well";
+const qemu::HostGuests& Neighbours::all() {
+    return found_ ? *found_ : found_.emplace(qemu::findGuests(kNeighboursLimit));
 }
 
-std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, Mode mode,
-                           const lease::Refusal& refusal) {
+std::string explainJoin(const Guest& guest, const qemu::StoredLease& stored, std::size_t count) {
+    auto record = readOwner(stored);
+    bool known = record && record->uuid == guest.uuid;
+    return "guest " + quote(guest.name) + " (UUID " + lease::formatUuid(guest.uuid) +
+           ") starts beside another QEMU of it" + (known ? ", " + placeOf(record->pid, record->host) + "," : "") +
+           " that has " + subjectOf(stored) + (count > 1 ? " and " + std::to_string(count - 1) + " more" : "") +
+           ", and gets what that one hands over, as in a migration. Only if QEMU fails to get a lock: use the guest "
+           "there, it cannot run twice. Any other reason why this start fails is told below";
+}
+
+namespace {
+
+std::string explainGuest(const Guest& guest, const qemu::StoredLease& stored, Mode mode, const std::string& names,
+                         bool readers) {
     std::string subject = subjectOf(stored), self = quote(guest.name);
-    std::vector<Mark> marks = blockers(guest, refusal, mode);
-    std::string names = marks.empty() ? "" : listNames(Namer(stored), marks);
-    switch (refusal.obstacle) {
-    case Obstacle::guestPresent:
-        if (stored.lower && mode == Mode::readOnly)
-            return subject + " is in use by " + (names.empty() ? "a guest that writes to it" : names) + "; guest " +
-                   self + " reads it below its own image and cannot run meanwhile: shut the other guest down or " +
-                   "detach it there, and try again";
-        return subject + " is in use by " + (names.empty() ? "a reader on another host" : names) + "; guest " + self +
-               " cannot have it: shut the other guest down or detach it there, and try again" +
-               (mode == Mode::exclusive && areReaders(marks)
-                    ? " (if this guest only reads it too, mark the disk <readonly/>; one with <transient "
-                      "shareBacking='yes'/> counts as writing: give each guest an overlay instead)"
-                    : "");
-    case Obstacle::sameGuest:
-        return "guest " + self + " already runs elsewhere with " + subject + ": " +
-               (names.empty() ? "no name is known" : names) +
-               "; it has not handed it over: use it there, migrate it, or shut it down there first";
-    case Obstacle::stateTaken:
-        return "guest " + self + " was taken over with " + subject + " by " + (names.empty() ? "another QEMU" : names) +
-               "; what is left here is older than that one: destroy this guest, and use the other";
-    case Obstacle::beingTaken:
+    if (stored.lower && mode == Mode::readOnly)
+        return subject + " is in use by " + (names.empty() ? "a guest that writes to it" : names) + "; guest " + self +
+               " reads it below its own image and cannot run meanwhile: shut the other guest down or detach it there, "
+               "and try again";
+    const char* nobody = stored.remote ? "a reader on another host" : "a reader that may not be looked at";
+    return subject + " is in use by " + (names.empty() ? nobody : names) + "; guest " + self +
+           " cannot have it: shut the other guest down or detach it there, and try again" +
+           (mode == Mode::exclusive && readers
+                ? " (if this guest only reads it too, mark the disk <readonly/>; one with <transient "
+                  "shareBacking='yes'/> counts as writing: give each guest an overlay instead)"
+                : "");
+}
+
+std::string explainTwin(const Guest& guest, const qemu::StoredLease& stored, const Namer& namer,
+                        const std::vector<Mark>& marks) {
+    std::string subject = subjectOf(stored), self = quote(guest.name), names = listNames(namer, marks);
+    auto isOther = [&](const Mark& mark) { return namer.uuidOf(mark).value_or(guest.uuid) != guest.uuid; };
+    // Marks have 29 bits of a UUID: one in 500 million pairs of guests cannot be told apart by them.
+    if (std::any_of(marks.begin(), marks.end(), isOther))
+        return subject + " is in use by " + names + "; guest " + self +
+               " cannot have it, nor be told from that one by its leases, because their UUIDs meet in one hash: shut "
+               "the other guest down, or give this one another UUID";
+    bool here = std::any_of(marks.begin(), marks.end(), [&](const Mark& mark) { return namer.find(mark); });
+    return "guest " + self + " already runs " + (here ? "on this host" : "elsewhere") + " with " + subject + ": " +
+           (names.empty() ? "no name is known" : names) +
+           "; it has not handed it over: use it there, migrate it, or shut it down there first";
+}
+
+std::string explainForeigner(const Guest& guest, const qemu::StoredLease& stored) {
+    std::string who = findForeigners(stored);
+    return subjectOf(stored) + " is locked as a whole by " + (who.empty() ? "a program" : who) +
+           (who.empty() ? " that is not leasehold; guest " : ", which is not leasehold; guest ") + quote(guest.name) +
+           " cannot have it: " +
+           (!who.empty()    ? "end it, or wait for it, and try again"
+            : stored.remote ? "find the program (/proc/locks on the host where it runs) and end it"
+                            : "find the program (/proc/locks) and end it");
+}
+
+} // namespace
+
+std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, Mode mode,
+                           const lease::Refusal& refusal, Neighbours& neighbours) {
+    std::string subject = subjectOf(stored), self = quote(guest.name);
+    if (refusal.obstacle == Obstacle::beingTaken)
         return subject + " is just being taken or given up by another guest, for longer than guest " + self +
-               " may wait; try again, and look for a stopped QEMU or libvirtd on the hosts that share it";
-    case Obstacle::foreignLock:
-        return subject + " is locked as a whole by a program that is not leasehold; guest " + self +
-               " cannot have it: find the program (/proc/locks on the host where it runs) and end it";
-    }
-    return subject + " cannot be leased for guest " + self;
+               " may wait; try again, and look for a stopped QEMU or libvirtd on " +
+               (stored.remote ? "the hosts that share it" : "this host");
+    if (refusal.obstacle == Obstacle::foreignLock)
+        return explainForeigner(guest, stored);
+    std::vector<Mark> marks = blockers(guest, refusal, mode);
+    if (marks.empty() && refusal.obstacle == Obstacle::guestPresent)
+        return explainGuest(guest, stored, mode, "", false);
+    Namer namer(stored, neighbours);
+    if (refusal.obstacle == Obstacle::guestPresent)
+        return explainGuest(guest, stored, mode, listNames(namer, marks), areReaders(marks));
+    if (refusal.obstacle == Obstacle::sameGuest)
+        return explainTwin(guest, stored, namer, marks);
+    return "guest " + self + " was taken over with " + subject + " by " +
+           (marks.empty() ? "another QEMU" : listNames(namer, marks)) +
+           "; what is left here is older than that one: destroy this guest, and use the other";
 }
 
 const char* describeMode(Mode mode) {
     return mode == Mode::exclusive ? "exclusively" : mode == Mode::shared ? "shared with writers" : "read-only";
 }
 
-std::string explainOutsider(const std::string& path, const std::string& words, const std::vector<pid_t>& holders,
-                            pid_t own) {
+std::string explainOutsider(const qemu::StoredLease& stored, const std::string& words,
+                            const std::vector<pid_t>& holders, pid_t own, Neighbours& neighbours) {
     std::string who;
     bool guests = false;
     for (pid_t pid : holders) {
         if (pid == own)
             continue;
-        auto tag = qemu::inspectGuest(pid);
-        guests = guests || tag;
-        who += (who.empty() ? "" : ", ") + (tag ? "guest " + quote(tag->name) : quote(os::commandName(pid))) +
+        const qemu::RunningGuest* guest = neighbours.all().of(pid);
+        guests = guests || guest;
+        who += (who.empty() ? "" : ", ") + (guest ? "guest " + quote(guest->tag.name) : quote(os::commandName(pid))) +
                " (pid " + std::to_string(pid) + ")";
     }
-    std::string image = "image " + quote(path);
+    std::string image = "image " + quote(stored.path);
     if (guests)
         return image + " is in use by " + who +
                " without a lease of its own, as a backing file for instance, and that one " + words +
                ": shut the guest down, or give this one an image of its own";
     if (who.empty())
-        who = "a program on another host, or one that may not be looked at";
+        who = stored.remote ? "a program on another host, or one that may not be looked at"
+                            : "a program that may not be looked at";
     return image + " is in use outside leasehold by " + who + ", which " + words +
            ": end it, or wait for it, and try again (option qemu_locks in qemu-leasehold.conf)";
 }

@@ -9,21 +9,30 @@
 
 namespace leasehold {
 
+// The guests of this host: looked for when somebody has to be named, once for each call of libvirt.
+class Neighbours {
+public:
+    const qemu::HostGuests& all();
+
+private:
+    std::optional<qemu::HostGuests> found_;
+};
+
 // `mode` is what the guest wanted, which is not always what it has.
 std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, lease::Mode mode,
-                           const lease::Refusal& refusal);
+                           const lease::Refusal& refusal, Neighbours& neighbours);
 
 // Whether the marks in the way are those of a QEMU of this host that is dead. That passes at once: a process that
 // libvirtd is just starting for another guest has inherited our copies of the leases, until it executes its program.
 bool areLingering(const qemu::StoredLease& stored, const lease::Refusal& refusal, const std::string& bootId);
 
-// For the guest's log, where libvirt finds it when QEMU dies at once: the guest was let in beside another incarnation
-// of it, which is right for a migration, and for nothing else.
-std::string explainJoin(const Guest& guest, const qemu::StoredLease& stored, const std::vector<lease::Mark>& marks);
+// For the guest's log, once for each start: the guest was let in beside another QEMU of it, which is right for a
+// migration, and for nothing else. `stored` is one of `count` images that the other one has.
+std::string explainJoin(const Guest& guest, const qemu::StoredLease& stored, std::size_t count);
 
 // A program outside leasehold uses the image. `holders` are the processes of this host that do, `own` is the guest's.
-std::string explainOutsider(const std::string& path, const std::string& words, const std::vector<pid_t>& holders,
-                            pid_t own);
+std::string explainOutsider(const qemu::StoredLease& stored, const std::string& words,
+                            const std::vector<pid_t>& holders, pid_t own, Neighbours& neighbours);
 
 // "exclusively", "shared with writers", "read-only".
 const char* describeMode(lease::Mode mode);

@@ -8,13 +8,18 @@
 #include "core/os/error.hpp"
 #include "core/os/open_files.hpp"
 #include "core/os/process.hpp"
+#include "core/os/socket_pairs.hpp"
 #include "core/os/text.hpp"
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstdlib>
+#include <map>
 #include <memory>
+#include <set>
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -56,9 +61,12 @@ std::string commandLine(pid_t pid) {
     return line.empty() ? os::commandName(pid) : line;
 }
 
-ProcessName nameOf(pid_t pid) {
-    auto tag = qemu::inspectGuest(pid);
-    return {pid, commandLine(pid), tag ? lease::cleanName(tag->name) : ""};
+// For people, who wait for it.
+constexpr std::chrono::milliseconds kGuestsLimit{10'000};
+
+ProcessName nameOf(pid_t pid, const qemu::HostGuests& guests) {
+    const qemu::RunningGuest* guest = guests.of(pid);
+    return {pid, commandLine(pid), guest ? lease::cleanName(guest->tag.name) : ""};
 }
 
 // What is looked at, without having been opened for more than that.
@@ -171,7 +179,7 @@ std::optional<lease::OwnerRecord> recordOn(const Target& target, const Place* pl
     return target.image.open() ? lease::readRecord(target.image.get()) : std::nullopt;
 }
 
-LeaseView viewOf(const Mark& present, const std::vector<Mark>& marks, const std::vector<qemu::RunningGuest>& tags,
+LeaseView viewOf(const Mark& present, const std::vector<Mark>& marks, const std::vector<qemu::RunningGuest>& guests,
                  const std::optional<lease::OwnerRecord>& record, const os::FileId& file) {
     LeaseView view;
     view.mode = *lease::presentMode(present);
@@ -181,10 +189,10 @@ LeaseView viewOf(const Mark& present, const std::vector<Mark>& marks, const std:
     bool current = sameGuest && record->incarnation == present.id;
     if (current)
         view.since = record->since;
-    auto local = std::find_if(tags.begin(), tags.end(), [&](const qemu::RunningGuest& tagged) {
-        return tagged.tag.incarnation == present.id && lease::hashDomain(tagged.tag.uuid) == present.domain;
+    auto local = std::find_if(guests.begin(), guests.end(), [&](const qemu::RunningGuest& guest) {
+        return guest.tag.incarnation == present.id && lease::hashDomain(guest.tag.uuid) == present.domain;
     });
-    if (local != tags.end()) {
+    if (local != guests.end()) {
         view.source = LeaseView::Source::vessel;
         view.guest = lease::cleanName(local->tag.name);
         view.uuid = local->tag.uuid;
@@ -231,12 +239,12 @@ bool sameLock(const TableLock& one, const TableLock& other) {
 // Sorts what is there into QEMU's bytes and the rest.
 class Collector {
 public:
-    explicit Collector(ImageView& view) : view_(view) {}
+    Collector(ImageView& view, const qemu::HostGuests& guests) : view_(view), guests_(guests) {}
 
     void add(const TableLock& lock, pid_t pid, bool elsewhere) {
         if (lock.range.start >= lease::kMarkArea && !lock.waiting)
             return; // a mark
-        ProcessName name = pid > 0 ? nameOf(pid) : ProcessName{};
+        ProcessName name = pid > 0 ? nameOf(pid, guests_) : ProcessName{};
         if (!lock.waiting)
             all_.push_back(lock);
         std::vector<std::int64_t> bytes = qemuBytes(lock);
@@ -259,11 +267,13 @@ public:
 
 private:
     ImageView& view_;
+    const qemu::HostGuests& guests_;
     std::vector<TableLock> all_;
 };
 
-void collectLocks(ImageView& view, const Target& target, const std::vector<TableLock>& table) {
-    Collector collector(view);
+void collectLocks(ImageView& view, const Target& target, const std::vector<TableLock>& table,
+                  const qemu::HostGuests& guests) {
+    Collector collector(view, guests);
     std::size_t hidden = 0;
     std::vector<TableLock> attributed;
     os::FileId file{target.status.st_dev, target.status.st_ino};
@@ -275,7 +285,7 @@ void collectLocks(ImageView& view, const Target& target, const std::vector<Table
             attributed.push_back(lock);
         }
         if (opener.locks.empty())
-            view.openers.push_back(nameOf(opener.pid));
+            view.openers.push_back(nameOf(opener.pid, guests));
     }
     auto isAttributed = [&](const TableLock& lock) {
         return std::any_of(attributed.begin(), attributed.end(),
@@ -343,7 +353,7 @@ LeaseState stateOf(const Mark& present, const std::vector<Mark>& marks) {
         return taken ? LeaseState::held : handoff ? LeaseState::joined : LeaseState::unclear;
     if (owned)
         return handoff ? LeaseState::suspended : LeaseState::held;
-    return handoff ? LeaseState::migrating : LeaseState::joined;
+    return handoff ? LeaseState::migrating : LeaseState::arrived;
 }
 
 std::string describe(LeaseState state) {
@@ -356,6 +366,8 @@ std::string describe(LeaseState state) {
         return "migrating";
     case LeaseState::joined:
         return "joined";
+    case LeaseState::arrived:
+        return "arrived";
     case LeaseState::unclear:
         break;
     }
@@ -415,16 +427,16 @@ ImageView inspectImage(const std::string& path, const Place* place) {
         view.leaseFile = opened.open() ? os::pathOf(opened.get(), "") : "not made yet";
     }
     view.record = recordOn(target, place);
-    auto tags = marks.empty() ? std::vector<qemu::RunningGuest>() : qemu::findGuests();
+    const qemu::HostGuests guests = qemu::findGuests(kGuestsLimit);
     for (const Mark& mark : marks) {
         view.foreignMark = view.foreignMark || mark.kind == MarkKind::foreign;
         if (!lease::presentMode(mark))
             continue;
-        view.leases.push_back(viewOf(mark, marks, tags, view.record, target.file));
+        view.leases.push_back(viewOf(mark, marks, guests.guests, view.record, target.file));
         view.recordCurrent = view.recordCurrent || (view.record && mark.id == view.record->incarnation &&
                                                     mark.domain == lease::hashDomain(view.record->uuid));
     }
-    collectLocks(view, target, table);
+    collectLocks(view, target, table, guests);
     return view;
 }
 
@@ -440,9 +452,11 @@ std::vector<std::string> adviseOn(const ImageView& image) {
     std::vector<std::string> advice;
     bool distant = false;
     for (const LeaseView& lease : image.leases) {
-        std::string who = lease.guest.empty() ? "the guest on another host that has it"
-                                              : "guest '" + lease.guest + "' on host '" + lease.host + "'";
-        distant = distant || lease.source != LeaseView::Source::vessel;
+        bool named = lease.source != LeaseView::Source::nobody;
+        std::string who = named                  ? "guest '" + lease.guest + "' on host '" + lease.host + "'"
+                          : image.storage.remote ? "the guest on another host that has it"
+                                                 : "the guest that has it, another user's or in a container,";
+        distant = distant || (lease.source != LeaseView::Source::vessel && image.storage.remote);
         switch (lease.state) {
         case LeaseState::held:
             advice.push_back("shut " + who + " down, or detach the image from it");
@@ -453,10 +467,18 @@ std::vector<std::string> adviseOn(const ImageView& image) {
         case LeaseState::migrating:
             advice.push_back(who + " is migrating: wait, or abort the migration there");
             break;
+        case LeaseState::arrived:
+            advice.push_back(who + " has arrived suspended and has the only copy of its memory: resume it or shut it "
+                                   "down there");
+            break;
         case LeaseState::joined:
-        case LeaseState::unclear:
             advice.push_back(who + " waits to take over from another QEMU of the same guest: see the migration, or "
-                                   "destroy the one that is not needed");
+                                   "abort it on its source");
+            break;
+        case LeaseState::unclear:
+            advice.push_back("several QEMUs of " + who +
+                             " are there: see with virsh on their hosts which one runs, and "
+                             "destroy none before that is known");
             break;
         }
     }
@@ -468,7 +490,7 @@ std::vector<std::string> adviseOn(const ImageView& image) {
             "never will, make sure that it is off, and on the NFS server" +
             (image.server.empty() ? "" : " '" + image.server + "'") +
             " run: systemctl restart nfs-server && sm-notify -f; living hosts get their locks back");
-    else if (distant && image.storage.remote)
+    else if (distant)
         advice.push_back("if that host is dead: the storage gives its locks up by itself, on NFSv4 when somebody asks "
                          "after the lease time (90 s), on a cluster file system after it was fenced");
     for (const QemuView& qemu : image.qemu)
@@ -520,11 +542,38 @@ lease::Uuid uuidIn(const std::vector<std::string>& arguments) {
 
 // Its program if that may be read, its name otherwise (which set_process_name in libvirt's qemu.conf changes).
 bool isQemu(pid_t pid) {
-    char target[4096];
-    ssize_t length = readlink(("/proc/" + std::to_string(pid) + "/exe").c_str(), target, sizeof target);
-    std::string name = length > 0 ? std::string(target, static_cast<std::size_t>(length)) : os::commandName(pid);
-    name.erase(0, name.rfind('/') + 1);
+    std::string name = os::programName(pid).value_or(os::commandName(pid));
     return name.starts_with("qemu-system-") || name.starts_with("qemu-kvm");
+}
+
+// What libvirt calls its QEMUs: it writes that down where only root can (virPidFileBuildPath). No public API tells.
+std::map<pid_t, std::string> namesOfLibvirt() {
+    std::map<pid_t, std::string> names;
+    const std::string folder = "/run/libvirt/qemu", end = ".pid";
+    std::unique_ptr<DIR, int (*)(DIR*)> dir(opendir(folder.c_str()), closedir);
+    while (dirent* entry = dir ? readdir(dir.get()) : nullptr) {
+        std::string file = entry->d_name;
+        if (!file.ends_with(end) || file.size() == end.size())
+            continue;
+        auto pid = static_cast<pid_t>(
+            std::strtol(os::readFileIfPossible(folder + "/" + file, 32).value_or("").c_str(), nullptr, 10));
+        if (pid > 0)
+            names[pid] = file.substr(0, file.size() - end.size());
+    }
+    return names;
+}
+
+// A QEMU that keeps no leases that we may see; nothing if it is a zombie.
+std::optional<GuestView> viewOfQemu(pid_t pid, const std::map<pid_t, std::string>& libvirt) {
+    std::vector<std::string> arguments = argumentsOf(pid);
+    auto user = os::userOf(pid);
+    if (arguments.empty() || !user)
+        return std::nullopt;
+    if (auto known = libvirt.find(pid); known != libvirt.end())
+        return GuestView{{uuidIn(arguments), 0, lease::cleanName(known->second)}, pid};
+    if (!os::isTrustedMaker(*user))
+        return GuestView{{{}, 0, ""}, pid, *user};
+    return GuestView{{uuidIn(arguments), 0, guestNameIn(arguments)}, pid};
 }
 
 StoredView viewOf(qemu::StoredLease&& stored) {
@@ -549,14 +598,16 @@ Protection fillIn(GuestView& guest, Read read) {
     auto process = os::Process::openIfExists(guest.pid);
     if (!process)
         return Protection::gone;
+    if (guest.stranger)
+        return Protection::foreign;
     if (!process->mayTakeDescriptors())
         return process->diedWithin(std::chrono::milliseconds(0)) ? Protection::gone : Protection::hidden;
     std::optional<qemu::Manifest> found = read(*process, guest.tag.uuid);
     if (!found)
-        return qemu::inspectStranger(guest.pid)                    ? Protection::foreign
-               : process->diedWithin(std::chrono::milliseconds(0)) ? Protection::gone
-                                                                   : Protection::none;
+        return process->diedWithin(std::chrono::milliseconds(0)) ? Protection::gone : Protection::none;
     guest.tag = std::move(found->tag);
+    guest.leases.clear();
+    guest.companions.clear();
     for (qemu::StoredLease& stored : found->leases) {
         if (stored.companion)
             guest.companions.push_back(std::move(*stored.companion));
@@ -567,22 +618,33 @@ Protection fillIn(GuestView& guest, Read read) {
 
 } // namespace
 
-std::vector<GuestView> findGuests() {
-    std::vector<GuestView> guests;
-    for (pid_t pid : os::listProcesses()) {
-        if (auto tag = qemu::inspectGuest(pid)) {
-            guests.push_back({std::move(*tag), pid, {}});
-        } else if (isQemu(pid)) {
-            std::vector<std::string> arguments = argumentsOf(pid);
-            if (!arguments.empty()) // a zombie has none
-                guests.push_back({{uuidIn(arguments), 0, guestNameIn(arguments)}, pid, {}});
-        }
+HostView findGuests() {
+    HostView host;
+    const qemu::HostGuests found = qemu::findGuests(kGuestsLimit);
+    const std::map<pid_t, std::string> libvirt = namesOfLibvirt();
+    std::set<pid_t> holders;
+    for (const qemu::RunningGuest& guest : found.guests) {
+        host.guests.push_back({guest.tag, guest.pid});
+        holders.insert(guest.holders.begin(), guest.holders.end());
     }
-    return guests;
+    for (pid_t pid : os::listProcesses())
+        if (!holders.contains(pid) && isQemu(pid))
+            if (auto qemu = viewOfQemu(pid, libvirt))
+                host.guests.push_back(std::move(*qemu));
+    if (os::areProcessesHidden())
+        host.blindSpots.push_back("/proc hides the processes of other users (hidepid), and their guests: run this as "
+                                  "root");
+    else if (found.hidden > 0)
+        host.blindSpots.push_back("processes of other users, and the leases that they keep: run this as root");
+    if (!found.complete)
+        host.blindSpots.push_back("some processes: there are more than could be looked at in time");
+    return host;
 }
 
 Protection surveyLeases(GuestView& guest) {
-    return fillIn(guest, qemu::Vessel::readManifest);
+    return fillIn(guest, [](const os::Process& process, const lease::Uuid& uuid) {
+        return qemu::Vessel::readManifest(process, uuid);
+    });
 }
 
 Protection readLeases(GuestView& guest) {

@@ -27,9 +27,10 @@ struct ProcessName {
 };
 
 //   joined ───▶ held ◀──▶ suspended       unclear: several QEMUs of one guest are there, and the marks do not say
-//                │                        which of them has it
-//                └──────▶ migrating
-enum class LeaseState { held, suspended, migrating, joined, unclear };
+//     │          ▲ │                      which of them has it
+//     ▼          │ └──────▶ migrating
+//   arrived ─────┘                        arrived: its source has ended, and it has not run here yet: it is suspended
+enum class LeaseState { held, suspended, migrating, joined, arrived, unclear };
 
 // Pure: what the marks that are up say about the one that placed this `present`.
 LeaseState stateOf(const lease::Mark& present, const std::vector<lease::Mark>& marks);
@@ -117,19 +118,25 @@ struct StoredView {
     qemu::StoredLease stored; // for the questions that may hang
 };
 
-// A process that keeps leases, a guest or a command of `leasehold run`; or a QEMU. Of one that keeps none, name and
-// UUID are what its command line says.
+// A process that keeps leases, a guest or a command of `leasehold run`; or a QEMU. Of one that keeps none libvirt says
+// the name (its pid files, which only root can write) and the command line the UUID. Who runs as root, or as who asks,
+// is believed its name as well. Of anybody else's only the user is told: a process may call itself whatever it likes.
 struct GuestView {
     qemu::GuestTag tag;
     pid_t pid = 0;
-    std::vector<StoredView> leases;
-    std::vector<qemu::StoredLease> companions; // of some of them (openCompanion)
+    std::optional<uid_t> stranger = std::nullopt; // whose it is, where nobody says which guest it is
+    std::vector<StoredView> leases = {};
+    std::vector<qemu::StoredLease> companions = {}; // of some of them (openCompanion)
 };
 
 // Without their leases yet. Nothing here hangs.
-std::vector<GuestView> findGuests();
+struct HostView {
+    std::vector<GuestView> guests;
+    std::vector<std::string> blindSpots; // what who asks does not see: sentences
+};
+HostView findGuests();
 
-// hidden: who asks may not look. foreign: there is a vessel, but neither root has made it nor who asks.
+// hidden: who asks may not look. foreign: another user's, who says himself what guest it is.
 enum class Protection { leased, none, hidden, foreign, gone };
 
 // Fills in the leases, without their descriptors and so without their state. Nothing here hangs. Throws when the vessel

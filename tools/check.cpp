@@ -211,36 +211,39 @@ std::vector<Finding> checkLibvirt(const Settings& settings, int timeout) {
 std::vector<Finding> checkGuests(int timeout) {
     std::vector<Finding> found;
     const bool mayHang = storage::hostHasRemoteMounts();
-    for (GuestView& guest : findGuests()) {
+    HostView host = findGuests();
+    for (GuestView& guest : host.guests) {
         Protection protection = Protection::leased;
-        auto damage = attempt([&] {
+        auto trouble = attemptToRead([&] {
             protection = surveyLeases(guest);
             if (protection == Protection::leased)
                 (void)tryAskGently(guest, mayHang, timeout, [](const GuestView&) { return Json(); });
         });
         std::string who = "guest '" + guest.tag.name + "' (pid " + std::to_string(guest.pid) + ") ";
-        if (damage)
-            found.push_back({"guest", Level::problem, who + "has damaged leases: " + *damage, "restart the guest"});
+        if (trouble && trouble->damaged)
+            found.push_back(
+                {"guest", Level::problem, who + "has damaged leases: " + trouble->text, "restart the guest"});
+        else if (trouble)
+            found.push_back({"guest", Level::warning, who + "cannot be read: " + trouble->text, "run this again"});
         else if (protection == Protection::none)
             found.push_back({"guest", Level::warning, who + "runs without leases: it was started without leasehold",
                              "shut it down and start it again"});
     }
+    for (const std::string& blind : host.blindSpots)
+        found.push_back({"guest", Level::warning, "not seen: " + blind, "run this as root"});
     return found;
 }
 
 // Whether somebody would notice that storage has lost a lease while its guest runs.
 Finding checkWatcher() {
-    for (pid_t pid : os::listProcesses()) {
-        constexpr std::string_view kOrder{"\0watch\0", 7};
-        if (os::commandName(pid) == "leasehold" &&
-            os::readFileIfPossible("/proc/" + std::to_string(pid) + "/cmdline", 256).value_or("").find(kOrder) !=
-                std::string::npos)
-            return {"watcher", Level::ok, "leases are watched by process " + std::to_string(pid), ""};
-    }
+    if (pid_t pid = findWatcher())
+        return {"watcher", Level::ok, "leases are watched by process " + std::to_string(pid), ""};
     if (!storage::hostHasRemoteMounts())
         return {"watcher", Level::ok, "no watcher runs, and no network storage is mounted that could lose a lease", ""};
-    return {"watcher", Level::warning, "no watcher runs: when network storage loses a lease its guest runs on",
-            "systemctl enable --now leasehold-watch"};
+    return {"watcher", Level::warning,
+            geteuid() == 0 ? "no watcher runs: when network storage loses a lease its guest runs on"
+                           : "whether a watcher runs may not be looked at",
+            geteuid() == 0 ? "systemctl enable --now leasehold-watch" : "run this as root"};
 }
 
 constexpr std::array kLevels{"ok", "warning", "problem"};

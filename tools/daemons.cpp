@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 namespace leasehold::tools {
 
@@ -38,12 +39,34 @@ Daemon::Driver driverOf(const std::string& folder) {
 
 } // namespace
 
+namespace {
+
+// By its program where that may be looked at: a process can choose its name, and anybody can start a program of root's
+// under another one (su).
+bool isCalled(pid_t pid, const std::string& name) {
+    return os::programName(pid).value_or(geteuid() == 0 ? "" : os::commandName(pid)) == name;
+}
+
+} // namespace
+
+pid_t findWatcher() {
+    constexpr std::string_view kOrder{"\0watch\0", 7};
+    for (pid_t pid : os::listProcesses()) {
+        std::string folder = "/proc/" + std::to_string(pid);
+        if (os::programName(pid) == "leasehold" && belongsToHost(folder) &&
+            os::readFileIfPossible(folder + "/cmdline", 256).value_or("").find(kOrder) != std::string::npos)
+            return pid;
+    }
+    return 0;
+}
+
 std::vector<Daemon> findDaemons() {
     std::vector<Daemon> daemons;
     for (pid_t pid : os::listProcesses()) {
-        std::string name = os::commandName(pid), folder = "/proc/" + std::to_string(pid);
-        if ((name == "libvirtd" || name == "virtqemud") && belongsToHost(folder))
-            daemons.push_back({name, pid, driverOf(folder)});
+        std::string folder = "/proc/" + std::to_string(pid);
+        for (const char* name : {"libvirtd", "virtqemud"})
+            if (os::commandName(pid) == name && isCalled(pid, name) && belongsToHost(folder))
+                daemons.push_back({name, pid, driverOf(folder)});
     }
     return daemons;
 }

@@ -26,4 +26,8 @@ struct Daemon {
 // Root's, on this host and in no container. Those of qemu:///session have configurations of their own.
 std::vector<Daemon> findDaemons();
 
+// A `leasehold watch` of root's, on this host and in no container; 0 if there is none that may be looked at. Any
+// process can call itself so: its program counts.
+pid_t findWatcher();
+
 } // namespace leasehold::tools

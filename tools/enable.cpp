@@ -156,14 +156,13 @@ std::vector<std::string> guestsWith(Protection wanted, int timeout) {
     Json running;
     bool answers = !attempt([&] { running = askWithin(timeout, {}, listActiveGuests); });
     std::vector<std::string> names;
-    for (GuestView& guest : findGuests()) {
+    HostView host = findGuests();
+    for (GuestView& guest : host.guests) {
         // One that cannot be read may be either.
         Protection protection = wanted;
         (void)attempt([&] { protection = surveyLeases(guest); });
         if (protection == Protection::hidden)
             protection = wanted;
-        if (protection == Protection::foreign) // no lease of libvirtd's
-            protection = Protection::none;
         bool isItsGuest = std::find(running.begin(), running.end(), lease::formatUuid(guest.tag.uuid)) != running.end();
         if (protection == wanted && (!answers || isItsGuest))
             names.push_back("'" + lease::cleanName(guest.tag.name) + "'");

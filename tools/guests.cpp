@@ -3,6 +3,7 @@
 #include "tools/guests.hpp"
 
 #include "core/os/deadline.hpp"
+#include "tools/options.hpp"
 
 #include <algorithm>
 
@@ -45,6 +46,19 @@ std::optional<Json> tryAskGently(const GuestView& guest, bool onThisHost, int se
             return std::nullopt;
         throw;
     }
+}
+
+std::optional<Trouble> attemptToRead(const std::function<void()>& work) {
+    bool damaged = false;
+    auto problem = attempt([&] {
+        try {
+            work();
+        } catch (const Error& error) {
+            damaged = error.fault() == Fault::invalid;
+            throw;
+        }
+    });
+    return problem ? std::optional(Trouble{*problem, damaged}) : std::nullopt;
 }
 
 } // namespace leasehold::tools

@@ -27,4 +27,11 @@ std::optional<Json> tryAskGuest(const GuestView& guest, bool onThisHost, int sec
 std::optional<Json> tryAskGently(const GuestView& guest, bool onThisHost, int seconds,
                                  const std::function<Json(const GuestView&)>& work);
 
+// Why something about a guest could not be read: because what it keeps is damaged, or because that failed.
+struct Trouble {
+    std::string text;
+    bool damaged = false;
+};
+std::optional<Trouble> attemptToRead(const std::function<void()>& work);
+
 } // namespace leasehold::tools

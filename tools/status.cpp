@@ -114,7 +114,7 @@ const char* nameOf(Protection protection) {
 Json guestToJson(GuestView& guest, StorageFacts& facts, bool mayHang, int timeout) {
     Protection protection = Protection::leased;
     Json leases = Json::array(), unleased;
-    auto damage = attempt([&] {
+    auto trouble = attemptToRead([&] {
         protection = surveyLeases(guest);
         if (protection != Protection::leased)
             return;
@@ -130,10 +130,11 @@ Json guestToJson(GuestView& guest, StorageFacts& facts, bool mayHang, int timeou
     return {{"guest", lease::cleanName(guest.tag.name)},
             {"uuid", lease::formatUuid(guest.tag.uuid)},
             {"pid", guest.pid},
+            {"user", guest.stranger ? Json(*guest.stranger) : Json()},
             {"incarnation", os::hexadecimal(guest.tag.incarnation)},
-            {"protection", damage ? "damaged" : nameOf(protection)},
+            {"protection", trouble ? (trouble->damaged ? "damaged" : "unreadable") : nameOf(protection)},
             {"runs_without_lease", false},
-            {"problem", damage ? Json(*damage) : Json()},
+            {"problem", trouble ? Json(trouble->text) : Json()},
             {"leases", std::move(leases)},
             {"unleased", std::move(unleased)}};
 }
@@ -163,9 +164,7 @@ std::string explain(const Json& guest) {
                      "down and start it again";
     if (guest["protection"] == "hidden")
         return who + "may not be looked at: run this as root";
-    if (guest["protection"] == "foreign")
-        return who + "has leases of its own user: only that user sees them";
-    if (guest["protection"] == "damaged")
+    if (!guest["problem"].is_null())
         return who + "cannot be read: " + guest["problem"].get<std::string>();
     if (guest["runs_without_lease"].get<bool>())
         return who + "runs although its lease was handed over: it was resumed behind libvirt's back (cont in the QEMU "
@@ -182,13 +181,15 @@ Colour colourOf(const std::string& state) {
     return state == "held" ? Colour::green : Colour::yellow;
 }
 
-void printForPeople(const Json& guests) {
+void printForPeople(const Json& guests, const Json& notSeen) {
     std::vector<std::vector<std::string>> rows{{"GUEST", "PID", "IMAGE", "MODE", "STATE", "MEDIUM", "SCOPE", "SINCE"}};
     std::vector<std::string> notes;
     for (const Json& guest : guests) {
         if (std::string note = explain(guest); !note.empty())
             notes.push_back(note);
         std::string name = guest["guest"], pid = std::to_string(guest["pid"].get<int>());
+        if (guest["protection"] == "foreign")
+            rows.push_back({"(of user " + std::to_string(guest["user"].get<uid_t>()) + ")", pid, "(not to be seen)"});
         if (guest["protection"] == "leased" && guest["leases"].empty())
             rows.push_back({name, pid, "(no images)"});
         for (const Json& lease : guest["leases"])
@@ -200,9 +201,11 @@ void printForPeople(const Json& guests) {
     if (rows.size() > 1)
         printTable(rows, 4, [](const std::string& cell) { return colourOf(cell); });
     else if (notes.empty())
-        std::cout << "no guests\n";
+        std::cout << (notSeen.empty() ? "no guests\n" : "no guests that can be seen\n");
     for (const std::string& note : notes)
         std::cout << paint(Colour::red, os::printable(note)) << '\n';
+    for (const Json& blind : notSeen)
+        std::cout << paint(Colour::yellow, "not seen: " + blind.get<std::string>()) << '\n';
 }
 
 // https://prometheus.io/docs/instrumenting/exposition_formats/: \, " and newline are escaped in label values.
@@ -214,28 +217,44 @@ std::string label(const char* name, const Json& value) {
 }
 
 std::string labels(const Json& guest) {
-    return label("guest", guest["guest"]) + "," + label("uuid", guest["uuid"]);
+    return label("guest", guest["guest"]) + "," + label("uuid", guest["uuid"]) + ",pid=\"" +
+           std::to_string(guest["pid"].get<int>()) + "\"";
 }
 
-void head(const char* name, const char* help) {
-    std::cout << "# HELP " << name << ' ' << help << "\n# TYPE " << name << " gauge\n";
-}
+// One metric. A series that is there twice makes who reads it reject everything.
+class Metric {
+public:
+    Metric(const char* name, const char* help) : name_(name) {
+        std::cout << "# HELP " << name << ' ' << help << "\n# TYPE " << name << " gauge\n";
+    }
 
-void printForPrometheus(const Json& guests) {
-    head("leasehold_guest", "Guests of this host, by how they are protected.");
-    for (const Json& guest : guests)
-        std::cout << "leasehold_guest{" << labels(guest) << ",pid=\"" << guest["pid"] << "\","
-                  << label("protection", guest["protection"]) << "} 1\n";
-    head("leasehold_guest_runs_without_lease", "1 if the guest runs although its lease was handed over.");
-    for (const Json& guest : guests)
-        std::cout << "leasehold_guest_runs_without_lease{" << labels(guest) << "} "
-                  << guest["runs_without_lease"].get<bool>() << '\n';
-    head("leasehold_lease", "Leases of the guests of this host.");
-    for (const Json& guest : guests)
-        for (const Json& lease : guest["leases"])
-            std::cout << "leasehold_lease{" << labels(guest) << ',' << label("image", lease["image"]) << ','
-                      << label("mode", lease["mode"]) << ',' << label("state", lease["state"]) << ','
-                      << label("medium", lease["medium"]) << ',' << label("scope", scopeOf(lease)) << "} 1\n";
+    void add(const std::string& series, int value) {
+        if (known_.insert(series).second)
+            std::cout << name_ << series << ' ' << value << '\n';
+    }
+
+private:
+    const char* name_;
+    std::set<std::string> known_;
+};
+
+void printForPrometheus(const Json& guests, bool seesAll) {
+    Metric guest("leasehold_guest", "Guests of this host, by how they are protected.");
+    for (const Json& each : guests)
+        if (each["protection"] != "foreign") // what it is called it says itself
+            guest.add("{" + labels(each) + "," + label("protection", each["protection"]) + "}", 1);
+    Metric without("leasehold_guest_runs_without_lease", "1 if the guest runs although its lease was handed over.");
+    for (const Json& each : guests)
+        if (each["protection"] != "foreign")
+            without.add("{" + labels(each) + "}", each["runs_without_lease"].get<bool>());
+    Metric leases("leasehold_lease", "Leases of the guests of this host.");
+    for (const Json& each : guests)
+        for (const Json& lease : each["leases"])
+            leases.add("{" + labels(each) + "," + label("image", lease["image"]) + "," + label("mode", lease["mode"]) +
+                           "," + label("state", lease["state"]) + "," + label("medium", lease["medium"]) + "," +
+                           label("scope", scopeOf(lease)) + "}",
+                       1);
+    Metric("leasehold_sees_all", "0 if there may be guests that who asked may not look at.").add("", seesAll);
 }
 
 } // namespace
@@ -260,7 +279,8 @@ int status(const Words& arguments) {
     const bool mayHang = storage::hostHasRemoteMounts();
     StorageFacts facts(mayHang, timeout);
     Json guests = Json::array();
-    for (GuestView& guest : findGuests()) {
+    HostView host = findGuests();
+    for (GuestView& guest : host.guests) {
         if (!operands.empty() && guest.tag.name != operands[0] && lease::formatUuid(guest.tag.uuid) != operands[0])
             continue;
         Json found = guestToJson(guest, facts, mayHang, timeout);
@@ -268,16 +288,20 @@ int status(const Words& arguments) {
             guests.push_back(std::move(found));
     }
     if (!operands.empty() && guests.empty())
-        throw Error(Fault::invalid, "no guest '" + operands[0] + "' runs on this host; leasehold status lists them");
+        throw Error(Fault::invalid, "no guest '" + operands[0] + "' runs on this host" +
+                                        (host.blindSpots.empty() ? "" : ", as far as can be seen") +
+                                        "; leasehold status lists them");
     findRunningWithoutLease(guests);
 
+    const Json notSeen = host.blindSpots;
     if (json)
-        printJson({{"guests", guests}});
+        printJson({{"guests", guests}, {"not_seen", notSeen}});
     else if (prometheus)
-        printForPrometheus(guests);
+        printForPrometheus(guests, notSeen.empty());
     else
-        printForPeople(guests);
-    bool fine = std::all_of(guests.begin(), guests.end(), [](const Json& guest) { return explain(guest).empty(); });
+        printForPeople(guests, notSeen);
+    bool fine = notSeen.empty() &&
+                std::all_of(guests.begin(), guests.end(), [](const Json& guest) { return explain(guest).empty(); });
     return fine ? kDone : kWarnings;
 }
 

@@ -110,9 +110,12 @@ public:
         answeredNow_.clear();
         // Only a process can be given up; on a host where nothing can hang none is needed.
         remoteMounts_ = storage::hostHasRemoteMounts();
-        std::set<pid_t> there;
-        for (GuestView& guest : findGuests()) {
-            there.insert(guest.pid);
+        HostView host = findGuests();
+        reportBlindness(host.blindSpots);
+        addKnown(host.guests);
+        std::set<Key> there;
+        for (GuestView& guest : host.guests) {
+            there.insert(keyOf(guest));
             examine(guest);
             tellServiceManager("WATCHDOG=1");
         }
@@ -135,7 +138,7 @@ public:
                            debt.name + ": it was to be started anew, and libvirt does not power it off; see to both");
     }
 
-    bool fine() const { return lost_ == 0 && unclear_ == 0 && debts_.empty(); }
+    bool fine() const { return lost_ == 0 && unclear_ == 0 && debts_.empty() && blindness_.empty(); }
 
     std::string summary() const {
         return std::to_string(guests_) + (guests_ == 1 ? " guest, " : " guests, ") + std::to_string(leases_) +
@@ -154,8 +157,14 @@ private:
         std::set<std::string> unclear;             // images
     };
 
+    // One process may keep the leases of several guests (`leasehold run` within another).
+    using Key = std::pair<pid_t, lease::Uuid>;
+
+    static Key keyOf(const GuestView& guest) { return {guest.pid, guest.tag.uuid}; }
+
     // What is remembered of one QEMU.
     struct Known {
+        qemu::GuestTag tag;
         std::optional<os::Process> process; // whether it is still that one
         std::uint32_t incarnation = 0;
         std::set<std::string> suspects; // images
@@ -182,19 +191,44 @@ private:
             journal_.write(urgency, event, about(guest), nameOf(guest) + ": " + text);
     }
 
+    // A QEMU that has dropped its vessel is not found by it any more, nor has its command line to say who it is.
+    void addKnown(std::vector<GuestView>& guests) {
+        std::set<Key> found;
+        for (const GuestView& guest : guests)
+            found.insert(keyOf(guest));
+        for (const auto& [key, known] : known_)
+            if (known.incarnation != 0 && !found.contains(key) && known.process &&
+                !known.process->diedWithin(std::chrono::milliseconds(0))) {
+                const pid_t pid = key.first; // Clang before 16 lets no lambda capture a structured binding
+                std::erase_if(guests,
+                              [&](const GuestView& guest) { return guest.pid == pid && guest.tag.incarnation == 0; });
+                guests.push_back({known.tag, pid});
+            }
+    }
+
+    void reportBlindness(const std::vector<std::string>& blindSpots) {
+        for (const std::string& blind : blindSpots)
+            if (std::find(blindness_.begin(), blindness_.end(), blind) == blindness_.end())
+                journal_.write(Urgency::warning, "unseen", Json::object(), "not seen: " + blind);
+        blindness_ = blindSpots;
+    }
+
     void examine(GuestView& guest) {
         Protection protection = Protection::gone;
         auto damage = attempt([&] { protection = surveyLeases(guest); });
-        if (!damage && protection == Protection::gone)
+        // A stranger is its user's, and that user's to watch.
+        if (!damage && (protection == Protection::gone || protection == Protection::foreign))
             return;
         guests_++;
-        Known& known = known_[guest.pid];
+        Known& known = known_[keyOf(guest)];
         if (known.process && known.process->diedWithin(std::chrono::milliseconds(0)))
             known = {}; // the pid is another one's by now
         if (!known.process)
             known.process = os::Process::openIfExists(guest.pid);
-        if (protection == Protection::leased)
+        if (protection == Protection::leased) {
             known.incarnation = guest.tag.incarnation;
+            known.tag = guest.tag;
+        }
         Findings found;
         if (damage) {
             found.unclear = known.suspects;
@@ -206,8 +240,6 @@ private:
             reportOnce(
                 known, Urgency::error, "unreadable", guest,
                 "its leases may not be looked at: run this as root, with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH");
-        } else if (protection == Protection::foreign && known.incarnation == 0) {
-            // Its user's, and that user's to watch.
         } else if (protection != Protection::leased && known.incarnation != 0) {
             found.losses["all its images"] = "were dropped by its QEMU, which may be in the hands of an attacker";
         } else if (protection == Protection::none) {
@@ -462,7 +494,8 @@ private:
 
     WatchOrders orders_;
     Journal journal_;
-    std::map<pid_t, Known> known_;
+    std::map<Key, Known> known_;
+    std::vector<std::string> blindness_;
     std::map<std::string, Debt> debts_;                                              // by UUID
     std::map<std::uint64_t, std::pair<Clock::time_point, std::string>> silentSince_; // device: since, an image there
     std::set<std::uint64_t> silentNow_, answeredNow_;

@@ -124,6 +124,30 @@ std::string commandName(pid_t pid) {
     return name;
 }
 
+std::optional<std::string> programName(pid_t pid) {
+    char target[4096];
+    ssize_t length = readlink(procPath(pid, "exe").c_str(), target, sizeof target);
+    if (length <= 0)
+        return std::nullopt;
+    std::string name(target, static_cast<std::size_t>(length));
+    constexpr std::string_view kGone = " (deleted)"; // it was upgraded since
+    if (name.size() > kGone.size() && name.compare(name.size() - kGone.size(), kGone.size(), kGone) == 0)
+        name.resize(name.size() - kGone.size());
+    return name.substr(name.rfind('/') + 1);
+}
+
+std::optional<uid_t> userOf(pid_t pid) {
+    struct stat status;
+    if (stat(("/proc/" + std::to_string(pid)).c_str(), &status) < 0)
+        return std::nullopt;
+    return status.st_uid;
+}
+
+bool areProcessesHidden() {
+    // The first process of a pid namespace is always there, and its name is for all.
+    return !readFileIfPossible(procPath(1, "comm"), 64);
+}
+
 std::vector<pid_t> listProcesses() {
     return numbersIn("/proc");
 }

@@ -49,8 +49,18 @@ private:
 // What a person calls the process: its command name, /proc/PID/comm. Printable ASCII only. Empty when it is gone.
 std::string commandName(pid_t pid);
 
-// All processes of this pid namespace, as /proc lists them.
+// The name of the program that it executes, without its folder. Nothing where that may not be looked at. Unlike its
+// command name it cannot be chosen by whoever may not write where the program is.
+std::optional<std::string> programName(pid_t pid);
+
+// With whose rights it runs (the owner of /proc/PID; proc(5)). Nothing when it is gone.
+std::optional<uid_t> userOf(pid_t pid);
+
+// All processes of this pid namespace, as /proc lists them. It need not list those of other users (proc(5), hidepid).
 std::vector<pid_t> listProcesses();
+
+// Whether /proc keeps processes of others from us, which are not in its list then.
+bool areProcessesHidden();
 
 // Processes that have the file open through a descriptor with an open-file-description lock on one of the bytes
 // first..last (/proc/PID/fdinfo). The lock may be of any type. Needs root for other users' processes; those that may

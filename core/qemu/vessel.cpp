@@ -3,6 +3,7 @@
 #include "core/qemu/vessel.hpp"
 
 #include "core/os/error.hpp"
+#include "core/os/socket_pairs.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -94,6 +95,11 @@ constexpr std::uint8_t kHasDirectory = 1 << 1;
 [[noreturn]] void hostile(const std::string& problem) {
     throw Error(Fault::invalid, "the leases kept in its QEMU are damaged (" + problem +
                                     "): destroy and start the guest to protect its images again");
+}
+
+[[noreturn]] void beBusy() {
+    throw Error(Fault::system, "the leases in its QEMU are read or changed by somebody else all the time, its QEMU "
+                               "perhaps: try again, and destroy the guest if that does not end");
 }
 
 std::uint64_t inodeOf(const os::Fd& socket) {
@@ -476,7 +482,7 @@ bool isVesselOf(std::string_view text, const std::array<unsigned char, 16>& uuid
 // Several processes may look at one vessel (libvirtd, the leasehold command), but where a peek stands (SO_PEEK_OFF) is
 // a property of the socket. A flock on QEMU's /proc/PID/fd serialises those who walk the queue: only who may read the
 // vessel can open that folder. Nothing when the process is gone or somebody else keeps the lock.
-std::optional<os::Fd> tryLockOut(const os::Process& process, std::chrono::milliseconds limit) {
+std::optional<os::Fd> tryLockOut(const os::Process& process, std::chrono::steady_clock::time_point deadline) {
     std::string path = "/proc/" + std::to_string(process.pid()) + "/fd";
     os::Fd directory;
     int error = os::tryOpen(path, O_RDONLY | O_DIRECTORY, directory);
@@ -484,15 +490,14 @@ std::optional<os::Fd> tryLockOut(const os::Process& process, std::chrono::millis
         return std::nullopt;
     if (error != 0)
         throw SystemError(error, "open", path);
-    auto deadline = std::chrono::steady_clock::now() + limit;
     while (flock(directory.get(), LOCK_EX | LOCK_NB) < 0)
         if (std::chrono::steady_clock::now() > deadline || process.diedWithin(std::chrono::milliseconds(5)))
             return std::nullopt;
     return directory;
 }
 
-os::Fd lockOut(const os::Process& process) {
-    auto locked = tryLockOut(process, std::chrono::seconds(2));
+os::Fd lockOut(const os::Process& process, std::chrono::steady_clock::time_point deadline) {
+    auto locked = tryLockOut(process, deadline);
     if (!locked)
         throw Error(Fault::system,
                     "the leases in its QEMU cannot be read: the QEMU has ended, or another program keeps "
@@ -517,7 +522,7 @@ bool isSeqpacket(int fd) {
 
 // Who called socketpair(2) for it (unix(7), SO_PEERCRED). Nobody if it is an end of no pair: who is connected to a
 // socket with a name would be told who listens there.
-std::optional<uid_t> makerOf(int socket) {
+std::optional<ucred> makerOf(int socket) {
     ucred maker{};
     socklen_t size = sizeof maker;
     sockaddr_un peer;
@@ -525,22 +530,27 @@ std::optional<uid_t> makerOf(int socket) {
     if (!isSeqpacket(socket) || getpeername(socket, reinterpret_cast<sockaddr*>(&peer), &length) < 0 ||
         length != sizeof peer.sun_family || getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &maker, &size) < 0)
         return std::nullopt;
-    return maker.uid;
+    return maker;
 }
 
-// Made by root, as libvirtd is, or by somebody who runs as we do. A local user, or QEMU's, may keep a pair in which the
-// same words are.
+// A local user, or QEMU's, may keep a pair in which the same words are.
 bool isOurs(int socket) {
     auto maker = makerOf(socket);
-    return maker && (*maker == 0 || *maker == geteuid());
+    return maker && os::isTrustedMaker(maker->uid);
+}
+
+// A descriptor that may be an end of a vessel, by what can be told without touching it.
+std::optional<os::Fd> takeSocket(const os::Process& process, int number) {
+    auto socket = os::inspectSocket(process.pid(), number);
+    auto taken = socket && os::isTrustedMaker(socket->maker) ? process.takeDescriptor(number) : std::optional<os::Fd>();
+    if (!taken || inodeOf(*taken) != socket->inode || !isOurs(taken->get()))
+        return std::nullopt; // QEMU has put something else there meanwhile
+    return taken;
 }
 
 // Whose vessel it is, if the socket is the receiving end of one. Takes no descriptors.
-std::optional<Message> peekHeader(int socket) {
+std::optional<Message> peekHere(int socket) {
     char buffer[512 + kMaxName]; // the header of a later version may be longer
-    // A reader that was killed has left its position behind.
-    int off = -1;
-    (void)setsockopt(socket, SOL_SOCKET, SO_PEEK_OFF, &off, sizeof off);
     ssize_t length = recv(socket, buffer, sizeof buffer, MSG_PEEK | MSG_DONTWAIT);
     Message message;
     Header& header = message.header;
@@ -555,6 +565,14 @@ std::optional<Message> peekHeader(int socket) {
     return message;
 }
 
+// The same of the first message. The caller has locked others out.
+std::optional<Message> peekHeader(int socket) {
+    // A reader that was killed has left its position behind.
+    int off = -1;
+    (void)setsockopt(socket, SOL_SOCKET, SO_PEEK_OFF, &off, sizeof off);
+    return peekHere(socket);
+}
+
 // The receiving end of a vessel, if this descriptor of the process is one.
 struct End {
     os::Fd out;
@@ -562,8 +580,8 @@ struct End {
 };
 
 std::optional<End> tryEnd(const os::Process& process, int number) {
-    auto out = process.takeDescriptor(number);
-    if (!out || !isOurs(out->get()))
+    auto out = takeSocket(process, number);
+    if (!out)
         return std::nullopt;
     auto message = peekHeader(out->get());
     if (!message || message->header.numbers[1] != number || inodeOf(*out) != message->header.socketInodes[1])
@@ -582,26 +600,17 @@ std::optional<int> peekPosition(int socket) {
 // somebody is, or was killed at it: a peek would neither see the first message nor leave the walk alone. What is no
 // Unix socket has no position at all.
 std::optional<os::Fd> takeUnwalkedEnd(const os::Process& process) {
-    auto out = process.takeDescriptor(kFirstNumber + 1);
+    auto out = takeSocket(process, kFirstNumber + 1);
     // The position last: a walk that begins after it is disturbed by the peek, and has to begin anew.
-    if (!out || !isOurs(out->get()) || peekPosition(out->get()) != -1)
+    if (!out || peekPosition(out->get()) != -1)
         return std::nullopt;
     return out;
 }
 
-bool isSocket(pid_t pid, int number) {
-    char target[16];
-    std::string link = "/proc/" + std::to_string(pid) + "/fd/" + std::to_string(number);
-    ssize_t length = readlink(link.c_str(), target, sizeof target);
-    return length > 7 && std::string_view(target, 7) == "socket:";
-}
-
-// Asks only sockets: to take and close a duplicate of anything else could have effects (tape drives, FUSE).
 std::optional<End> search(const os::Process& process, const std::array<unsigned char, 16>& uuid) {
     for (int number : process.descriptors())
-        if (isSocket(process.pid(), number))
-            if (auto end = tryEnd(process, number); end && end->first.tag.uuid == uuid)
-                return end;
+        if (auto end = tryEnd(process, number); end && end->first.tag.uuid == uuid)
+            return end;
     return std::nullopt;
 }
 
@@ -652,14 +661,15 @@ void VesselEnds::leaveToQemu() {
 }
 
 std::optional<Vessel> Vessel::retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid,
-                                       Remote remote) {
-    Vessel vessel(process);
+                                       Remote remote, std::chrono::milliseconds limit) {
+    Vessel vessel(process, limit);
     Contents contents = remote == Remote::left ? Contents::local : Contents::everything;
     return vessel.tryRead(uuid, contents) ? std::optional(std::move(vessel)) : std::nullopt;
 }
 
-std::optional<Manifest> Vessel::readManifest(const os::Process& process, const std::array<unsigned char, 16>& uuid) {
-    Vessel vessel(process);
+std::optional<Manifest> Vessel::readManifest(const os::Process& process, const std::array<unsigned char, 16>& uuid,
+                                             std::chrono::milliseconds limit) {
+    Vessel vessel(process, limit);
     if (!vessel.tryRead(uuid, Contents::words))
         return std::nullopt;
     return Manifest{std::move(vessel.tag_), std::move(vessel.leases_)};
@@ -668,7 +678,7 @@ std::optional<Manifest> Vessel::readManifest(const os::Process& process, const s
 bool Vessel::tryRead(const std::array<unsigned char, 16>& uuid, Contents contents) {
     if (tryReadAtOnce(uuid, contents))
         return true;
-    os::Fd locked = lockOut(*process_);
+    os::Fd locked = lockOut(*process_, deadline_);
     auto end = search(*process_, uuid);
     if (!end)
         return false;
@@ -721,10 +731,9 @@ bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents c
 
 // Walks the whole queue. The caller has locked others out.
 void Vessel::readAll(Contents contents) {
-    for (int tries = 0; tries < 100; tries++)
-        if (tryWalk(contents))
-            return;
-    throw Error(Fault::system, "the leases in its QEMU are read by somebody else all the time: try again");
+    while (!tryWalk(contents))
+        if (Clock::now() > deadline_)
+            beBusy();
 }
 
 // False where somebody's peek has moved our position meanwhile: what was read may lack a message.
@@ -745,6 +754,8 @@ bool Vessel::tryWalk(Contents contents) {
             return false;
         if (raw.text.empty())
             break;
+        if (Clock::now() > deadline_)
+            beBusy();
         Message message = parseMessage(std::move(raw));
         const Header& header = message.header;
         if (++queued_ > 2 * kMaxMessages)
@@ -792,7 +803,7 @@ bool Vessel::tryWalk(Contents contents) {
 }
 
 bool Vessel::tryReplace(std::uint64_t caller) {
-    os::Fd locked = lockOut(*process_);
+    os::Fd locked = lockOut(*process_, Clock::now() + kReadLimit);
     auto in = process_->takeDescriptor(numbers_[0]);
     if (!in || !isSeqpacket(in->get()) || inodeOf(*in) != socketInodes_[0] || inodeOf(out_) != socketInodes_[1])
         hostile("an end is missing");
@@ -843,31 +854,84 @@ bool Vessel::tryTakeOut(std::size_t count) {
     return true;
 }
 
-std::optional<GuestTag> inspectGuest(pid_t pid) {
-    auto process = os::Process::openIfExists(pid);
-    if (!process || !isSocket(pid, kFirstNumber + 1) || !process->mayTakeDescriptors())
+namespace {
+
+// The first words of what may be a vessel. Waits for nobody who does not stand in its queue, and changes no socket that
+// is none.
+std::optional<Message> peekAmongReaders(const os::Process& process, const os::Fd& out,
+                                        std::chrono::steady_clock::time_point deadline) {
+    if (peekPosition(out.get()) == -1)
+        if (auto message = peekHere(out.get()); message || peekPosition(out.get()) == -1)
+            return message;
+    // Somebody walks, or was killed at it.
+    auto soon = std::min(deadline, std::chrono::steady_clock::now() + std::chrono::milliseconds(50));
+    auto position = peekPosition(out.get());
+    auto locked = position ? tryLockOut(process, soon) : std::nullopt;
+    if (!locked)
         return std::nullopt;
-    auto locked = tryLockOut(*process, std::chrono::milliseconds(50));
-    auto end = locked ? tryEnd(*process, kFirstNumber + 1) : std::nullopt;
-    return end ? std::optional(std::move(end->first.tag)) : std::nullopt;
+    auto message = peekHeader(out.get());
+    if (!message)
+        (void)setsockopt(out.get(), SOL_SOCKET, SO_PEEK_OFF, &*position, sizeof *position);
+    return message;
 }
 
-std::optional<uid_t> inspectStranger(pid_t pid) {
-    auto process = os::Process::openIfExists(pid);
-    if (!process || !isSocket(pid, kFirstNumber + 1) || !process->mayTakeDescriptors())
-        return std::nullopt;
-    auto locked = tryLockOut(*process, std::chrono::milliseconds(50));
-    auto out = locked ? process->takeDescriptor(kFirstNumber + 1) : std::nullopt;
-    auto maker = out ? makerOf(out->get()) : std::nullopt;
-    return maker && !isOurs(out->get()) && peekHeader(out->get()) ? maker : std::nullopt;
+// The vessel at one of these, which are all who have that end.
+std::optional<RunningGuest> guestAt(std::span<const os::HeldSocket> holders, HostGuests& found,
+                                    std::chrono::steady_clock::time_point deadline) {
+    for (const os::HeldSocket& holder : holders) {
+        auto process = os::Process::openIfExists(holder.pid);
+        if (!process)
+            continue;
+        if (!process->mayTakeDescriptors()) {
+            found.hidden++;
+            continue;
+        }
+        auto out = takeSocket(*process, holder.number);
+        if (!out || inodeOf(*out) != holder.inode)
+            continue;
+        auto message = peekAmongReaders(*process, *out, deadline);
+        if (!message || message->header.socketInodes[1] != holder.inode)
+            return std::nullopt;
+        RunningGuest guest{std::move(message->tag), holder.pid, {}};
+        auto maker = makerOf(out->get());
+        for (const os::HeldSocket& each : holders) {
+            guest.holders.push_back(each.pid);
+            if (maker && maker->pid == each.pid)
+                guest.pid = each.pid;
+        }
+        return guest;
+    }
+    return std::nullopt;
 }
 
-std::vector<RunningGuest> findGuests() {
-    std::vector<RunningGuest> guests;
-    for (pid_t pid : os::listProcesses())
-        if (auto tag = inspectGuest(pid))
-            guests.push_back({std::move(*tag), pid});
-    return guests;
+} // namespace
+
+const RunningGuest* HostGuests::of(pid_t pid) const {
+    auto guest = std::find_if(guests.begin(), guests.end(), [&](const RunningGuest& each) {
+        return std::find(each.holders.begin(), each.holders.end(), pid) != each.holders.end();
+    });
+    return guest == guests.end() ? nullptr : &*guest;
+}
+
+HostGuests findGuests(std::chrono::milliseconds limit) {
+    auto deadline = std::chrono::steady_clock::now() + limit;
+    os::SocketPairs pairs = os::findSocketPairs(deadline, kFirstNumber + 1);
+    HostGuests found{{}, pairs.hidden, pairs.complete};
+    for (std::span<const os::HeldSocket> rest = pairs.ends; !rest.empty();) {
+        if (std::chrono::steady_clock::now() > deadline) {
+            found.complete = false;
+            break;
+        }
+        auto next = std::find_if(rest.begin(), rest.end(),
+                                 [&](const os::HeldSocket& each) { return each.inode != rest.front().inode; });
+        auto count = static_cast<std::size_t>(next - rest.begin());
+        if (auto guest = guestAt(rest.first(count), found, deadline))
+            found.guests.push_back(std::move(*guest));
+        rest = rest.subspan(count);
+    }
+    std::sort(found.guests.begin(), found.guests.end(),
+              [](const RunningGuest& one, const RunningGuest& other) { return one.pid < other.pid; });
+    return found;
 }
 
 bool readsBelow(const RunningGuest& guest, const os::FileId& file) {

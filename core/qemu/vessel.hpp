@@ -23,6 +23,7 @@
 #include "core/os/process.hpp"
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -119,14 +120,20 @@ class Vessel {
 public:
     enum class Remote { taken, left };
 
+    // A full vessel is read in a quarter of this.
+    static constexpr std::chrono::milliseconds kReadLimit{2000};
+
     // Finds the vessel of this guest in the process: nothing when it has none. Throws Error(Fault::invalid) on a
     // vessel that is not what VesselEnds and tryReplace make; RemoteLeases where such are to be left. The process must
-    // outlive the vessel.
+    // outlive the vessel. `limit` is for who reads it or keeps it locked at the same time, QEMU itself for instance:
+    // then it throws too.
     static std::optional<Vessel> retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid,
-                                          Remote remote = Remote::taken);
+                                          Remote remote = Remote::taken,
+                                          std::chrono::milliseconds limit = kReadLimit);
 
     // The same without touching a single lease.
-    static std::optional<Manifest> readManifest(const os::Process& process, const std::array<unsigned char, 16>& uuid);
+    static std::optional<Manifest> readManifest(const os::Process& process, const std::array<unsigned char, 16>& uuid,
+                                                std::chrono::milliseconds limit = kReadLimit);
 
     const GuestTag& tag() const { return tag_; }
     std::vector<StoredLease>& leases() { return leases_; }
@@ -149,8 +156,10 @@ private:
         local, // everything, if nothing of it is remote
         everything
     };
+    using Clock = std::chrono::steady_clock;
 
-    Vessel(const os::Process& process) : process_(&process) {}
+    Vessel(const os::Process& process, std::chrono::milliseconds limit)
+        : process_(&process), deadline_(Clock::now() + limit) {}
     bool tryRead(const std::array<unsigned char, 16>& uuid, Contents contents);
     bool tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents contents);
     void readAll(Contents contents);
@@ -158,6 +167,7 @@ private:
     bool tryTakeOut(std::size_t count);
 
     const os::Process* process_;
+    Clock::time_point deadline_; // for reading
     GuestTag tag_;
     os::Fd out_;                            // the end whose queue holds the generations
     std::array<std::int32_t, 2> numbers_{}; // of the two ends in QEMU: sending, receiving
@@ -172,19 +182,25 @@ private:
     std::vector<StoredLease> leases_;
 };
 
-// Which guest keeps its leases in this process, whoever it is: for finding out who runs here. A process that is gone,
-// forbidden or hostile has none.
-std::optional<GuestTag> inspectGuest(pid_t pid);
-
-// Of a process with a vessel that counts for nothing here: the user who has made it.
-std::optional<uid_t> inspectStranger(pid_t pid);
-
-// All that keep leases on this host.
+// Who keeps leases on this host: a guest's QEMU, or a command of `leasehold run`.
 struct RunningGuest {
     GuestTag tag;
-    pid_t pid = 0;
+    pid_t pid = 0;              // who was given the vessel; when that one has ended, another one who has it
+    std::vector<pid_t> holders; // all who have it: what a command starts inherits it
 };
-std::vector<RunningGuest> findGuests();
+
+// All vessels of this host, each of them once, whoever has it and under whichever numbers. A process that is gone,
+// forbidden or hostile has none. Nobody but who has a trusted user's sockets can make us wait, and nobody for longer
+// than the limit: then `complete` is false, as where processes are hidden from us.
+struct HostGuests {
+    std::vector<RunningGuest> guests;
+    std::size_t hidden = 0; // processes that may not be looked at
+    bool complete = true;   // false: there was no time to look at all of them
+
+    // Whose leases the process keeps; null if it keeps none.
+    const RunningGuest* of(pid_t pid) const;
+};
+HostGuests findGuests(std::chrono::milliseconds limit);
 
 // Whether that guest keeps a lease of the file because it reads it below an image of its own. False where its vessel
 // cannot be read: for messages only.

@@ -153,7 +153,8 @@ TEST_F(BadImage, LockedAsAWholeBySomebodyElseIsRefused) {
     struct flock lock {};
     lock.l_type = F_WRLCK;
     ASSERT_EQ(fcntl(fd, F_OFD_SETLK, &lock), 0);
-    EXPECT_TRUE(refused(host_.start(guest_, {{good_}}), kBusy, {good_, "locked as a whole", "/proc/locks"}));
+    EXPECT_TRUE(refused(host_.start(guest_, {{good_}}), kBusy,
+                        {good_, "locked as a whole", "(pid " + std::to_string(getpid()) + ")"}));
     close(fd);
     EXPECT_TRUE(granted(host_.start(guest_, {{good_}})));
 }

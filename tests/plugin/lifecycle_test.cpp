@@ -197,7 +197,7 @@ TEST_F(Lifecycle, SameGuestDoesNotStartASecondTimeElsewhere) {
     const Started running = boot(host_, guest_, disks_);
     Libvirtd elsewhere;
     EXPECT_TRUE(refused(elsewhere.start(guest_, disks_), kBusy,
-                        {"'web'", disk_, "pid " + std::to_string(running.pid()), "already runs elsewhere"}));
+                        {"'web'", disk_, "pid " + std::to_string(running.pid()), "already runs on this host"}));
 }
 
 // Its Register joins, as a migration's would; but nothing ever lets it run.

@@ -58,6 +58,12 @@ StandIn plantedGuest(const GuestTag& tag, const std::vector<std::string>& images
     return StandIn([&] { plantVessel(tag, openLeases(images)); });
 }
 
+std::optional<GuestTag> guestOf(pid_t pid) {
+    const qemu::HostGuests found = qemu::findGuests(std::chrono::seconds(60));
+    const qemu::RunningGuest* guest = found.of(pid);
+    return guest ? std::optional(guest->tag) : std::nullopt;
+}
+
 std::string Forgery::bytes() const {
     std::string text(reinterpret_cast<const char*>(&header), sizeof header);
     text += name;

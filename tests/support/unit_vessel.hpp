@@ -30,6 +30,9 @@ void plantVessel(const qemu::GuestTag& tag, std::span<const qemu::StoredLease> l
 // A QEMU with these leases.
 StandIn plantedGuest(const qemu::GuestTag& tag, const std::vector<std::string>& images);
 
+// Whose leases the process keeps, as everybody on this host is told.
+std::optional<qemu::GuestTag> guestOf(pid_t pid);
+
 struct WireHeader {
     char magic[8];
     std::uint32_t version;

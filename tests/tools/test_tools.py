@@ -288,13 +288,76 @@ def test_of_a_user_s_qemu_root_does_not_say_that_nothing_protects_it(of_nobody):
         def seen():
             return [guest for guest in json.loads(call("status", "--json").stdout)["guests"]
                     if guest["pid"] == holder.pid and guest["protection"] == "foreign"]
-        assert wait_until(seen)[0]["guest"] == "theirs"
+        assert (wait_until(seen)[0]["guest"], seen()[0]["user"]) == ("", 65534)
         result = call("status")
-        about_it = [line for line in result.stdout.splitlines() if f"(pid {holder.pid})" in line]  # others may run here
-        assert result.returncode == 3 and not any("nothing protects" in line for line in about_it), result
+        about_it = [line for line in result.stdout.splitlines() if str(holder.pid) in line]  # others may run here
+        assert about_it == [f"(of user 65534)\t{holder.pid}\t(not to be seen)"], result
         assert "theirs" not in call("watch", "--once", "--dry-run").stdout
         assert not [finding for finding in json.loads(call("check", "--json").stdout)["findings"]
                     if "theirs" in finding["text"]]
+
+
+@contextlib.contextmanager
+def impostor(command, name, *words):
+    """A process of the user nobody whose program is called like that, with these arguments."""
+    program = pathlib.Path(command[-1]).parent / name
+    shutil.copy("/bin/sh", program)
+    with running(*command[:-1], program, "-c", "read line", *words) as process:
+        wait_until(lambda: os.readlink(f"/proc/{process.pid}/exe") == str(program))
+        yield process
+
+
+def test_a_user_s_process_does_not_pass_for_a_guest(of_nobody, conf):
+    uuid = "11111111-2222-3333-4444-555555555555"
+    with impostor(of_nobody[1], "qemu-system-x86_64", "-name", "guest=prod-db", "-uuid", uuid) as process:
+        guests = json.loads(call("status", "--json").stdout)["guests"]
+        [seen] = [guest for guest in guests if guest["pid"] == process.pid]
+        assert (seen["protection"], seen["user"]) == ("foreign", 65534)
+        for words in (["status"], ["status", "--json"], ["status", "--prometheus"], ["watch", "--once", "--dry-run"],
+                      ["check"], ["enable", "--dry-run", "--qemu-conf", conf, "--plugin", PLUGIN]):
+            result = call(*words)
+            assert "prod-db" not in result.stdout + result.stderr and uuid not in result.stdout, result
+        assert call("status", "prod-db").returncode == 1
+        assert f"(pid {process.pid})" not in call("status").stdout, "it is nothing to complain about"
+
+
+def test_a_user_s_process_does_not_pass_for_the_watcher_or_libvirtd(of_nobody):
+    for name, words in (("leasehold", ["watch"]), ("libvirtd", [])):
+        with impostor(of_nobody[1], name, *words) as process:
+            findings = json.loads(call("check", "--json").stdout)["findings"]
+            assert not [each for each in findings if each["about"] in ("watcher", "daemon") and str(process.pid) in each["text"]]
+
+
+def test_what_inherits_leases_is_no_guest_of_its_own(image, tmp_path):
+    inner = tmp_path / "inner.img"
+    inner.write_bytes(bytes(1 << 20))
+    with running(LEASEHOLD, "run", image, "--", LEASEHOLD, "run", inner, "--", "sh", "-c", "cat | cat") as first:
+        wait_until(lambda: inspect(inner)["leases"])
+        for path in (image, inner):
+            [lease] = inspect(path)["leases"]
+            assert (lease["named_by"], lease["pid"]) == ("vessel", first.pid), "the second one is not where the first is"
+        guests = [guest for guest in json.loads(call("status", "--json").stdout)["guests"]
+                  if guest["guest"] in ("leasehold run sh", "leasehold run leasehold") and guest["pid"] == first.pid]
+        assert sorted(lease["image"] for guest in guests for lease in guest["leases"]) == sorted([str(image), str(inner)])
+        text = call("status", "--prometheus").stdout
+        series = [line.rsplit(" ", 1)[0] for line in text.splitlines() if not line.startswith("#")]
+        assert len(series) == len(set(series)) and sum(str(image) in each for each in series) == 1, text
+
+
+def test_who_sees_less_is_told_so(of_nobody):
+    command = of_nobody[1]
+    for options in ("hidepid=0", "hidepid=1", "hidepid=2"):
+        words = ["unshare", "-m", "sh", "-c", f'mount -t proc -o {options} proc /proc && exec "$@"', "sh", *command]
+        plain = subprocess.run([*words, "status"], capture_output=True, text=True, timeout=PATIENCE)
+        if "mount:" in plain.stderr:
+            pytest.skip(f"no mounts here: {plain.stderr}")
+        assert plain.returncode == 3 and "run this as root" in plain.stdout, plain
+        answer = json.loads(subprocess.run([*words, "status", "--json"], capture_output=True, text=True,
+                                           timeout=PATIENCE).stdout)
+        assert answer["not_seen"], answer
+        assert "leasehold_sees_all 0" in subprocess.run([*words, "status", "--prometheus"], capture_output=True,
+                                                        text=True, timeout=PATIENCE).stdout
+    assert json.loads(call("status", "--json").stdout)["not_seen"] == []
 
 
 def test_status_names_a_qemu_without_leases(tmp_path):

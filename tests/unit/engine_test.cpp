@@ -8,7 +8,11 @@
 #include "tests/support/unit_media.hpp"
 #include "tests/support/unit_vessel.hpp"
 
+#include <algorithm>
+#include <cstring>
 #include <filesystem>
+#include <fstream>
+#include <unordered_map>
 
 #include <fcntl.h>
 #include <sched.h>
@@ -76,7 +80,65 @@ TEST_F(EngineWithGuests, RefusalNamesImageGuestUuidPidHostAndWhatToDo) {
             EXPECT_NE(text.find(part), std::string::npos) << part << " is not in: " << text;
     ASSERT_EQ(engine.acquire(web, {{image, Mode::exclusive}}, ""), std::nullopt);
     std::string twin = refusalOf(web, {{image, Mode::exclusive}});
-    EXPECT_NE(twin.find("guest 'web' already runs elsewhere"), std::string::npos) << twin;
+    EXPECT_NE(twin.find("guest 'web' already runs on this host"), std::string::npos) << twin;
+}
+
+TEST_F(EngineWithGuests, RefusalNamesTheProgramThatLocksTheWholeFile) {
+    unit::Child program([&](unit::Line& line) {
+        os::Fd fd = os::openFile(image, O_RDWR);
+        unit::demand(os::tryLock(fd.get(), os::LockType::write, {0, 0}, image) == os::LockOutcome::granted, "no lock");
+        line.say();
+        line.hear();
+    });
+    program.line().hear();
+    std::string text = refusalOf(web, {{image, Mode::exclusive}});
+    EXPECT_TRUE(unit::says(text, "locked as a whole"));
+    EXPECT_TRUE(unit::says(text, "(pid " + std::to_string(program.pid()) + ")"));
+}
+
+// Two UUIDs of one hash, as one in 500 million pairs.
+TEST_F(EngineWithGuests, RefusalTellsGuestsApartWhoseUuidsMeetInTheirHash) {
+    std::unordered_map<std::uint32_t, lease::Uuid> known;
+    Guest other = db;
+    for (std::uint64_t number = 0; other.uuid == db.uuid; number++) {
+        lease::Uuid uuid{};
+        std::memcpy(uuid.data(), &number, sizeof number);
+        auto [place, fresh] = known.try_emplace(lease::hashDomain(uuid), uuid);
+        if (!fresh) {
+            web.uuid = place->second;
+            other.uuid = uuid;
+        }
+    }
+    Qemu qemu = start(web, {{image, Mode::exclusive}});
+    ASSERT_EQ(engine.acquire(web, {{image, Mode::exclusive}}, ""), std::nullopt);
+    std::string text = refusalOf(other, {{image, Mode::exclusive}});
+    EXPECT_TRUE(unit::says(text, "guest 'web' (UUID " + lease::formatUuid(web.uuid)));
+    EXPECT_TRUE(unit::says(text, "another UUID"));
+    EXPECT_EQ(text.find("migrate"), std::string::npos) << text;
+}
+
+// libvirt shows the log in front of whatever QEMU died of.
+TEST_F(EngineWithGuests, IncomingQemuSaysOnceWhoHasItsImagesAndDoesNotTakeThatForTheReason) {
+    const std::vector<Resource> disks{{image, Mode::exclusive}, {second, Mode::exclusive}};
+    Qemu source = start(web, disks);
+    ASSERT_EQ(engine.acquire(web, disks, ""), std::nullopt);
+    engine.inquire(web, disks);
+    Guest arriving = web;
+    const std::string log = dir.path("log");
+    unit::StandIn destination([&] {
+        Engine there(settings, [&](const std::string& text) { std::ofstream(log, std::ios::app) << text << '\n'; });
+        arriving.pid = getpid();
+        unit::demand(!there.registerGuest(arriving, disks), "refused");
+    });
+    std::string text = os::readFile(log, 4096);
+    EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 1) << text;
+    EXPECT_TRUE(unit::says(text, "pid " + std::to_string(source.pid())));
+    EXPECT_TRUE(unit::says(text, "and 1 more"));
+    EXPECT_TRUE(unit::says(text, "Only if QEMU fails to get a lock"));
+    // Who else wants the image is told of one guest.
+    std::string refusal = refusalOf(mail, {{image, Mode::exclusive}});
+    EXPECT_EQ(refusal.find("guest 'web'"), refusal.rfind("guest 'web'")) << refusal;
+    EXPECT_TRUE(unit::says(refusal, "with 2 QEMUs, as in a migration"));
 }
 
 TEST_F(EngineWithGuests, RefusalNamesAGuestWithHundredsOfDisks) {

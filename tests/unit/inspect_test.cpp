@@ -34,15 +34,15 @@ TEST(StateOfALease, FollowsFromTheMarks) {
         {kSelf, {kSelf, kOwner}, LeaseState::held},
         {kSelf, {kSelf, kOwner, kHandoff}, LeaseState::suspended},
         {kSelf, {kSelf, kOwner, kHandoff, kLeaving}, LeaseState::migrating},
-        {kSelf, {kSelf}, LeaseState::joined},
+        {kSelf, {kSelf}, LeaseState::arrived},
         {kSelf, {kSelf, kOwner, Mark{MarkKind::handoff, 8, 99}}, LeaseState::held},
         {kPeer, {kSelf, kPeer, kOwner, kHandoff, kLeaving}, LeaseState::joined},
         {kPeer, {kSelf, kPeer, kOwner, kHandoff, kLeaving, kTaken}, LeaseState::held},
         {kPeer, {kSelf, kPeer, kOwner}, LeaseState::unclear},
         {reader, {reader, kHandoff}, LeaseState::held},
-        {shared, {shared, kOwner}, LeaseState::joined},
+        {shared, {shared, kOwner}, LeaseState::arrived},
         {shared, {shared, Mark{MarkKind::sharedOwner, 7, 0}}, LeaseState::held},
-        {shared, {shared, Mark{MarkKind::sharedOwner, 8, 0}}, LeaseState::joined},
+        {shared, {shared, Mark{MarkKind::sharedOwner, 8, 0}}, LeaseState::arrived},
     };
     for (const Row& row : rows)
         EXPECT_EQ(describe(stateOf(row.self, row.marks)), describe(row.state)) << &row - rows;
@@ -91,6 +91,28 @@ TEST(Advice, NamesTheServersRemedyForADeadHostOnNfs3AndBreaksNothing) {
         EXPECT_EQ(sentence.find("nfs-server"), std::string::npos) << sentence;
 }
 
+TEST(Advice, DoesNotHaveTheOnlyCopyOfAGuestsMemoryDestroyed) {
+    ImageView image;
+    image.leases.push_back(
+        {.state = LeaseState::arrived, .source = LeaseView::Source::vessel, .guest = "db", .host = "alpha"});
+    const std::vector<std::string> advice = adviseOn(image);
+    ASSERT_FALSE(advice.empty());
+    EXPECT_EQ(advice[0].find("destroy"), std::string::npos) << advice[0];
+    EXPECT_NE(advice[0].find("resume it or shut it down there"), std::string::npos) << advice[0];
+}
+
+TEST(Advice, SpeaksOfOtherHostsOnlyWhereTheyReachTheImage) {
+    ImageView image;
+    image.leases.push_back({}); // nobody knows whose
+    for (bool remote : {false, true}) {
+        image.storage.remote = remote;
+        std::string all;
+        for (const std::string& sentence : adviseOn(image))
+            all += sentence + "\n";
+        EXPECT_EQ(all.find("host") != std::string::npos, remote) << all;
+    }
+}
+
 class InspectedGuest : public unit::EngineTest {
 protected:
     LeaseView onlyLease(const std::string& path) const {
@@ -109,7 +131,7 @@ TEST_F(InspectedGuest, HasALeaseOfABackingFileAndItIsCalledThat) {
     EXPECT_TRUE(onlyLease(second).lower);
     EXPECT_FALSE(onlyLease(image).lower);
 
-    GuestView guest{.tag = {.uuid = web.uuid, .incarnation = 0, .name = ""}, .pid = web.pid, .leases = {}};
+    GuestView guest{.tag = {.uuid = web.uuid, .incarnation = 0, .name = ""}, .pid = web.pid};
     ASSERT_EQ(surveyLeases(guest), Protection::leased);
     ASSERT_EQ(guest.leases.size(), 2u);
     for (const StoredView& lease : guest.leases)

@@ -5,10 +5,12 @@
 // descriptor, and never takes a file for another.
 
 #include "core/os/error.hpp"
+#include "core/os/socket_pairs.hpp"
 #include "core/qemu/vessel.hpp"
 #include "tests/support/unit_vessel.hpp"
 
 #include <chrono>
+#include <memory>
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -21,6 +23,7 @@ namespace {
 
 using unit::ForgedVessel;
 using unit::Forgery;
+using unit::guestOf;
 using unit::makeImages;
 using unit::makeTag;
 using unit::openLeases;
@@ -56,7 +59,7 @@ protected:
                 reading = error.fault() == Fault::unsupported ? Reading::unsupported : Reading::invalid;
             EXPECT_TRUE(error.fault() != Fault::system || reading == Reading::frozen) << error.what();
         }
-        EXPECT_NO_THROW((void)inspectGuest(qemu.pid()));
+        EXPECT_NO_THROW((void)guestOf(qemu.pid()));
         try {
             (void)Vessel::readManifest(qemu.process(), kTag.uuid);
         } catch (const Error& error) {
@@ -249,11 +252,46 @@ TEST_F(HostileVessel, MadeByAnotherUserIsNone) {
         });
         EXPECT_EQ(read(qemu), Reading::nothing);
         EXPECT_FALSE(Vessel::readManifest(qemu.process(), kTag.uuid));
-        EXPECT_FALSE(inspectGuest(qemu.pid()));
-        if (out == ForgedVessel::kOut) {
-            EXPECT_EQ(inspectStranger(qemu.pid()), uid_t{65534});
-        }
+        EXPECT_FALSE(guestOf(qemu.pid()));
     }
+}
+
+// It costs him nothing to keep locked what nobody but he has. Who looks for the names of guests waits for none of them.
+TEST_F(HostileVessel, OfLocalUsersThatAreLockedForEverDelaysNobody) {
+    if (geteuid() != 0)
+        GTEST_SKIP() << "not root: cannot be another user";
+    std::vector<std::unique_ptr<StandIn>> crowd;
+    for (int i = 0; i < 40; i++)
+        crowd.push_back(std::make_unique<StandIn>([&] {
+            unit::demand(seteuid(65534) == 0, "cannot be another user");
+            ForgedVessel forged;
+            unit::demand(seteuid(0) == 0, "cannot be root again");
+            forged.send(forged.message(kTag, {}));
+            int position = 0, directory = open("/proc/self/fd", O_RDONLY | O_DIRECTORY);
+            unit::demand(setsockopt(forged.out(), SOL_SOCKET, SO_PEEK_OFF, &position, sizeof position) == 0 &&
+                             flock(directory, LOCK_EX) == 0,
+                         "not locked");
+        }));
+    StandIn qemu = unit::plantedGuest(makeTag(2), images);
+    // In the time that two of them could take.
+    const HostGuests found = findGuests(std::chrono::milliseconds(1000));
+    EXPECT_TRUE(found.complete);
+    EXPECT_TRUE(found.of(qemu.pid()));
+    for (const auto& each : crowd)
+        EXPECT_FALSE(found.of(each->pid()));
+}
+
+// Nothing is taken out of a process that cannot be a vessel: to close a duplicate of a tape drive rewinds it.
+TEST_F(HostileVessel, IsNotLookedForInWhatIsNoPair) {
+    StandIn qemu([&] {
+        int pipes[2], numbers[2] = {ForgedVessel::kIn, ForgedVessel::kOut};
+        unit::demand(pipe(pipes) == 0 && dup2(pipes[0], numbers[0]) >= 0 && dup2(pipes[1], numbers[1]) >= 0, "no pipe");
+    });
+    EXPECT_EQ(read(qemu), Reading::nothing);
+    EXPECT_FALSE(guestOf(qemu.pid()));
+    for (const os::HeldSocket& end :
+         os::findSocketPairs(std::chrono::steady_clock::now() + std::chrono::hours(1), 0).ends)
+        EXPECT_NE(end.pid, qemu.pid());
 }
 
 // Who is connected to a service of root's, which says what the vessel of a guest says.
@@ -275,8 +313,7 @@ TEST_F(HostileVessel, SpokenByAServiceIsNone) {
             forged.send(forged.message(kTag, openLeases(images)));
         });
         EXPECT_EQ(read(qemu), Reading::nothing);
-        EXPECT_FALSE(inspectGuest(qemu.pid()));
-        EXPECT_FALSE(inspectStranger(qemu.pid()));
+        EXPECT_FALSE(guestOf(qemu.pid()));
     }
 }
 
@@ -349,7 +386,7 @@ TEST_F(HostileVessel, ThatIsLockedForEverByQemuIsNotWaitedForLong) {
         unit::demand(flock(directory, LOCK_EX) == 0, "not locked");
     });
     auto start = std::chrono::steady_clock::now();
-    EXPECT_EQ(inspectGuest(qemu.pid()), std::nullopt);
+    EXPECT_EQ(guestOf(qemu.pid()), kTag) << "to be named takes no lock";
     auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
     ASSERT_TRUE(vessel) << "to read one message takes no lock";
     EXPECT_THROW((void)vessel->tryReplace(), Error);

@@ -12,14 +12,17 @@
 #include <tuple>
 
 #include <fcntl.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 namespace leasehold::qemu {
 namespace {
 
 using unit::Child;
+using unit::guestOf;
 using unit::isFree;
 using unit::kLeaseByte;
 using unit::Line;
@@ -327,14 +330,14 @@ TEST_F(VesselInQemu, OfADeadProcessIsAnErrorOrNothing) {
     const os::Process& process = qemu.process();
     qemu.kill();
     EXPECT_THROW(Vessel::retrieve(process, kTag.uuid), Error);
-    EXPECT_EQ(inspectGuest(pid), std::nullopt);
+    EXPECT_EQ(guestOf(pid), std::nullopt);
 }
 
 TEST_F(VesselInQemu, SaysWhoseItIs) {
     StandIn qemu = plantedGuest(kTag, makeImages(dir, 2)), bare([] {});
-    EXPECT_EQ(inspectGuest(qemu.pid()), kTag);
-    EXPECT_EQ(inspectGuest(bare.pid()), std::nullopt);
-    EXPECT_EQ(inspectGuest(1), std::nullopt);
+    EXPECT_EQ(guestOf(qemu.pid()), kTag);
+    EXPECT_EQ(guestOf(bare.pid()), std::nullopt);
+    EXPECT_EQ(guestOf(1), std::nullopt);
 }
 
 TEST_F(VesselInQemu, SaysWhoseItIsThoughItHasHundredsOfLeases) {
@@ -344,7 +347,51 @@ TEST_F(VesselInQemu, SaysWhoseItIsThoughItHasHundredsOfLeases) {
         ends.plant(kTag, openLeases(images));
         ends.leaveToQemu();
     });
-    EXPECT_EQ(inspectGuest(qemu.pid()), kTag) << "a refused guest would not be told who has the image";
+    EXPECT_EQ(guestOf(qemu.pid()), kTag) << "a refused guest would not be told who has the image";
+}
+
+// A QEMU with many passed descriptors; a command under `leasehold run` within another; what that starts.
+TEST_F(VesselInQemu, IsFoundOnceWhereverItIsAndWhoeverInheritedIt) {
+    const unsigned own = static_cast<unsigned>(getpid()); // other tests run on this host at the same time
+    const GuestTag outer = makeTag(own), inner = makeTag(own + 1);
+    auto images = makeImages(dir, 2);
+    StandIn qemu([&] {
+        plantVessel(outer, openLeases({images[0]}));
+        for (int number = 252; number < 400; number++)
+            unit::demand(dup2(0, number) == number, "no such number");
+        plantVessel(inner, openLeases({images[1]}));
+        if (pid_t heir = fork(); heir == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            syscall(__NR_close_range, 3, 249, 0);
+            syscall(__NR_close_range, 410, ~0u, 0);
+            pause();
+            _exit(0);
+        }
+    });
+    const HostGuests found = findGuests(std::chrono::seconds(60));
+    EXPECT_TRUE(found.complete);
+    for (const GuestTag& tag : {outer, inner}) {
+        std::vector<RunningGuest> seen;
+        std::copy_if(found.guests.begin(), found.guests.end(), std::back_inserter(seen),
+                     [&](const RunningGuest& guest) { return guest.tag == tag; });
+        ASSERT_EQ(seen.size(), 1u);
+        EXPECT_EQ(seen[0].pid, qemu.pid());
+        EXPECT_EQ(seen[0].holders.size(), 2u);
+    }
+}
+
+// Whoever is refused is told his name all the same, while an ordinary change goes on.
+TEST_F(VesselInQemu, InWhichSomebodyStandsSaysWhoseItIs) {
+    if (!unit::mayOpen(4096))
+        GTEST_SKIP() << "RLIMIT_NOFILE cannot be raised";
+    StandIn qemu = plantedGuest(kTag, makeImages(dir, 300));
+    int number = qemu.process().descriptors().back();
+    auto out = qemu.process().takeDescriptor(number);
+    ASSERT_TRUE(out);
+    for (int position : {0, 100, 1 << 30}) {
+        ASSERT_EQ(setsockopt(out->get(), SOL_SOCKET, SO_PEEK_OFF, &position, sizeof position), 0);
+        EXPECT_EQ(guestOf(qemu.pid()), kTag) << position;
+    }
 }
 
 TEST_F(VesselInQemu, ReaderThatWasKilledHasNotLeftItsPositionBehind) {
@@ -405,7 +452,8 @@ TEST_F(VesselInQemu, IsReadWholeByTwoReadersAtOnce) {
     auto readMany = [&](const StandIn& qemu, std::size_t expected, const std::atomic<bool>* stop) {
         os::Process process(qemu.pid());
         for (int i = 0; stop ? !*stop : i < 4000; i++) {
-            (void)inspectGuest(qemu.pid()); // gives up where the others read all the time
+            if (i % 200 == 0)
+                (void)guestOf(qemu.pid()); // gives up where the others read all the time
             auto vessel = Vessel::retrieve(process, kTag.uuid);
             unit::demand(vessel && vessel->leases().size() == expected, "another set was read than the newest");
         }
