@@ -17,7 +17,7 @@ namespace leasehold::lease {
 
 namespace {
 
-constexpr std::string_view kMagic = "leasehold-index1";
+constexpr std::string_view kIndexMagic = "leasehold-index1";
 constexpr const char* kNewName = "index-new"; // until it is whole
 // Of the head and of each line: a power of two, so that none lies in two pages, and whoever is killed while he writes
 // one has written all of it or nothing.
@@ -33,7 +33,7 @@ std::string padded(std::string text) {
 }
 
 std::string headOf(const Index& index) {
-    return padded(std::string(kMagic) + ' ' + os::hexadecimal(index.living) + (index.readers ? " r" : " -"));
+    return padded(std::string(kIndexMagic) + ' ' + os::hexadecimal(index.living) + (index.readers ? " r" : " -"));
 }
 
 std::string textOf(const Index::Line& line) {
@@ -59,12 +59,12 @@ std::string encodeIndex(const Index& index) {
 }
 
 std::optional<Index> parseIndex(std::string_view text) {
-    if (text.size() < kLineSize || text.size() % kLineSize != 0 || !text.starts_with(kMagic))
+    if (text.size() < kLineSize || text.size() % kLineSize != 0 || !text.starts_with(kIndexMagic))
         return std::nullopt;
     Index index;
     std::string_view head = text.substr(0, kLineSize);
-    index.readers = head[kMagic.size() + 10] == 'r';
-    const char* number = head.data() + kMagic.size() + 1;
+    index.readers = head[kIndexMagic.size() + 10] == 'r';
+    const char* number = head.data() + kIndexMagic.size() + 1;
     (void)std::from_chars(number, number + 8, index.living, 16);
     if (headOf(index) != head)
         return std::nullopt;
