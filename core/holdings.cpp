@@ -45,6 +45,7 @@ std::optional<Holdings> Holdings::open(const os::Process& process, const lease::
     });
     if (!vessel)
         return std::nullopt;
+    std::for_each(vessel->leases().begin(), vessel->leases().end(), checkOurs);
     return Holdings(process, std::move(*vessel), caller);
 }
 

@@ -123,6 +123,19 @@ Missing ifMissing(const Incarnation* self) {
     return self ? Missing::made : Missing::left;
 }
 
+// Whoever enters needs `owner` first, and waits a moment for it; who is suspended, and may not, has a mark up.
+bool whileUnused(int fd, const std::function<void()>& work) {
+    lease::ByteRangeMedium medium(fd, true, "a lease file");
+    auto anybody = [&] { return medium.any(lease::MarkKind::owner, lease::MarkKind::taken); };
+    if (anybody() || medium.tryPlace({lease::MarkKind::owner, 0, 0}, os::LockType::write) != os::LockOutcome::granted)
+        return false;
+    bool unused = !anybody();
+    if (unused)
+        work();
+    medium.removeAll();
+    return unused;
+}
+
 // Puts the lease into a lockspace, where its kind of lock is that of the lockspace's storage.
 void putInto(Place& place, const Lockspace& lockspace, const std::string& name, const std::string& about,
              const Incarnation* self) {
@@ -135,7 +148,8 @@ void putInto(Place& place, const Lockspace& lockspace, const std::string& name, 
     if (!self)
         opened = storage::openLeaseIfExists(lockspace, name);
     else
-        opened = files ? storage::openLeaseDirectory(lockspace, name) : storage::openLeaseFile(lockspace, name, about);
+        opened = files ? storage::openLeaseDirectory(lockspace, name)
+                       : storage::openLeaseFile(lockspace, name, about, whileUnused);
     if (opened.open())
         stored.leaseFile = os::identify(opened.get(), stored.path);
     if (self && files)
@@ -424,16 +438,26 @@ bool isOnUnseenMount(const FileId& file) {
     return major(file.device) == 0 && !storage::isMounted(file.device);
 }
 
+void checkOurs(const qemu::StoredLease& lease) {
+    visitParts(lease, [](const qemu::StoredLease& part) {
+        bool directory = part.directory.open();
+        if (part.onImage() && !directory)
+            return;
+        if (!storage::mayCarryLease((directory ? part.directory : part.lease).get(), part.path))
+            throw Error(Fault::invalid, "the lease of '" + part.path + "' is in a " +
+                                            (directory ? "directory" : "file") +
+                                            " that leasehold has not made, or that others than root may change: "
+                                            "destroy the guest and start it again");
+    });
+}
+
 namespace {
 
 std::variant<lease::ByteRangeMedium, lease::FileSetMedium> mediumOf(const qemu::StoredLease& stored,
                                                                     const Incarnation& self) {
     if (stored.directory.open()) {
         // A step makes and removes files there, with rights that QEMU does not have.
-        if (!storage::isTrusted(stored.directory.get(), stored.path))
-            throw Error(Fault::invalid, "the lease of '" + stored.path +
-                                            "' is in a directory that others than root may change: destroy the guest "
-                                            "and start it again");
+        checkOurs(stored);
         return lease::FileSetMedium(stored.lease.get(), stored.directory.get(),
                                     stored.flocksImage ? stored.image.get() : -1, self, stored.path);
     }
@@ -509,15 +533,13 @@ void sweepLease(const qemu::StoredLease& stored) {
     // A QEMU that was broken into would have us remove whatever it has open.
     if (!storage::isTrusted(stored.lease.get(), stored.path))
         return;
-    lease::ByteRangeMedium medium(stored.lease.get(), true, stored.path);
-    // Whoever enters needs `owner` first, and looks afterwards whether the file still has a name.
-    if (medium.tryPlace({lease::MarkKind::owner, 0, 0}, os::LockType::write) != os::LockOutcome::granted ||
-        medium.any(lease::MarkKind::owner, lease::MarkKind::taken))
-        return;
-    std::string path = os::pathOf(stored.lease.get(), "");
-    FileId file;
-    if (!path.empty() && os::tryIdentify(path, file) == 0 && file == stored.leaseFile)
-        (void)unlink(path.c_str());
+    // Whoever enters looks afterwards whether the file still has a name.
+    whileUnused(stored.lease.get(), [&] {
+        std::string path = os::pathOf(stored.lease.get(), "");
+        FileId file;
+        if (!path.empty() && os::tryIdentify(path, file) == 0 && file == stored.leaseFile)
+            (void)unlink(path.c_str());
+    });
 }
 
 } // namespace leasehold

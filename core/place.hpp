@@ -72,6 +72,10 @@ std::optional<os::FileId> tryIdentifyResource(const Resource& resource, const Se
 // for unseen where mounts and files have different ones (btrfs, overlayfs). The storage is not asked.
 bool isOnUnseenMount(const os::FileId& file);
 
+// Throws Error where a lease that came out of a QEMU is in a file or a directory that leasehold cannot have made: a QEMU
+// that was broken into may name any file that it can open. Not for leases on images, which are QEMU's own files.
+void checkOurs(const qemu::StoredLease& lease);
+
 // The marks of a stored lease. The descriptors stay where they are.
 class AnyMedium {
 public:

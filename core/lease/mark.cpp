@@ -50,8 +50,9 @@ std::uint32_t hashDomain(const Uuid& uuid) {
 std::uint32_t drawId() {
     for (;;) {
         std::uint32_t value = 0;
-        // At most 256 bytes are never interrupted or short once the pool is ready: getrandom(2).
-        if (getrandom(&value, sizeof value, 0) != sizeof value)
+        // At most 256 bytes are never interrupted or short once the pool is ready; before, a signal interrupts the wait
+        // for it (getrandom(2)).
+        if (TEMP_FAILURE_RETRY(getrandom(&value, sizeof value, 0)) != sizeof value)
             throw SystemError(errno, "get", "a random number");
         value &= (1u << kIdBits) - 1;
         // Not 0, which means "none"; not all ones, which would be the very last byte of the address space.

@@ -6,8 +6,14 @@
 #include "core/os/hash.hpp"
 #include "core/os/text.hpp"
 
+#include <chrono>
 #include <cstdio>
+#include <ctime>
+#include <memory>
+#include <random>
+#include <thread>
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -16,6 +22,7 @@ namespace leasehold::storage {
 namespace {
 
 constexpr std::string_view kTitle = "leasehold lease of ";
+constexpr std::size_t kLongest = 3000; // of what stands behind it
 
 [[noreturn]] void refuse(const std::string& path, const std::string& origin, const std::string& problem) {
     throw Error(Fault::unsupported, "lockspace '" + path + "' (" + origin + ") cannot be used: " + problem);
@@ -64,6 +71,86 @@ int openInside(const Lockspace& lockspace, Open open) {
     throw SystemError(error, "make the lease", lockspace.path + "/" + name);
 }
 
+std::string inscriptionOf(const std::string& about) {
+    return std::string(kTitle) + os::printable(about).substr(0, kLongest) + '\n';
+}
+
+std::string readInscription(int fd, const std::string& name) {
+    std::string text(static_cast<std::size_t>(kRecordOffset), '\0');
+    ssize_t length = TEMP_FAILURE_RETRY(pread(fd, text.data(), text.size(), 0));
+    if (length < 0)
+        throw SystemError(errno, "read the lease file of", name);
+    text.resize(static_cast<std::size_t>(length));
+    return text;
+}
+
+// A new one, or all NUL: the host lost its power before the text was on the disk.
+bool isBlank(const std::string& inscription) {
+    return inscription.find_first_not_of('\0') == inscription.npos;
+}
+
+// Two who come at once write the same.
+void writeInscription(int fd, const std::string& text, const std::string& name) {
+    ssize_t written = TEMP_FAILURE_RETRY(pwrite(fd, text.data(), text.size(), 0));
+    if (written != static_cast<ssize_t>(text.size()))
+        throw SystemError(written < 0 ? errno : ENOSPC, "write the lease file of", name);
+}
+
+// False where it says something else; written where it says nothing.
+bool says(int fd, const std::string& about, const std::string& name) {
+    std::string found = readInscription(fd, name), text = inscriptionOf(about);
+    if (isBlank(found))
+        writeInscription(fd, text, name);
+    return isBlank(found) || found.starts_with(text);
+}
+
+// So many that they do not pile up, and so few that nobody waits for it.
+constexpr std::size_t kSwept = 4;
+// Whoever has just made one may not have locked it yet, and would have to begin anew.
+constexpr time_t kFresh = 60; // seconds
+
+std::vector<std::string> drawSome(const Lockspace& lockspace) {
+    std::vector<std::string> drawn;
+    std::unique_ptr<DIR, int (*)(DIR*)> list(nullptr, closedir);
+    os::Fd reader;
+    if (os::tryOpenAt(lockspace.directory.get(), ".", O_RDONLY | O_DIRECTORY, 0, reader) == 0)
+        list.reset(fdopendir(reader.get()));
+    if (!list)
+        return drawn;
+    reader.release();
+    std::minstd_rand random(static_cast<unsigned>(getpid()));
+    std::size_t count = 0;
+    while (dirent* entry = readdir(list.get())) {
+        if (entry->d_type != DT_REG)
+            continue;
+        // Each with the same chance (reservoir sampling).
+        std::size_t at = count < kSwept ? count : random() % (count + 1);
+        count++;
+        if (at == drawn.size())
+            drawn.emplace_back(entry->d_name);
+        else if (at < kSwept)
+            drawn[at] = entry->d_name;
+    }
+    return drawn;
+}
+
+void sweepSome(const Lockspace& lockspace, const WhileUnused& whileUnused) {
+    for (const std::string& name : drawSome(lockspace)) {
+        os::Fd lease;
+        constexpr int kFlags = O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
+        if (os::tryOpenAt(lockspace.directory.get(), name, kFlags, 0, lease) != 0 ||
+            statOf(lease.get(), name).st_mtime + kFresh > time(nullptr))
+            continue;
+        if (isTrusted(lease.get(), name))
+            whileUnused(lease.get(), [&] {
+                struct stat listed;
+                if (fstatat(lockspace.directory.get(), name.c_str(), &listed, AT_SYMLINK_NOFOLLOW) == 0 &&
+                    os::fileIdOf(listed) == os::identify(lease.get(), name))
+                    (void)unlinkat(lockspace.directory.get(), name.c_str(), 0);
+            });
+    }
+}
+
 } // namespace
 
 Lockspace openLockspace(const std::string& path, const std::string& origin, std::span<const Override> overrides,
@@ -101,7 +188,8 @@ Lockspace openLockspace(const std::string& path, const std::string& origin, std:
     return lockspace;
 }
 
-os::Fd openLeaseFile(const Lockspace& lockspace, const std::string& name, const std::string& about) {
+os::Fd openLeaseFile(const Lockspace& lockspace, const std::string& name, const std::string& about,
+                     const WhileUnused& whileUnused) {
     os::Fd fd;
     int error = openInside(lockspace, [&] {
         return os::tryOpenAt(lockspace.directory.get(), name, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY,
@@ -119,7 +207,21 @@ os::Fd openLeaseFile(const Lockspace& lockspace, const std::string& name, const 
     if (!S_ISREG(status.st_mode) || status.st_nlink > 1 || changeableByOthers(status))
         refuse(lockspace.path, lockspace.origin,
                "'" + name + "' in it is not a regular file of one name that only its owner may write; remove it");
-    inscribe(fd.get(), about, path);
+    if (whileUnused && status.st_size == 0 && !lockspace.storage.remote)
+        sweepSome(lockspace, whileUnused);
+    // Somebody else may be writing it anew.
+    constexpr int kTries = 50;
+    for (int tries = 1; !says(fd.get(), about, path); tries++) {
+        auto write = [&] {
+            if (!says(fd.get(), about, path))
+                writeInscription(fd.get(), inscriptionOf(about), path);
+        };
+        if (whileUnused && whileUnused(fd.get(), write))
+            break;
+        if (!whileUnused || tries == kTries)
+            inscribe(fd.get(), about, path); // throws
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
     return fd;
 }
 
@@ -152,14 +254,26 @@ os::Fd openLeaseIfExists(const Lockspace& lockspace, const std::string& name) {
     return fd;
 }
 
-bool isTrusted(int fd, const std::string& path) {
+namespace {
+
+bool isTrusted(int fd, const std::string& path, bool mayBeBlank) {
     struct stat status = statOf(fd, path);
-    char title[kTitle.size()];
-    bool lease =
-        S_ISDIR(status.st_mode) ||
-        (S_ISREG(status.st_mode) && TEMP_FAILURE_RETRY(pread(fd, title, sizeof title, 0)) == ssize_t{sizeof title} &&
-         std::string_view(title, sizeof title) == kTitle && status.st_nlink == 1);
-    return lease && !changeableByOthers(status) && (ownedByUs(status) || belongsToSquashed(classify(fd, path)));
+    if (changeableByOthers(status) || (!ownedByUs(status) && !belongsToSquashed(classify(fd, path))))
+        return false;
+    if (!S_ISREG(status.st_mode))
+        return S_ISDIR(status.st_mode);
+    std::string inscription = readInscription(fd, path);
+    return status.st_nlink <= 1 && (inscription.starts_with(kTitle) || (mayBeBlank && isBlank(inscription)));
+}
+
+} // namespace
+
+bool isTrusted(int fd, const std::string& path) {
+    return isTrusted(fd, path, false);
+}
+
+bool mayCarryLease(int fd, const std::string& path) {
+    return isTrusted(fd, path, true);
 }
 
 std::optional<os::FileId> findLease(const std::string& lockspace, const std::string& name) {
@@ -173,28 +287,14 @@ std::optional<os::FileId> findLease(const std::string& lockspace, const std::str
 }
 
 void inscribe(int fd, const std::string& about, const std::string& name) {
-    std::string text(kTitle);
-    text += os::printable(about).substr(0, 3000);
-    text += '\n';
-    std::string found(text.size(), '\0');
-    ssize_t length = TEMP_FAILURE_RETRY(pread(fd, found.data(), found.size(), 0));
-    if (length < 0)
-        throw SystemError(errno, "read the lease file of", name);
-    found.resize(static_cast<std::size_t>(length));
-    // All NUL: the host lost its power before the text was on the disk.
-    if (found.find_first_not_of('\0') == found.npos) {
-        // Two who come at once write the same.
-        ssize_t written = TEMP_FAILURE_RETRY(pwrite(fd, text.data(), text.size(), 0));
-        if (written != static_cast<ssize_t>(text.size()))
-            throw SystemError(written < 0 ? errno : ENOSPC, "write the lease file of", name);
+    if (says(fd, about, name))
         return;
-    }
-    if (found != text)
-        throw Error(Fault::invalid, "lease file '" + name + "' belongs to something else (it says '" +
-                                        os::printable(found.substr(0, found.find('\n'))) + "', not '" +
-                                        text.substr(0, text.size() - 1) +
-                                        "'): two resources would share one lease; see what has put it there, and "
-                                        "remove it when no guest uses it");
+    std::string found = readInscription(fd, name), text = inscriptionOf(about);
+    throw Error(Fault::invalid, "lease file '" + name + "' belongs to something else (it says '" +
+                                    os::printable(found.substr(0, found.find('\n'))) + "', not '" +
+                                    text.substr(0, text.size() - 1) +
+                                    "'): two resources would share one lease; see what has put it there, and "
+                                    "remove it when no guest uses it");
 }
 
 std::string hashName(std::string_view text) {

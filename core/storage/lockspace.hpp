@@ -9,6 +9,7 @@
 
 #include "core/storage/classify.hpp"
 
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -31,8 +32,17 @@ enum class Missing { refused, made, left };
 Lockspace openLockspace(const std::string& path, const std::string& origin, std::span<const Override> overrides,
                         Missing missing);
 
+// Runs `work` while nobody else has, or takes, the lease in this open lease file; false where somebody has it.
+using WhileUnused = std::function<bool(int fd, const std::function<void()>& work)>;
+
 // The file, or the directory (for a file set), of one lease: made when it is missing. `about` says what it belongs to.
-os::Fd openLeaseFile(const Lockspace& lockspace, const std::string& name, const std::string& about);
+// A file that says something else gets its inscription anew if nobody has the lease: a QEMU that was broken into can
+// write to the files of its leases, and must not close its images beyond its death.
+//
+// Whoever makes a new file removes a few that nobody uses any more: nobody does when a guest ends. Not on network
+// storage, where to read the directory may take long.
+os::Fd openLeaseFile(const Lockspace& lockspace, const std::string& name, const std::string& about,
+                     const WhileUnused& whileUnused = {});
 os::Fd openLeaseDirectory(const Lockspace& lockspace, const std::string& name);
 
 // The same, of either kind, for looking; not open where there is none.
@@ -42,11 +52,15 @@ os::Fd openLeaseIfExists(const Lockspace& lockspace, const std::string& name);
 // that come out of a QEMU and may be anything that it could open.
 bool isTrusted(int fd, const std::string& path);
 
+// The same for a file that is only to be locked: it may also have nothing in it, where the host lost its power before
+// the inscription was on the disk.
+bool mayCarryLease(int fd, const std::string& path);
+
 // Which file or directory that is; nothing when there is none.
 std::optional<os::FileId> findLease(const std::string& lockspace, const std::string& name);
 
 // Writes into a new lease file what it belongs to. In one that exists it has to stand already: two resources that come
-// to one lease would exclude each other, or worse, believe they do not.
+// to one lease would exclude each other, or worse, believe they do not. Throws Error where it says something else.
 void inscribe(int fd, const std::string& about, const std::string& name);
 
 // Behind the inscription, where the owner record stands.

@@ -2,8 +2,9 @@
  * SPDX-FileCopyrightText: The leasehold authors */
 /* A lease file with byte-range marks in a lockspace: opened (and made) by name, swept by whoever has given it up
  * (openLeaseFile, registerAll, isListed, sweepLease). Guests 0 and 1 are of one domain, 2 of another; each enters and
- * detaches. SHARED: all in shared mode, where `owner` is held only while one enters. NK: deaths. Nobody may hold a lease
- * through a file that has lost its name: the next one would make another file and have the lease as well. */
+ * detaches. SHARED: all in shared mode, where `owner` is held only while one enters. STRANGER: in the place of guest 1
+ * somebody who makes a lease of his own and sweeps those of others meanwhile (sweepSome). NK: deaths. Nobody may hold a
+ * lease through a file that has lost its name: the next one would make another file and have the lease as well. */
 #ifndef NK
 #define NK 0
 #endif
@@ -13,7 +14,7 @@
 #define PEERS ((i==2 -> 0 : 3)&~BIT(i))
 
 byte name, made;              /* the inode that has the name (0 none); inodes made so far */
-byte ino[3];                  /* which one a guest has open */
+byte ino[4];                  /* which one a guest, or the stranger, has open */
 byte owner[NI], dom[NI], dom2[NI]; /* guest+1: owner; sharedOwner of domain 1 (guests 0 and 1), of domain 2 */
 byte pres[NI], hand[NI];      /* present, handoff: a bit a guest */
 byte has;                     /* who was told that the lease is his */
@@ -132,4 +133,30 @@ dead: skip;
   d_step { CLEAR; has=has&~BIT(i); X=0; p=0; h=0; b=0; o=0; left=0; late=0; joined=0; CHECK };
   done++ }
 
-init { atomic { run Guest(0); run Guest(1); run Guest(2) } done==3 }
+#ifdef STRANGER
+#define SECOND Stranger(3)
+proctype Stranger(byte i) { byte p, h, left; bool b, o, joined, late;
+  S(X=name);
+  if :: X==0 -> goto refused :: else fi;
+  LOOK();
+  if :: p!=0 || h!=0 || b || o -> goto refused :: else fi;
+#ifndef M_NOOWNER
+  S(b=(owner[X]==0); if :: b -> owner[X]=i+1 :: else fi);
+  if :: !b -> goto refused :: else fi;
+#endif
+#ifndef M_SWEEPBLIND
+  LOOK();
+  if :: p!=0 || h!=0 || o -> goto refused :: else fi;
+#endif
+  S(late=(name!=X));
+  if :: late -> goto refused :: else fi;
+  S(name=0);
+refused: skip;
+dead: skip;
+  d_step { if :: X!=0 && owner[X]==i+1 -> owner[X]=0 :: else fi; X=0; p=0; h=0; b=0; o=0; left=0; late=0; CHECK };
+  done++ }
+#else
+#define SECOND Guest(1)
+#endif
+
+init { atomic { run Guest(0); run SECOND; run Guest(2) } done==3 }

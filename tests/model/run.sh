@@ -94,6 +94,8 @@ holds "2 migrations, libvirtd dies"                                   $M -DFILES
 title "lease files in a lockspace"
 many  "enter, detach, sweep; one dies"                                $L -DNK=1
 many  "shared guests"                                                 $L -DSHARED
+many  "a stranger sweeps meanwhile; one dies"                         $L -DSTRANGER -DNK=1
+many  "... beside shared guests"                                      $L -DSTRANGER -DSHARED -DNK=1
 title "two resources, hot-plug"
 holds "2 migrations, a QEMU and a libvirtd die"                       $R -DNMIG=2 -DNOP=1 -DNK=1 -DNCR=1
 holds "1 migration, attach and detach, a stranger, libvirtd dies"     $R -DNMIG=1 -DNOP=1 -DNHP=2 -DNE=1 -DNCR=1
@@ -159,6 +161,7 @@ caught "file set: a third incarnation may join"                       $M -DFILES
 caught "lease file: nobody asks whether it has a name"                $L -DM_NOLISTED
 caught "lease file: asked before the marks are up"                    $L -DM_EARLY
 caught "lease file: swept without owner"                              $L -DM_NOOWNER
+caught "lease file: a stranger sweeps without owner"                  $L -DSTRANGER -DM_NOOWNER
 caught "lease file: swept without a look"                             $L -DM_SWEEPBLIND
 caught "lease file: owner given back before the unlink"               $L -DM_EARLYUNLOCK
 caught "lease file: unlinked by name, whichever file that is"         $L -DM_BYNAME

@@ -110,12 +110,45 @@ TEST_F(InALockspace, LeaseFileGoesWithTheDetachUnlessAnotherGuestUsesIt) {
 }
 
 TEST_F(InALockspace, FileOfSomethingElseIsNotTakenForALease) {
-    { Qemu qemu = start(web, {{image}}); }
+    Qemu qemu = start(web, {{image}});
     std::string name = leaseFile();
     std::ofstream(name) << "leasehold lease of file '/somewhere/else.img'\n";
-    EXPECT_TRUE(says(refusalOf(web, {{image}}), "belongs to something else"));
+    EXPECT_TRUE(says(refusalOf(mail, {{image}}), "belongs to something else"));
+    qemu.kill();
     fs::resize_file(name, 0);
     EXPECT_EQ(refusalOf(web, {{image}}), "granted") << "a host that died before it wrote the inscription";
+}
+
+// A QEMU that was broken into has its lease file open for writing.
+TEST_F(InALockspace, WhatAGuestWroteIntoItsLeaseFileDoesNotOutliveIt) {
+    for (const char* text : {"owned", "leasehold lease of file '/somewhere/else.img'\n", "leasehold lease of"}) {
+        Qemu qemu = start(web, {{image}});
+        std::string name = leaseFile();
+        std::fstream(name) << text;
+        qemu.kill();
+        EXPECT_EQ(refusalOf(mail, {{image}}), "granted") << text;
+        std::string says = os::readFile(name, 4096);
+        EXPECT_EQ(says.substr(0, says.find('\n')), "leasehold lease of file '" + image + "'");
+    }
+}
+
+TEST_F(InALockspace, LeaseFilesOfGuestsThatHaveEndedDoNotPileUp) {
+    Qemu living = start(web, {{image}}), suspended = start(mail, {{second}});
+    (void)engine.release(mail, {{second}});
+    constexpr int kGuests = 100;
+    for (int i = 0; i < kGuests; i++) {
+        Guest guest = named("guest", static_cast<unsigned char>(10 + i));
+        Qemu brief = start(guest, {{dir.file("disk" + std::to_string(i))}});
+        // What is younger than a minute is left.
+        for (const std::string& lockspace : {settings.fileLockspaceDir, settings.hostLockspaceDir})
+            for (const auto& entry : fs::directory_iterator(lockspace))
+                fs::last_write_time(entry, fs::file_time_type::clock::now() - std::chrono::hours(1));
+    }
+    EXPECT_LT(countFiles(settings.fileLockspaceDir), 30u);
+    EXPECT_LT(countFiles(settings.hostLockspaceDir), 30u);
+    EXPECT_TRUE(says(refusalOf(db, {{image}}), "in use by guest 'web'"));
+    EXPECT_TRUE(says(refusalOf(db, {{second}}), "by guest 'mail'"));
+    EXPECT_EQ(engine.acquire(mail, {{second}}, ""), std::nullopt);
 }
 
 TEST_F(InALockspace, OfThisHostIsRefusedForAnImageThatOthersReach) {
@@ -238,6 +271,15 @@ TEST_F(Forged, VesselDoesNotMakeUsRemoveAFile) {
         callEverything();
         EXPECT_TRUE(fs::exists(path)) << path;
     }
+}
+
+TEST_F(Forged, VesselDoesNotMakeUsLockAFileThatIsNoLease) {
+    std::string other = dir.file("other", "not a lease");
+    Forger qemu(web, image, other);
+    callEverything();
+    EXPECT_FALSE(held(Resource{.path = other}));
+    std::string error = errorOf([&] { (void)engine.acquire(web, {{image}}, ""); });
+    EXPECT_TRUE(says(error, "the lease of '" + image + "' is in a file that leasehold has not made"));
 }
 
 TEST_F(Forged, VesselDoesNotMakeUsChangeADirectoryOfItsOwn) {
@@ -471,7 +513,7 @@ protected:
     unit::TempDir dir;
     std::string image = dir.file("disk.img");
     lease::Incarnation self{1, 2};
-    Settings settings;
+    Settings settings = withHostLockspace(dir);
 };
 
 TEST_F(PlaceOfALease, LeaseFileThatNfsKeepsUnderAHiddenNameIsNotListed) {
