@@ -31,6 +31,9 @@ using std::chrono::milliseconds;
 // How long a newcomer waits for somebody who is between two steps: microseconds, unless that somebody is stopped.
 constexpr milliseconds kEntryWait{500};
 
+// How long a call begins anew because its guest's vessel was changed by somebody else; the wait for a handoff apart.
+constexpr milliseconds kInsistence{5000};
+
 [[noreturn]] void unusable(const std::string& path, const std::string& problem) {
     throw Error(Fault::unsupported, "cannot lease '" + path + "': " + problem);
 }
@@ -84,6 +87,10 @@ const std::string kGranted; // no refusal to tell
 
 } // namespace
 
+Call::Call(const Surroundings& surroundings, const Guest& guest, const std::vector<Resource>& resources)
+    : surroundings_(surroundings), settings_(surroundings.settings), guest_(guest), resources_(resources),
+      deadline_(std::chrono::steady_clock::now() + kInsistence + settings_.handoffWait) {}
+
 void Call::about(const std::string& path) {
     if (report_)
         report_[path.copy(report_, reportSize_ - 1)] = '\0';
@@ -115,7 +122,8 @@ void Call::restart() {
 bool Call::tryOpen(const os::Process& process) {
     restart();
     process_ = &process;
-    holdings_ = Holdings::open(process, guest_.uuid, surroundings_.caller, mayWait() ? Remote::taken : Remote::left);
+    holdings_ =
+        Holdings::open(process, guest_.uuid, surroundings_.caller, mayWait() ? Remote::taken : Remote::left, deadline_);
     if (holdings_)
         self_ = holdings_->self();
     return holdings_.has_value();
@@ -257,7 +265,7 @@ Call::Attempt Call::admit(std::span<Place> places, lease::Entry entry) {
 }
 
 std::string Call::enter(const qemu::VesselEnds& ends, lease::Entry entry) {
-    std::string refusal = insist([&] {
+    std::string refusal = insist(deadline_, [&] {
         restart();
         self_ = {lease::hashDomain(guest_.uuid), lease::drawId()};
         openAll(resources_);
@@ -634,7 +642,7 @@ Call::Attempt Call::raise(const Plan& plan) {
 // has no locks. The log says so, and status shows it.
 Call::Attempt Call::admitLower(const Resource& resource, const FileId& file) {
     try {
-        return insist([&]() -> Attempt {
+        return insist(deadline_, [&]() -> Attempt {
             about(resource.path);
             Place place = openPlace(resource, self_, settings_);
             if (place.stored.file != file)
@@ -690,7 +698,7 @@ Call::Attempt Call::leaseLower(bool firstRun) {
 }
 
 std::string Call::acquire(const os::Process& process, std::string_view state) {
-    return insist([&]() -> Attempt {
+    return insist(deadline_, [&]() -> Attempt {
         if (tryOpen(process))
             return acquireHere(state);
         if (process.diedWithin(milliseconds(0)))
@@ -796,7 +804,7 @@ Call::Attempt Call::acquireHere(std::string_view state) {
 }
 
 void Call::detach(const os::Process& process) {
-    insist([&]() -> Attempt {
+    insist(deadline_, [&]() -> Attempt {
         if (!tryOpen(process))
             return kGranted;
         return detachHere();
@@ -820,7 +828,7 @@ Call::Attempt Call::detachHere() {
 }
 
 std::string Call::changeHandoff(const os::Process& process, HandoffStep step) {
-    return insist([&]() -> Attempt {
+    return insist(deadline_, [&]() -> Attempt {
         if (!tryOpen(process))
             return kGranted;
         return changeHandoffHere(step);

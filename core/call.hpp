@@ -40,8 +40,7 @@ struct Surroundings {
 
 class Call {
 public:
-    Call(const Surroundings& surroundings, const Guest& guest, const std::vector<Resource>& resources)
-        : surroundings_(surroundings), settings_(surroundings.settings), guest_(guest), resources_(resources) {}
+    Call(const Surroundings& surroundings, const Guest& guest, const std::vector<Resource>& resources);
 
     // A refusal, or "" where it is granted. Each throws where nothing was decided.
     std::string enter(const qemu::VesselEnds& ends, lease::Entry entry);
@@ -113,6 +112,7 @@ private:
     const Settings& settings_;
     const Guest& guest_;
     const std::vector<Resource>& resources_;
+    std::chrono::steady_clock::time_point deadline_; // insist
     char* report_ = nullptr;
     std::size_t reportSize_ = 0;
 

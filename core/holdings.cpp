@@ -36,8 +36,8 @@ Holdings::Holdings(const os::Process& process, qemu::Vessel vessel, std::uint64_
       caller_(caller) {}
 
 std::optional<Holdings> Holdings::open(const os::Process& process, const lease::Uuid& uuid, std::uint64_t caller,
-                                       qemu::Vessel::Remote remote) {
-    auto vessel = insist([&]() -> std::optional<std::optional<qemu::Vessel>> {
+                                       qemu::Vessel::Remote remote, std::chrono::steady_clock::time_point deadline) {
+    auto vessel = insist(deadline, [&]() -> std::optional<std::optional<qemu::Vessel>> {
         auto found = qemu::Vessel::retrieve(process, uuid, remote);
         if (found && found->disordered() && !found->tryReplace(found->caller()))
             return std::nullopt;

@@ -11,6 +11,7 @@
 #include "core/os/open_files.hpp"
 #include "core/place.hpp"
 
+#include <chrono>
 #include <optional>
 #include <vector>
 
@@ -42,9 +43,9 @@ class Holdings {
 public:
     // Nothing when the guest's QEMU has no vessel. `caller` is the number of this libvirtd. An interrupted change of
     // the vessel's queue is set right before anything else; the process must outlive what is returned. Throws when
-    // somebody else changes the vessel all the time.
+    // somebody else changes the vessel all the time, until the deadline.
     static std::optional<Holdings> open(const os::Process& process, const lease::Uuid& uuid, std::uint64_t caller,
-                                        qemu::Vessel::Remote remote);
+                                        qemu::Vessel::Remote remote, std::chrono::steady_clock::time_point deadline);
 
     const lease::Incarnation& self() const { return self_; }
     std::vector<qemu::StoredLease>& leases() { return vessel_.leases(); }
@@ -82,10 +83,11 @@ private:
 };
 
 // libvirt makes one call at a time for a guest, but a libvirtd that was just replaced may still be at it: a change of
-// the vessel that another one overtook starts anew. Not for ever: QEMU might play with us.
+// the vessel that another one overtook starts anew. Not for ever: QEMU might play with us. So there is one deadline for
+// all that a call begins anew; to be overtaken once is nothing, however late.
 template <typename Work>
-auto insist(Work work) {
-    for (int tries = 0; tries < 100; tries++)
+auto insist(std::chrono::steady_clock::time_point deadline, Work work) {
+    for (int tries = 0; tries < 2 || (tries < 100 && std::chrono::steady_clock::now() < deadline); tries++)
         if (auto result = work())
             return *std::move(result);
     throw Error(Fault::system, "its leases are changed by somebody else all the time: see whether two libvirtd run on "

@@ -576,7 +576,19 @@ std::optional<GuestView> viewOfQemu(pid_t pid, const std::map<pid_t, std::string
     return GuestView{{uuidIn(arguments), 0, guestNameIn(arguments)}, pid};
 }
 
-StoredView viewOf(qemu::StoredLease&& stored) {
+// Whether another QEMU of the guest is there from which it could take over. Where marks are files a look sweeps, and
+// that is nothing for who only looks.
+bool hasPeer(const StoredView& lease, const qemu::GuestTag& tag) {
+    if (lease.stored.directory.open())
+        return true;
+    const std::uint32_t domain = lease::hashDomain(tag.uuid);
+    const std::vector<Mark> marks = AnyMedium(lease.stored, {domain, tag.incarnation})->look();
+    return std::any_of(marks.begin(), marks.end(), [&](const Mark& mark) {
+        return mark.domain == domain && mark.id != tag.incarnation && lease::presentMode(mark) == lease.mode;
+    });
+}
+
+StoredView viewOf(qemu::StoredLease&& stored, const qemu::GuestTag& tag) {
     StoredView view{.path = os::printable(stored.path), .mode = stored.mode, .owned = true};
     view.lower = stored.lower;
     view.medium = mediumName(stored);
@@ -590,6 +602,8 @@ StoredView viewOf(qemu::StoredLease&& stored) {
                  : !note.owner     ? (note.token != 0 ? LeaseState::migrating : LeaseState::joined)
                  : note.token != 0 ? LeaseState::suspended
                                    : LeaseState::held;
+    if (view.state == LeaseState::joined && !hasPeer(view, tag))
+        view.state = LeaseState::arrived;
     return view;
 }
 
@@ -611,7 +625,7 @@ Protection fillIn(GuestView& guest, Read read) {
     for (qemu::StoredLease& stored : found->leases) {
         if (stored.companion)
             guest.companions.push_back(std::move(*stored.companion));
-        guest.leases.push_back(viewOf(std::move(stored)));
+        guest.leases.push_back(viewOf(std::move(stored), guest.tag));
     }
     return Protection::leased;
 }

@@ -159,6 +159,13 @@ void putInto(Place& place, const Lockspace& lockspace, const std::string& name, 
 }
 
 Lockspace openHostLockspace(const Settings& settings, const Incarnation* self) {
+    // libvirtd of a user (qemu:///session). A directory of that user's own would keep nobody out but that user.
+    if (geteuid() != 0 && access(settings.hostLockspaceDir.c_str(), W_OK) != 0 && self)
+        throw Error(Fault::unsupported, "its lease has to be in '" + settings.hostLockspaceDir +
+                                            "', for all guests of this host, and that is root's: a guest of "
+                                            "qemu:///session can have images in files on storage that has locks of its "
+                                            "own, such as ext4, xfs or NFS; run guests with other disks under "
+                                            "qemu:///system");
     return storage::openLockspace(settings.hostLockspaceDir, "leases of this host", {}, ifMissing(self));
 }
 

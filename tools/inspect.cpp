@@ -143,10 +143,13 @@ std::string describeHolder(const Json& who) {
            command;
 }
 
-std::string describeLease(const Json& lease) {
+std::string describeLease(const Json& lease, bool ofThisHost) {
     std::string by = lease["named_by"], who;
     if (by == "nobody")
-        who = "a guest on another host that left no record (incarnation " + text(lease["incarnation"]) + ")";
+        who = std::string("a guest ") +
+              (ofThisHost ? "of this host that may not be looked at, another user's or in a container"
+                          : "on another host, or of another user, that left no record") +
+              " (incarnation " + text(lease["incarnation"]) + ")";
     else
         who = "guest '" + text(lease["guest"]) + "' (UUID " + text(lease["uuid"]) +
               (by == "older-record" ? ", last recorded as pid " : ", pid ") +
@@ -178,7 +181,7 @@ void print(const Json& image) {
     }
     line("storage", describeStorage(image["storage"]));
     for (const Json& lease : image["leases"])
-        line("lease", describeLease(lease), Colour::yellow);
+        line("lease", describeLease(lease, image["storage"]["scope"] == "this-host"), Colour::yellow);
     if (image["foreign_mark"].get<bool>())
         line("lease", "a program that is not leasehold locks the bytes that leases are made of", Colour::red);
     if (image["leases"].empty())

@@ -49,7 +49,7 @@ os::Fd openLeaseDirectory(const Lockspace& lockspace, const std::string& name);
 os::Fd openLeaseIfExists(const Lockspace& lockspace, const std::string& name);
 
 // Whether nobody but root and ourselves can have made this lease file or directory, or may change it. For descriptors
-// that come out of a QEMU and may be anything that it could open.
+// that come out of a QEMU and may be anything that it could open. Throws where that cannot be read.
 bool isTrusted(int fd, const std::string& path);
 
 // The same for a file that is only to be locked: it may also have nothing in it, where the host lost its power before

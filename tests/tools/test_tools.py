@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -326,6 +327,32 @@ def test_a_user_s_process_does_not_pass_for_the_watcher_or_libvirtd(of_nobody):
         with impostor(of_nobody[1], name, *words) as process:
             findings = json.loads(call("check", "--json").stdout)["findings"]
             assert not [each for each in findings if each["about"] in ("watcher", "daemon") and str(process.pid) in each["text"]]
+
+
+def test_a_reader_of_another_user_is_not_said_to_be_on_another_host(of_nobody):
+    """Readers write no owner record, so nobody knows his name; but the storage is this host's alone."""
+    image, command = of_nobody
+    with running(*command, "run", "--read-only", image, "--", "cat"):
+        wait_until(lambda: inspect(image)["leases"])
+        refused = call("run", image, "--", "true")
+        assert refused.returncode == REFUSED and "another user" in refused.stderr, refused
+        for text in (refused.stderr, call("inspect", image).stdout):
+            assert "another host" not in text, text
+
+
+def test_a_user_is_told_why_he_can_have_no_device_in_words_that_he_can_follow(of_nobody):
+    image, command = of_nobody
+    device = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True)
+    if device.returncode != 0:
+        pytest.skip(f"no loop devices here: {device.stderr.strip()}")
+    node = image.parent / "device"
+    try:
+        os.mknod(node, 0o600 | stat.S_IFBLK, os.stat(device.stdout.strip()).st_rdev)
+        os.chown(node, 65534, 65534)
+        result = subprocess.run([*command, "run", node, "--", "true"], capture_output=True, text=True, timeout=PATIENCE)
+        assert result.returncode == 125 and "qemu:///system" in result.stderr, result
+    finally:
+        subprocess.run(["losetup", "--detach", device.stdout.strip()], check=True)
 
 
 def test_what_inherits_leases_is_no_guest_of_its_own(image, tmp_path):

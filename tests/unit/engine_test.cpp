@@ -4,6 +4,7 @@
 // The engine, as far as it shows better here than through the plugin: which names are one file, what a refusal says,
 // deaths of libvirtd at any system call. Registrations happen in a child that becomes QEMU.
 
+#include "core/holdings.hpp"
 #include "core/os/error.hpp"
 #include "tests/support/unit_media.hpp"
 #include "tests/support/unit_vessel.hpp"
@@ -94,6 +95,17 @@ TEST_F(EngineWithGuests, RefusalNamesTheProgramThatLocksTheWholeFile) {
     std::string text = refusalOf(web, {{image, Mode::exclusive}});
     EXPECT_TRUE(unit::says(text, "locked as a whole"));
     EXPECT_TRUE(unit::says(text, "(pid " + std::to_string(program.pid()) + ")"));
+}
+
+// What a QEMU changes all the time begins anew until the deadline, and not a hundred times.
+TEST(Insistence, EndsAtItsDeadlineAndForgivesOnce) {
+    int tries = 0;
+    EXPECT_THROW(
+        insist(std::chrono::steady_clock::now(), [&]() -> std::optional<int> { return tries++, std::nullopt; }), Error);
+    EXPECT_EQ(tries, 2);
+    EXPECT_EQ(insist(std::chrono::steady_clock::now() + std::chrono::hours(1),
+                     [&]() -> std::optional<int> { return tries++ < 20 ? std::nullopt : std::optional(7); }),
+              7);
 }
 
 // Two UUIDs of one hash, as one in 500 million pairs.

@@ -5,6 +5,7 @@
 // by the protocol tests, which run on both media.
 
 #include "tests/support/unit_actor.hpp"
+#include "tests/support/unit_faults.hpp"
 
 #include "core/lease/file_index.hpp"
 #include "core/os/error.hpp"
@@ -315,6 +316,26 @@ TEST_F(FileSet, DeathAtAnySystemCallOfASweepLosesNoLivingMark) {
     if (deaths < 0)
         GTEST_SKIP() << "tracing is forbidden here";
     EXPECT_GT(deaths, 15);
+}
+
+// A disk that cannot be read for a moment is no reason to destroy a guest.
+TEST_F(FileSet, ReadErrorAtTheGateIsNotCalledDamage) {
+    Member living(directory.get(), kOther);
+    ASSERT_TRUE(place(living, presentMark(Mode::exclusive, kOther)));
+    Member looking(directory.get(), kFirst);
+    int faults = failAtEverySystemCall(
+        5, 1, [] {},
+        [&] {
+            (void)looking.medium.look();
+            return std::string();
+        },
+        [](const InjectedFault& fault) {
+            if (fault.what.find("EIO") != std::string::npos) {
+                EXPECT_EQ(fault.outcome.find("damaged"), std::string::npos) << fault.what << ": " << fault.outcome;
+            }
+        });
+    if (faults < 0)
+        GTEST_SKIP() << "tracing is forbidden here";
 }
 
 TEST_F(FileSet, StartsBesideTwoSweepersLoseNothing) {

@@ -142,6 +142,25 @@ TEST_F(InspectedGuest, HasALeaseOfABackingFileAndItIsCalledThat) {
     EXPECT_NE(text.find("read-only, as a backing file)"), std::string::npos) << text;
 }
 
+// It has the only copy of the guest's memory.
+TEST_F(InspectedGuest, ThatArrivedSuspendedWaitsForNobodyWhenItsSourceHasEnded) {
+    const std::vector<Resource> disks{{image, lease::Mode::exclusive}};
+    Qemu source = start(web, disks);
+    ASSERT_EQ(engine.acquire(web, disks, ""), std::nullopt);
+    engine.release(web, disks);
+    Guest arrived = web;
+    Qemu destination = start(arrived, disks);
+    auto stateHere = [&] {
+        GuestView guest{.tag = {.uuid = arrived.uuid, .incarnation = 0, .name = ""}, .pid = arrived.pid};
+        EXPECT_EQ(readLeases(guest), Protection::leased);
+        return guest.leases.empty() ? "none" : describe(guest.leases[0].state);
+    };
+    EXPECT_EQ(stateHere(), "joined");
+    source.kill();
+    EXPECT_EQ(stateHere(), "arrived");
+    EXPECT_EQ(describe(onlyLease(image).state), "arrived");
+}
+
 TEST_F(InspectedGuest, WithAnImageOfItsOwnForReadingHasNoBackingFile) {
     const std::vector<Resource> disks{{image, lease::Mode::readOnly}};
     Qemu qemu = start(web, disks);

@@ -11,6 +11,7 @@
 
 #include <chrono>
 #include <memory>
+#include <thread>
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -377,6 +378,33 @@ TEST_F(HostileVessel, WhoseSendingEndBelongsToAnotherPairHarmsOnlyItself) {
         // As good as a replacement that goes nowhere.
     }
     EXPECT_EQ(unit::countDescriptors(), before);
+}
+
+// A full one takes long to read, and whoever moves the position of a reader has it begin anew.
+TEST_F(HostileVessel, InWhichSomebodyPlaysIsNotReadForLong) {
+    if (!unit::mayOpen(4096))
+        GTEST_SKIP() << "RLIMIT_NOFILE cannot be raised";
+    StandIn qemu([&] {
+        ForgedVessel forged;
+        int size = 256 << 20;
+        (void)setsockopt(forged.in(), SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size);
+        auto leases = openLeases(std::vector<std::string>(200, images[0]), false);
+        for (std::uint64_t generation = 1; generation <= 120; generation++)
+            forged.send(forged.message(kTag, leases, generation));
+    });
+    auto begin = std::chrono::steady_clock::now();
+    ASSERT_TRUE(Vessel::retrieve(qemu.process(), kTag.uuid));
+    const auto whole = std::chrono::steady_clock::now() - begin;
+    unit::Child player([&](unit::Line&) {
+        auto out = os::Process(qemu.pid()).takeDescriptor(ForgedVessel::kOut);
+        for (int position = 0;; position ^= 1) {
+            setsockopt(out->get(), SOL_SOCKET, SO_PEEK_OFF, &position, sizeof position);
+            std::this_thread::sleep_for(whole / 2);
+        }
+    });
+    begin = std::chrono::steady_clock::now();
+    EXPECT_THROW(Vessel::retrieve(qemu.process(), kTag.uuid), Error);
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, Vessel::kReadLimit + 10 * whole);
 }
 
 TEST_F(HostileVessel, ThatIsLockedForEverByQemuIsNotWaitedForLong) {
