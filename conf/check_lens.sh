@@ -9,7 +9,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 
 command -v augparse >/dev/null || { echo "augparse (augeas-tools) is not installed"; exit 77; }
-augparse -I "$here" "$here/test_libvirtd_leasehold.aug"
+augparse -I "$here" "$here/test_libvirt_leasehold.aug"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -17,7 +17,7 @@ trap 'rm -rf "$work"' EXIT
 # The lens's answer is compared with the file's own "name = value" lines.
 check() {
     {
-        printf 'module Shipped =\n  test Libvirtd_leasehold.lns get "'
+        printf 'module Shipped =\n  test Libvirt_leasehold.lns get "'
         sed 's/[\\"]/\\&/g' "$1"
         printf '" = ?\n'
     } >"$work/shipped.aug"

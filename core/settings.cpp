@@ -256,6 +256,11 @@ private:
     }
     void skipBlanks() { skip(" \t"); }
     void skipSpace() { skip(" \t\r\n"); }
+    // Comments may stand in a list of several lines, which libvirt's own reader does not allow.
+    void skipSpaceAndComments() {
+        for (skipSpace(); peek() == '#'; skipSpace())
+            takeUntil("\r\n");
+    }
 
     [[noreturn]] void fail(std::size_t line, const std::string& problem, const std::string& advice) const {
         const std::string option = option_.empty() ? "" : printable(option_) + ": ";
@@ -330,13 +335,13 @@ private:
         const std::size_t line = line_;
         std::vector<Value> items;
         take(1);
-        for (skipSpace(); !atEnd() && peek() != ']'; skipSpace()) {
+        for (skipSpaceAndComments(); !atEnd() && peek() != ']'; skipSpaceAndComments()) {
             // A list inside a list too: libvirt's reader recurses there, and no driver has a use for it.
-            if (atOneOf("[,;#"))
+            if (atOneOf("[,;"))
                 fail(line_, "found " + printable(takeUntil("\r\n")) + " inside the list",
                      "write strings or numbers only");
             items.push_back(readValue());
-            skipSpace();
+            skipSpaceAndComments();
             if (peek() == ',')
                 take(1);
             else if (!atEnd() && peek() != ']')
@@ -362,8 +367,10 @@ private:
     Settings settings_;
 };
 
-[[noreturn]] void cannotUse(const std::string& path, const std::string& problem) {
-    throw SettingsError(path + ": " + problem + "; put it right, or remove the file to get the defaults");
+[[noreturn]] void cannotUse(const std::string& path, const std::string& problem, bool forbidden = false) {
+    throw SettingsError(path + ": " + problem +
+                        (forbidden && geteuid() != 0 ? "; run this as root"
+                                                     : "; put it right, or remove the file to get the defaults"));
 }
 
 } // namespace
@@ -374,7 +381,7 @@ Settings parseSettings(std::string_view text, const std::string& fileName) {
 
 Settings loadSettings(const std::string& path) {
     const auto cannot = [&](const char* verb, int error) {
-        cannotUse(path, std::string("cannot ") + verb + ": " + std::generic_category().message(error));
+        cannotUse(path, std::string("cannot ") + verb + ": " + std::generic_category().message(error), error == EACCES);
     };
     // O_NONBLOCK: a FIFO in place of the file must not stop libvirtd for ever.
     const os::Fd file(TEMP_FAILURE_RETRY(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)));

@@ -12,8 +12,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 sed -n 's/^#\([a-z_]* = .*\)/\1/p' "$1" >"$work/file"
-# .BR name " = ""value"""
-sed -n 's/^\.BR \([a-z_]*\) " \(= .*\)"$/\1 \2/p' "$2" | sed 's/""/"/g' >"$work/page"
+# .It Li name = \(dqvalue\(dq
+sed -n 's/^\.It Li \([a-z_]* = .*\)$/\1/p' "$2" | sed 's/\\(dq/"/g; s/\\&//g' >"$work/page"
 [ -s "$work/file" ] || { echo "$1 shows no option"; exit 1; }
 diff "$work/file" "$work/page"
 

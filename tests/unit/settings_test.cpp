@@ -242,6 +242,13 @@ TEST(Settings, NumberThatOverflowsIsNotTakenForASmallOne) {
     EXPECT_NE(complaintAbout("handoff_wait = " + std::string(100'000, '9')).find("999...;"), std::string::npos);
 }
 
+TEST(Settings, CommentsMayStandInALongList) {
+    const Settings settings = parse("storage_locks = [ # what we know better\n  '/mnt/a=ofd', # the cluster\n"
+                                    "# \"/mnt/gone=ofd\",\n  \"/mnt/b=flock\", # its comma\n]\n");
+    ASSERT_EQ(settings.storageLocks.size(), 2u);
+    EXPECT_EQ(settings.storageLocks[1], storage::parseOverride("/mnt/b=flock"));
+}
+
 TEST(Settings, BrokenSyntaxNamesTheLineWhereItBegins) {
     struct {
         std::string text, complaint;
@@ -257,7 +264,8 @@ TEST(Settings, BrokenSyntaxNamesTheLineWhereItBegins) {
         {"qemu_locks = [ 'a'\n'b' ]", "3: qemu_locks: found 'b' ] inside the list; write , or ] before it"},
         {"qemu_locks = [\n\n'a',, ]", "4: qemu_locks: found , ] inside the list; write strings or numbers only"},
         {"qemu_locks = [\n[ 1 ] ]", "3: qemu_locks: found [ 1 ] ] inside the list; write strings or numbers only"},
-        {"qemu_locks = [\n# a\n]", "3: qemu_locks: found # a inside the list; write strings or numbers only"},
+        {"qemu_locks = [ 'a' # b\n'c' ]", "3: qemu_locks: found 'c' ] inside the list; write , or ] before it"},
+        {"qemu_locks = [ # a", "2: qemu_locks: the list is not closed; write ] after its last value"},
         {"qemu_locks = [ 'a',\n'b", "3: qemu_locks: the string is not closed; write ' at its end"},
         {"handoff_wait", "2: handoff_wait: there is no = after the name; write handoff_wait = VALUE"},
         {"handoff_wait 5", "2: handoff_wait: there is no = after the name; write handoff_wait = VALUE"},

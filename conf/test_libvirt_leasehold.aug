@@ -1,7 +1,7 @@
 (* SPDX-License-Identifier: LGPL-2.1-or-later *)
 (* SPDX-FileCopyrightText: The leasehold authors *)
 
-module Test_libvirtd_leasehold =
+module Test_libvirt_leasehold =
    let conf = "# Every option
 auto_disk_leases = 1
 require_lease_for_disks = 0
@@ -21,7 +21,7 @@ image_user = \"qemu\"
 image_group = \"+107\"
 "
 
-   test Libvirtd_leasehold.lns get conf =
+   test Libvirt_leasehold.lns get conf =
      { "#comment" = "Every option" }
      { "auto_disk_leases" = "1" }
      { "require_lease_for_disks" = "0" }
@@ -42,11 +42,29 @@ image_group = \"+107\"
      { "image_group" = "+107" }
 
    (* blanks, single quotes and a remark behind the value *)
-   test Libvirtd_leasehold.lns get "  qemu_locks='warn' \t# until the backup job is gone\n" =
+   test Libvirt_leasehold.lns get "  qemu_locks='warn' \t# until the backup job is gone\n" =
      { "qemu_locks" = "warn"
        { "#comment" = "until the backup job is gone" } }
 
-   test Libvirtd_leasehold.lns put conf after
+   (* as wide as leasehold's own reader: signs, single quotes, a last comma,
+      remarks in a list, lines of another system *)
+   test Libvirt_leasehold.lns get "handoff_wait = +5\r\nstorage_timeout=007\n" =
+     { "handoff_wait" = "5" }
+     { "storage_timeout" = "7" }
+   test Libvirt_leasehold.lns get "storage_locks = [ # ours\n  '/mnt/a=ofd', # the cluster\n  # gone\n  \"/mnt/b=flock\", # last\n] # end\n" =
+     { "storage_locks"
+       { "1" = "/mnt/a=ofd" }
+       { "2" = "/mnt/b=flock" }
+       { "#comment" = "end" } }
+   test Libvirt_leasehold.lns put "storage_locks = [\n  '/mnt/a=ofd', # the cluster\n]\n" after
+       set "/storage_locks/1" "/mnt/a=local"
+     = "storage_locks = [\n  '/mnt/a=local', # the cluster\n]\n"
+   test Libvirt_leasehold.lns put "" after
+       set "/storage_locks/1" "/mnt/a=ofd" ;
+       set "/storage_locks/2" "/mnt/b=flock"
+     = "storage_locks = [ \"/mnt/a=ofd\", \"/mnt/b=flock\" ]\n"
+
+   test Libvirt_leasehold.lns put conf after
        set "/handoff_wait" "60" ;
        rm "/auto_disk_leases" ;
        set "/qemu_locks" "ignore"
@@ -69,18 +87,18 @@ image_group = \"+107\"
 "
 
    (* a new option is written in libvirt's manner *)
-   test Libvirtd_leasehold.lns put "" after
+   test Libvirt_leasehold.lns put "" after
        set "/guests_without_lease" "allow"
      = "guests_without_lease = \"allow\"\n"
 
    (* what leasehold refuses, augeas refuses too *)
-   test Libvirtd_leasehold.lns get "handoff_wait = 61\n" = *
-   test Libvirtd_leasehold.lns get "storage_timeout = 0\n" = *
-   test Libvirtd_leasehold.lns get "auto_disk_leases = 2\n" = *
-   test Libvirtd_leasehold.lns get "auto_disk_leases = \"1\"\n" = *
-   test Libvirtd_leasehold.lns get "lease_backing_files = 2\n" = *
-   test Libvirtd_leasehold.lns get "qemu_locks = warn\n" = *
-   test Libvirtd_leasehold.lns get "qemu_locks = \"warn'\n" = *
-   test Libvirtd_leasehold.lns get "file_lockspace_dir = \"leases\"\n" = *
-   test Libvirtd_leasehold.lns get "storage_locks = \"/mnt/a=ofd\"\n" = *
-   test Libvirtd_leasehold.lns get "storage_locks = [ \"/mnt/a=lockd\" ]\n" = *
+   test Libvirt_leasehold.lns get "handoff_wait = 61\n" = *
+   test Libvirt_leasehold.lns get "storage_timeout = 0\n" = *
+   test Libvirt_leasehold.lns get "auto_disk_leases = 2\n" = *
+   test Libvirt_leasehold.lns get "auto_disk_leases = \"1\"\n" = *
+   test Libvirt_leasehold.lns get "lease_backing_files = 2\n" = *
+   test Libvirt_leasehold.lns get "qemu_locks = warn\n" = *
+   test Libvirt_leasehold.lns get "qemu_locks = \"warn'\n" = *
+   test Libvirt_leasehold.lns get "file_lockspace_dir = \"leases\"\n" = *
+   test Libvirt_leasehold.lns get "storage_locks = \"/mnt/a=ofd\"\n" = *
+   test Libvirt_leasehold.lns get "storage_locks = [ \"/mnt/a=lockd\" ]\n" = *

@@ -3,28 +3,34 @@
 
 (* /etc/libvirt/qemu-leasehold.conf, the options of leasehold.
    Values are limited to what leasehold accepts: augeas then refuses to write
-   a file that would keep libvirtd's driver from starting. *)
+   a file that would keep libvirtd's driver from starting. How they may be
+   written is as free as for leasehold itself (core/settings). *)
 
-module Libvirtd_leasehold =
+module Libvirt_leasehold =
    autoload xfm
 
-   let eol = Util.comment_or_eol
+   let end_of_line = del /[ \t]*\r?\n/ "\n"
+   let remark = [ label "#comment" . del /[ \t]*#[ \t]*/ " # " . store /[^ \t\r\n]([^\r\n]*[^ \t\r\n])?/ . end_of_line ]
+   let no_remark = del /[ \t]*(#[ \t]*)?\r?\n/ "\n"
+   let eol = no_remark | remark
    let indent = del /[ \t]*/ ""
    let value_sep = del /[ \t]*=[ \t]*/ " = "
 
    let number_entry (name:string) (allowed:regexp) =
-     [ indent . key name . value_sep . store allowed . eol ]
+     [ indent . key name . value_sep . del /(\+?0*)?/ "" . store allowed . eol ]
 
    let word_entry (name:string) (allowed:regexp) =
      [ indent . key name . value_sep . Quote.do_quote (store allowed) . eol ]
 
-   (* [ "/mnt/shared=ofd", "/mnt/other=flock" ], also over several lines *)
-   let space = del /[ \t\n]*/ " "
+   (* [ "/mnt/shared=ofd", '/mnt/other=flock' ], also over several lines, with
+      remarks between them and a comma behind the last *)
+   let space = del /([ \t\r\n]|#[^\n]*\n)*/ " "
+   let comma = del /([ \t\r\n]|#[^\n]*\n)*,([ \t\r\n]|#[^\n]*\n)*/ ", "
+   let list_end = del /([ \t\r\n]|#[^\n]*\n)*(,([ \t\r\n]|#[^\n]*\n)*)?\]/ " ]"
    let list_entry (name:string) (allowed:regexp) =
-     let item = [ seq "item" . Util.del_str "\"" . store allowed . Util.del_str "\"" ] in
-     let comma = del /[ \t\n]*,[ \t\n]*/ ", " in
-     [ indent . key name . value_sep . counter "item" . Util.del_str "[" . space
-       . ( item . ( comma . item ) * . space ) ? . Util.del_str "]" . eol ]
+     let item = [ seq "item" . Quote.do_quote (store allowed) ] in
+     [ indent . key name . value_sep . counter "item" . Util.del_str "["
+       . ( space . item . ( comma . item ) * ) ? . list_end . eol ]
 
    let bool = /[01]/
    let directory = /(\/[^"'\n]*)?/
@@ -42,11 +48,14 @@ module Libvirtd_leasehold =
              | word_entry "scsi_lockspace_dir" directory
              | number_entry "require_cluster_leases" bool
              | number_entry "lease_backing_files" bool
-             | list_entry "storage_locks" /\/[^"\n]*=(ofd|flock|local|refuse)/
+             | list_entry "storage_locks" /\/[^"'\n]*=(ofd|flock|local|refuse)/
              | word_entry "image_user" /[^"'\n]*/
              | word_entry "image_group" /[^"'\n]*/
 
-   let lns = ( entry | Util.comment | Util.empty ) *
+   let comment = [ indent . label "#comment" . del /#[ \t]*/ "# " . store /[^ \t\r\n]([^\r\n]*[^ \t\r\n])?/ . end_of_line ]
+   let empty = [ del /[ \t]*(#[ \t]*)?\r?\n/ "\n" ]
+
+   let lns = ( entry | comment | empty ) *
 
    let filter = incl "/etc/libvirt/qemu-leasehold.conf"
               . Util.stdexcl
