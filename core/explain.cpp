@@ -176,9 +176,29 @@ std::vector<Mark> blockers(const Guest& guest, const lease::Refusal& refusal, Mo
     return found;
 }
 
-bool areReaders(const std::vector<Mark>& marks) {
-    return !marks.empty() && std::all_of(marks.begin(), marks.end(),
-                                         [](const Mark& mark) { return lease::presentMode(mark) == Mode::readOnly; });
+bool areAll(const std::vector<Mark>& marks, Mode mode) {
+    return !marks.empty() &&
+           std::all_of(marks.begin(), marks.end(), [&](const Mark& mark) { return lease::presentMode(mark) == mode; });
+}
+
+// Where one side already reads or shares, the other one may have meant to. Two that write exclusively get no such idea:
+// whoever marks their disk to be rid of the refusal destroys it.
+const char* adviseSharing(Mode mode, const std::vector<Mark>& marks) {
+    if (mode == Mode::exclusive && areAll(marks, Mode::readOnly))
+        return " (if this guest only reads it too, mark the disk <readonly/>; one with <transient "
+               "shareBacking='yes'/> counts as writing: give each guest an overlay instead)";
+    if (mode == Mode::exclusive && areAll(marks, Mode::shared))
+        return " (if what is in it is made for several writers, as a cluster file system is, mark the disk "
+               "<shareable/> here, too)";
+    if (mode == Mode::readOnly && areAll(marks, Mode::exclusive))
+        return " (if the other guest only reads it too, mark its disk <readonly/>, too, and start it again)";
+    if (mode == Mode::shared && areAll(marks, Mode::exclusive))
+        return " (if what is in it is made for several writers, as a cluster file system is, mark the other guest's "
+               "disk <shareable/>, too, and start it again)";
+    if (mode != Mode::exclusive && !marks.empty() && !areAll(marks, Mode::exclusive))
+        return " (guests that read it, <readonly/>, and guests that share it, <shareable/>, exclude each other: mark "
+               "its disks alike)";
+    return "";
 }
 
 } // namespace
@@ -212,7 +232,7 @@ std::string explainJoin(const Guest& guest, const qemu::StoredLease& stored, std
 namespace {
 
 std::string explainGuest(const Guest& guest, const qemu::StoredLease& stored, Mode mode, const std::string& names,
-                         bool readers) {
+                         const std::vector<Mark>& marks) {
     std::string subject = subjectOf(stored), self = quote(guest.name);
     if (stored.lower && mode == Mode::readOnly)
         return subject + " is in use by " + (names.empty() ? "a guest that writes to it" : names) + "; guest " + self +
@@ -220,11 +240,7 @@ std::string explainGuest(const Guest& guest, const qemu::StoredLease& stored, Mo
                "and try again";
     const char* nobody = stored.remote ? "a reader on another host" : "a reader that may not be looked at";
     return subject + " is in use by " + (names.empty() ? nobody : names) + "; guest " + self +
-           " cannot have it: shut the other guest down or detach it there, and try again" +
-           (mode == Mode::exclusive && readers
-                ? " (if this guest only reads it too, mark the disk <readonly/>; one with <transient "
-                  "shareBacking='yes'/> counts as writing: give each guest an overlay instead)"
-                : "");
+           " cannot have it: shut the other guest down or detach it there, and try again" + adviseSharing(mode, marks);
 }
 
 std::string explainTwin(const Guest& guest, const qemu::StoredLease& stored, const Namer& namer,
@@ -265,10 +281,10 @@ std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, 
         return explainForeigner(guest, stored);
     std::vector<Mark> marks = blockers(guest, refusal, mode);
     if (marks.empty() && refusal.obstacle == Obstacle::guestPresent)
-        return explainGuest(guest, stored, mode, "", false);
+        return explainGuest(guest, stored, mode, "", marks);
     Namer namer(stored, neighbours);
     if (refusal.obstacle == Obstacle::guestPresent)
-        return explainGuest(guest, stored, mode, listNames(namer, marks), areReaders(marks));
+        return explainGuest(guest, stored, mode, listNames(namer, marks), marks);
     if (refusal.obstacle == Obstacle::sameGuest)
         return explainTwin(guest, stored, namer, marks);
     return "guest " + self + " was taken over with " + subject + " by " +

@@ -136,6 +136,26 @@ bool whileUnused(int fd, const std::function<void()>& work) {
     return unused;
 }
 
+// The lease's file, or the directory and file of a set. Only here it is known who needs a lease and who named the
+// lockspace, which whoever has to make room there wants to be told.
+void makeIn(const Lockspace& lockspace, const std::string& name, const std::string& about, const Incarnation& self,
+            qemu::StoredLease& stored) {
+    try {
+        if (lockspace.storage.lock != LockKind::flock) {
+            stored.lease = storage::openLeaseFile(lockspace, name, about, whileUnused);
+            return;
+        }
+        stored.directory = storage::openLeaseDirectory(lockspace, name);
+        stored.lease = lease::openMarkFile(stored.directory.get(), self, about, stored.path);
+    } catch (const SystemError& error) {
+        if (error.error() != ENOSPC && error.error() != EDQUOT)
+            throw;
+        throw Error(Fault::unsupported, "lockspace '" + lockspace.path + "' (" + lockspace.origin +
+                                            ") cannot be used: no space is left in it for the lease of '" +
+                                            stored.path + "'; make room there, and try again");
+    }
+}
+
 // Puts the lease into a lockspace, where its kind of lock is that of the lockspace's storage.
 void putInto(Place& place, const Lockspace& lockspace, const std::string& name, const std::string& about,
              const Incarnation* self) {
@@ -145,15 +165,12 @@ void putInto(Place& place, const Lockspace& lockspace, const std::string& name, 
     place.storage = lockspace.storage;
     if (!lockspace.directory.open())
         return;
-    if (!self)
-        opened = storage::openLeaseIfExists(lockspace, name);
+    if (self)
+        makeIn(lockspace, name, about, *self, stored);
     else
-        opened = files ? storage::openLeaseDirectory(lockspace, name)
-                       : storage::openLeaseFile(lockspace, name, about, whileUnused);
+        opened = storage::openLeaseIfExists(lockspace, name);
     if (opened.open())
         stored.leaseFile = os::identify(opened.get(), stored.path);
-    if (self && files)
-        stored.lease = lease::openMarkFile(stored.directory.get(), *self, about, stored.path);
     stored.writable = true;
     stored.remote = stored.remote || lockspace.storage.remote;
 }

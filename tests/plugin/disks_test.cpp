@@ -379,6 +379,23 @@ TEST_F(Disks, AttachingForItselfWhatIsAttachedSharedIsRefusedWhileOthersShareIt)
     EXPECT_FALSE(host_.acquire(guest_, running.pid(), disks_));
 }
 
+// Where one side reads or shares already, the message names the mark that the other one lacks.
+TEST_F(Disks, RefusalOfGuestsThatCouldReadOrShareSaysHow) {
+    const struct {
+        unsigned has, wants;
+        const char* mark;
+    } kCases[] = {
+        {kReadOnly, 0, "mark the disk <readonly/>"},  {0, kReadOnly, "mark its disk <readonly/>"},
+        {kShared, 0, "mark the disk <shareable/>"},   {0, kShared, "mark the other guest's disk <shareable/>"},
+        {kShared, kReadOnly, "mark its disks alike"}, {kReadOnly, kShared, "mark its disks alike"}};
+    for (const auto& each : kCases) {
+        const Started running = boot(host_, guest_, {{disk_, each.has}});
+        EXPECT_TRUE(refused(stranger().start(rival_, {{disk_, each.wants}}), kBusy, {disk_, "'web'", each.mark}));
+    }
+    const Started running = boot(host_, guest_, disks_);
+    EXPECT_FALSE(refused(stranger().start(rival_, disks_), kBusy, {"/>"})) << "two that write get no such idea";
+}
+
 // A guest whose QEMU really has its image open, with QEMU's own locks.
 class OpenImage : public PluginTest {
 protected:
