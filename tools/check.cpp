@@ -116,14 +116,14 @@ std::string lockManagerIn(const std::string& text) {
 }
 
 Finding checkLockManager(const std::string& file) {
-    std::string remedy = "leasehold enable: sets lock_manager = \"leasehold\" in " + file;
+    std::string enabling = "leasehold enable: sets lock_manager = \"leasehold\" in " + file;
     auto text = os::readFileIfPossible(file, 1 << 20);
     if (!text)
-        return {"lock_manager", Level::problem, file + " cannot be read", remedy};
+        return {"lock_manager", Level::problem, file + " cannot be read", remedy(file, R_OK, enabling)};
     std::string name = lockManagerIn(*text);
     if (name != "leasehold")
         return {"lock_manager", Level::problem,
-                name.empty() ? "no lock manager is set in " + file : "the lock manager is \"" + name + "\"", remedy};
+                name.empty() ? "no lock manager is set in " + file : "the lock manager is \"" + name + "\"", enabling};
     return {"lock_manager", Level::ok, "libvirt is told to use leasehold", ""};
 }
 
@@ -159,7 +159,7 @@ Finding checkPlugin(const std::string& file) {
     std::string version;
     if (auto problem = attempt([&] { version = versionOfPlugin(file); }))
         return {"plugin", Level::problem, *problem,
-                "install leasehold, or find out where libvirtd looks for its lock drivers"};
+                remedy(file, R_OK, "install leasehold, or find out where libvirtd looks for its lock drivers")};
     if (version != LEASEHOLD_VERSION)
         return {"plugin", Level::problem, file + " is of version " + version + ", this command is " LEASEHOLD_VERSION,
                 "install both from one version, and restart libvirtd"};
@@ -169,7 +169,8 @@ Finding checkPlugin(const std::string& file) {
 Finding checkSettings(const std::string& file) {
     auto mistake = attempt([&] { (void)loadSettings(file); });
     if (mistake)
-        return {"configuration", Level::problem, *mistake, "libvirtd's driver will not start with it: correct it"};
+        return {"configuration", Level::problem, *mistake,
+                remedy(file, R_OK, "libvirtd's driver will not start with it: correct it")};
     return {"configuration", Level::ok, file + (access(file.c_str(), F_OK) == 0 ? "" : " does not exist: the defaults"),
             ""};
 }
@@ -184,8 +185,9 @@ Finding checkDisk(const std::string& guest, const Json& disk, const Settings& se
     lease::Mode mode = disk["readonly"].get<bool>() ? lease::Mode::readOnly : lease::Mode::exclusive;
     Json storage;
     if (auto problem =
-            attempt([&] { storage = askWithin(timeout, {}, [&] { return leaseToJson(path, settings, mode); }); }))
-        return {"disk", Level::warning, where + *problem, "restore the file, or correct the guest's configuration"};
+            attempt([&] { storage = askStorage(path, timeout, [&] { return leaseToJson(path, settings, mode); }); }))
+        return {"disk", Level::warning, where + *problem,
+                remedy(path, R_OK, "restore the file, or correct the guest's configuration")};
     if (storage["lease"] == "none")
         return {"disk", Level::problem, where + describeStorage(storage), "the guest will be refused: move the image"};
     return {"disk", Level::ok, where + describeStorage(storage), ""};
@@ -193,9 +195,10 @@ Finding checkDisk(const std::string& guest, const Json& disk, const Settings& se
 
 std::vector<Finding> checkLibvirt(const Settings& settings, int timeout) {
     Json libvirt;
-    if (auto problem = attempt([&] { libvirt = askWithin(timeout, {}, describeLibvirt); }))
+    if (auto problem = attempt([&] { libvirt = askLibvirt(timeout, describeLibvirt); }))
         return {{"libvirt", Level::warning, *problem + "; the disks of its guests were not checked",
-                 "start libvirtd (or virtqemud) and run this again"}};
+                 geteuid() == 0 ? "start libvirtd (or virtqemud) and run this again"
+                                : "run this as root; and start libvirtd (or virtqemud) if it does not run"}};
     unsigned long version = libvirt["version"];
     std::string text = "libvirt " + std::to_string(version / 1000000) + "." + std::to_string(version / 1000 % 1000) +
                        "." + std::to_string(version % 1000);
@@ -268,7 +271,7 @@ int check(const Words& arguments) {
         "Looks whether this host is set up so that leases protect its guests. The exit status tells the worst:\n"
         "0 for ok, 3 for a warning, 4 for a problem.");
     options.add("json", json, "Print JSON");
-    options.add("timeout", timeout, "How long storage and libvirt may take to answer (10)");
+    options.add("timeout", timeout, "How long storage and libvirt may take to answer (10)", 1);
     options.add("config", config, "Another configuration (" LEASEHOLD_CONF ")", "FILE");
     options.add("qemu-conf", qemuConfig, "Another configuration of libvirt (" LIBVIRT_QEMU_CONF ")", "FILE");
     options.add("plugin", plugin, "Another lock driver (" LOCK_DRIVER ")", "FILE");
@@ -296,7 +299,7 @@ int check(const Words& arguments) {
         list.push_back({{"about", finding.about},
                         {"level", kLevels[static_cast<std::size_t>(finding.level)]},
                         {"text", os::printable(finding.text)},
-                        {"remedy", os::printable(finding.remedy)}});
+                        {"remedy", orNull(os::printable(finding.remedy))}});
     }
     constexpr const char* kReminder = "libvirt does not compare lock managers in a migration: every host that guests "
                                       "migrate to has to pass this check as well";

@@ -29,12 +29,12 @@ Json storageToJson(const storage::Storage& storage) {
                       : storage.scope == storage::Scope::allHosts ? Json("all-hosts")
                                                                   : Json("this-host")},
             {"readers", none && storage.readersMayStay ? Json("this-host") : Json()},
-            {"note", storage.reason}};
+            {"note", orNull(storage.reason)}};
 }
 
 std::string describeStorage(const Json& storage) {
     std::string name = os::printable(storage["name"].get<std::string>()),
-                note = os::printable(storage["note"].get<std::string>());
+                note = os::printable(orEmpty(storage["note"]));
     if (storage["lease"] == "none")
         return name + ": no lease can be taken; " + note +
                (storage["readers"].is_null() ? "" : "; a <readonly/> disk is leased on this host only");
@@ -84,7 +84,7 @@ int classify(const Words& arguments) {
                     "Says what storage each path is on, which lock a lease there is made of, whom it keeps out, and\n"
                     "what it cannot promise.");
     options.add("json", json, "Print JSON");
-    options.add("timeout", timeout, "How long storage may take to answer (10)");
+    options.add("timeout", timeout, "How long storage may take to answer (10)", 1);
     options.add("config", config, "Another configuration (" LEASEHOLD_CONF ")", "FILE");
     Words paths = options.parse(arguments);
     if (paths.empty())
@@ -94,7 +94,7 @@ int classify(const Words& arguments) {
     Json all = Json::array();
     for (const std::string& path : paths) {
         Json found;
-        auto problem = attempt([&] { found = askWithin(timeout, {}, [&] { return leaseToJson(path, settings); }); });
+        auto problem = attempt([&] { found = askStorage(path, timeout, [&] { return leaseToJson(path, settings); }); });
         if (problem) {
             found = {{"error", *problem}};
             result = kFailed;
@@ -105,7 +105,7 @@ int classify(const Words& arguments) {
         if (!json)
             std::cout << paint(Colour::bold, os::printable(path)) << ": "
                       << paint(colour, problem ? os::printable(*problem) : describeStorage(found)) << '\n';
-        Json entry{{"path", path}};
+        Json entry{{"path", path}, {"error", nullptr}};
         entry.update(found);
         all.push_back(std::move(entry));
     }

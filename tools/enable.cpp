@@ -20,6 +20,8 @@
 #include <sstream>
 
 #include <augeas.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 namespace leasehold::tools {
 
@@ -28,11 +30,34 @@ namespace {
 constexpr const char* kLens = "Libvirtd_qemu.lns"; // libvirt ships it
 constexpr std::size_t kMaxConfig = 1 << 20;
 
+// Nothing where there is no file. What augeas would not explain is refused here.
+std::optional<std::string> readConf(const std::string& file) {
+    struct stat status;
+    if (lstat(file.c_str(), &status) < 0 && errno == ENOENT)
+        return std::nullopt;
+    if (stat(file.c_str(), &status) < 0 && errno == ENOENT)
+        throw Error(Fault::invalid, file +
+                                        " is a symbolic link to a file that does not exist, so libvirt reads nothing; "
+                                        "make the file, or remove the link");
+    if (access(file.c_str(), R_OK) < 0) {
+        int error = errno;
+        throw Error(Fault::system, SystemError(error, "read", file).what() + std::string("; ") +
+                                       remedy(file, R_OK, "libvirt could not read it either: put that right"));
+    }
+    std::string text = os::readFile(file, kMaxConfig);
+    if (text.find("\r\n") != std::string::npos)
+        throw Error(Fault::invalid, file +
+                                        " has lines that end in CR LF, as on Windows, which augeas does not read; "
+                                        "nothing was changed. Convert it first: sed -i 's/\\r$//' " +
+                                        file);
+    return text;
+}
+
 // qemu.conf as augeas sees it.
 class QemuConf {
 public:
     explicit QemuConf(const std::string& file)
-        : file_(file), text_(os::readFileIfPossible(file, kMaxConfig)),
+        : file_(file), text_(readConf(file)),
           augeas_(aug_init(nullptr, nullptr, AUG_NO_LOAD | AUG_NO_MODL_AUTOLOAD | AUG_NO_ERR_CLOSE), aug_close) {
         if (!augeas_ || aug_error(augeas_.get()) != AUG_NOERROR)
             fail("augeas does not start");
@@ -82,9 +107,15 @@ public:
 
     // Whole or not at all, with the file's owner and rights (augeas writes a new one and renames it).
     void save() {
-        if (aug_save(augeas_.get()) == 0)
+        // A new one gets the rights that libvirt's own has: it may hold passwords.
+        mode_t before = umask(text_ ? 022 : 077);
+        int result = aug_save(augeas_.get());
+        (void)umask(before);
+        if (result == 0)
             return;
         auto problem = get("/augeas" + tree_ + "/error/message");
+        if (geteuid() != 0)
+            throw Error(Fault::system, file_ + " cannot be written; nothing was changed. Run this as root");
         fail("it cannot be written" + (problem ? ": " + *problem : ""));
     }
 
@@ -154,7 +185,7 @@ void printChange(const std::string& file, const std::string& before, const std::
 std::vector<std::string> guestsWith(Protection wanted, int timeout) {
     // A QEMU that is not libvirt's is nobody's business here. Where libvirt does not say, all count.
     Json running;
-    bool answers = !attempt([&] { running = askWithin(timeout, {}, listActiveGuests); });
+    bool answers = !attempt([&] { running = askLibvirt(timeout, listActiveGuests); });
     std::vector<std::string> names;
     HostView host = findGuests();
     for (GuestView& guest : host.guests) {
@@ -200,7 +231,7 @@ SwitchOrders parse(Options& options, const char* verb, const Words& arguments, b
     SwitchOrders orders;
     options.add("dry-run", orders.dryRun, "Show the change, and do not make it");
     options.add("force", orders.force, "Also while guests are in the way");
-    options.add("timeout", orders.timeout, "How long libvirt may take to answer (10)");
+    options.add("timeout", orders.timeout, "How long libvirt may take to answer (10)", 1);
     options.add("qemu-conf", orders.qemuConfig, "Another configuration of libvirt (" LIBVIRT_QEMU_CONF ")", "FILE");
     if (enables) {
         options.add("config", orders.config, "Another configuration (" LEASEHOLD_CONF ")", "FILE");

@@ -61,4 +61,20 @@ std::optional<Trouble> attemptToRead(const std::function<void()>& work) {
     return problem ? std::optional(Trouble{*problem, damaged}) : std::nullopt;
 }
 
+const char* protectionName(Protection protection) {
+    switch (protection) {
+    case Protection::leased:
+        return "leased";
+    case Protection::none:
+        return "none";
+    case Protection::hidden:
+        return "hidden";
+    case Protection::foreign:
+        return "foreign";
+    case Protection::gone:
+        break;
+    }
+    return "gone";
+}
+
 } // namespace leasehold::tools

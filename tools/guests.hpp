@@ -34,4 +34,7 @@ struct Trouble {
 };
 std::optional<Trouble> attemptToRead(const std::function<void()>& work);
 
+// "leased", "none", "hidden", "foreign", "gone".
+const char* protectionName(Protection protection);
+
 } // namespace leasehold::tools

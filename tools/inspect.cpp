@@ -17,7 +17,9 @@ namespace leasehold::tools {
 namespace {
 
 Json toJson(const ProcessName& name) {
-    return {{"pid", name.pid > 0 ? Json(name.pid) : Json()}, {"command", name.command}, {"guest", name.guest}};
+    return {{"pid", name.pid > 0 ? Json(name.pid) : Json()},
+            {"command", orNull(name.command)},
+            {"guest", orNull(name.guest)}};
 }
 
 const char* nameOf(LeaseView::Source source) {
@@ -41,19 +43,19 @@ Json toJson(const LeaseView& lease) {
             {"backing", lease.lower},
             {"incarnation", os::hexadecimal(lease.incarnation)},
             {"named_by", nameOf(lease.source)},
-            {"guest", lease.guest},
+            {"guest", orNull(lease.guest)},
             {"uuid", named ? Json(lease::formatUuid(lease.uuid)) : Json()},
-            {"host", lease.host},
+            {"host", orNull(lease.host)},
             {"pid", lease.pid > 0 ? Json(lease.pid) : Json()},
             {"since", timeToJson(lease.since)}};
 }
 
 Json toJson(const lease::OwnerRecord& record, bool current) {
     return {{"current", current},
-            {"guest", record.domain},
+            {"guest", orNull(record.domain)},
             {"uuid", lease::formatUuid(record.uuid)},
             {"incarnation", os::hexadecimal(record.incarnation)},
-            {"host", record.host},
+            {"host", orNull(record.host)},
             {"pid", record.pid},
             {"mode", modeName(record.mode)},
             {"since", timeToJson(record.since)}};
@@ -94,18 +96,19 @@ Json listToJson(const std::vector<View>& views) {
 Json toJson(const ImageView& image) {
     constexpr std::array kKinds{"file", "block", "directory"};
     return {{"path", image.path},
+            {"error", nullptr},
             {"target", image.target},
             {"kind", kKinds[static_cast<std::size_t>(image.kind)]},
             {"storage", storageToJson(image.storage)},
-            {"lease_file", image.leaseFile.empty() ? Json() : Json(image.leaseFile)},
+            {"lease_file", orNull(image.leaseFile)},
             {"leases", listToJson(image.leases)},
             {"record", image.record ? toJson(*image.record, image.recordCurrent) : Json()},
             {"foreign_mark", image.foreignMark},
             {"qemu", listToJson(image.qemu)},
             {"locks", listToJson(image.locks)},
             {"open_without_lock", listToJson(image.openers)},
-            {"qemu_reader", image.reader},
-            {"qemu_writer", image.writer},
+            {"qemu_reader", orNull(image.reader)},
+            {"qemu_writer", orNull(image.writer)},
             {"not_seen", image.blindSpots},
             {"next", adviseOn(image)}};
 }
@@ -113,7 +116,7 @@ Json toJson(const ImageView& image) {
 // For people, from the same JSON.
 
 std::string text(const Json& value) {
-    return os::printable(value.get<std::string>());
+    return os::printable(orEmpty(value));
 }
 
 std::string join(const Json& words) {
@@ -174,8 +177,8 @@ std::string describeLock(const Json& lock) {
 
 void print(const Json& image) {
     std::string path = text(image["path"]), target = text(image["target"]);
-    std::cout << paint(Colour::bold, path) << (path == target ? "" : " -> " + target) << '\n';
-    if (image.contains("error")) {
+    std::cout << paint(Colour::bold, path) << (path == target || target.empty() ? "" : " -> " + target) << '\n';
+    if (!image["error"].is_null()) {
         line("error", text(image["error"]), Colour::red);
         return;
     }
@@ -235,7 +238,7 @@ int inspect(const Words& arguments) {
                     "Says who uses each image: leases with names, QEMU's own locks in words, all other locks with\n"
                     "their processes, what QEMU would say to a reader and to a writer, and what to do next.");
     options.add("json", json, "Print JSON");
-    options.add("timeout", timeout, "How long storage may take to answer (10)");
+    options.add("timeout", timeout, "How long storage may take to answer (10)", 1);
     options.add("config", config, "Another configuration (" LEASEHOLD_CONF ")", "FILE");
     Words images = options.parse(arguments);
     if (images.empty())
@@ -245,9 +248,9 @@ int inspect(const Words& arguments) {
     Json all = Json::array();
     for (const std::string& image : images) {
         Json seen;
-        auto problem = attempt([&] { seen = askWithin(timeout, {}, [&] { return look(image, settings); }); });
+        auto problem = attempt([&] { seen = askStorage(image, timeout, [&] { return look(image, settings); }); });
         if (problem)
-            seen = {{"path", image}, {"target", image}, {"error", *problem}};
+            seen = {{"path", image}, {"target", nullptr}, {"error", *problem}};
         failed = failed || problem;
         if (!json)
             print(seen);

@@ -38,24 +38,37 @@ void printHelp() {
     std::cout << "Usage: leasehold VERB [OPTION...] ...\n\nThe leases that guests have on their disk images.\n\n";
     for (const Verb& verb : kVerbs)
         std::cout << "  " << verb.name << std::string(10 - std::string(verb.name).size(), ' ') << verb.summary << '\n';
-    std::cout << "\nleasehold VERB --help lists its options; --version prints the version; leasehold(8) has it all.\n";
+    std::cout
+        << "\nleasehold help VERB lists its options; --version (-V) prints the version; leasehold(8) has it all.\n";
+}
+
+const Verb& findVerb(const std::string& name) {
+    auto verb = std::find_if(kVerbs.begin(), kVerbs.end(), [&](const Verb& each) { return each.name == name; });
+    if (verb == kVerbs.end())
+        throw UsageError("no verb '" + os::printable(name) + "'; see leasehold --help");
+    return *verb;
+}
+
+// help, help VERB.
+int help(const Words& words) {
+    if (words.size() > 1)
+        throw UsageError("help takes one verb; see leasehold --help");
+    if (!words.empty())
+        return findVerb(words[0]).run({"--help"});
+    printHelp();
+    return kDone;
 }
 
 int dispatch(const Words& words) {
     if (words.empty())
         throw UsageError("no verb; see leasehold --help");
-    if (words[0] == "--help" || words[0] == "-h" || words[0] == "help") {
-        printHelp();
-        return kDone;
-    }
-    if (words[0] == "--version") {
+    if (words[0] == "--help" || words[0] == "-h" || words[0] == "help")
+        return help({words.begin() + 1, words.end()});
+    if (words[0] == "--version" || words[0] == "-V") {
         std::cout << "leasehold " LEASEHOLD_VERSION "\n";
         return kDone;
     }
-    auto verb = std::find_if(kVerbs.begin(), kVerbs.end(), [&](const Verb& each) { return each.name == words[0]; });
-    if (verb == kVerbs.end())
-        throw UsageError("no verb '" + os::printable(words[0]) + "'; see leasehold --help");
-    return verb->run({words.begin() + 1, words.end()});
+    return findVerb(words[0]).run({words.begin() + 1, words.end()});
 }
 
 // The wall. `failure` is the exit status for what is not the user's mistake.

@@ -20,8 +20,8 @@ void Options::add(const char* name, bool& value, const char* help) {
     add(name, G_OPTION_ARG_NONE, &flags_.back().parsed, help, nullptr);
 }
 
-void Options::add(const char* name, int& value, const char* help, const char* unit) {
-    numbers_.push_back(&value);
+void Options::add(const char* name, int& value, const char* help, int least, const char* unit) {
+    numbers_.push_back({name, &value, least});
     add(name, G_OPTION_ARG_INT, &value, help, unit);
 }
 
@@ -56,9 +56,10 @@ Words Options::parse(const Words& arguments) {
         g_error_free(error);
         throw UsageError(message + "; see leasehold " + verb_ + " --help");
     }
-    for (int* number : numbers_)
-        if (*number < 0)
-            throw UsageError("a time or size cannot be negative; see leasehold " + verb_ + " --help");
+    for (const Number& number : numbers_)
+        if (*number.value < number.least)
+            throw UsageError("--" + std::string(number.name) + " is at least " + std::to_string(number.least) +
+                             "; see leasehold " + verb_ + " --help");
     return operands;
 }
 

@@ -25,7 +25,8 @@ public:
     Options(const char* verb, const char* operands, const char* summary);
 
     void add(const char* name, bool& value, const char* help);
-    void add(const char* name, int& value, const char* help, const char* unit = "SECONDS");
+    // `least` is the smallest that means something.
+    void add(const char* name, int& value, const char* help, int least = 0, const char* unit = "SECONDS");
     void add(const char* name, std::string& value, const char* help, const char* unit);
 
     // Gives the operands. Prints the help and ends the process where that was asked for.
@@ -46,7 +47,12 @@ private:
     };
     std::deque<Flag> flags_; // GLib keeps pointers into them
     std::deque<Text> texts_;
-    std::deque<int*> numbers_;
+    struct Number {
+        const char* name;
+        int* value;
+        int least;
+    };
+    std::deque<Number> numbers_;
 };
 
 } // namespace leasehold::tools

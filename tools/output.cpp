@@ -11,7 +11,6 @@
 #include <string_view>
 
 #include <glib.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 namespace leasehold::tools {
@@ -70,7 +69,17 @@ void printTable(const std::vector<std::vector<std::string>>& rows, std::size_t c
 }
 
 void printJson(const Json& json) {
-    std::cout << json.dump(2, ' ', false, Json::error_handler_t::replace) << '\n';
+    Json versioned{{"version", kJsonVersion}};
+    versioned.update(json);
+    std::cout << versioned.dump(2, ' ', false, Json::error_handler_t::replace) << '\n';
+}
+
+Json orNull(const std::string& text) {
+    return text.empty() ? Json() : Json(text);
+}
+
+std::string orEmpty(const Json& text) {
+    return text.is_string() ? text.get<std::string>() : "";
 }
 
 std::string formatTime(std::int64_t seconds) {
@@ -89,19 +98,33 @@ std::optional<Json> tryAskWithin(int seconds, const std::vector<int>& keep, cons
     return answer ? std::optional(Json::parse(*answer)) : std::nullopt;
 }
 
-Json askWithin(int seconds, const std::vector<int>& keep, const std::function<Json()>& work) {
-    if (auto answer = tryAskWithin(seconds, keep, work))
+Json askStorage(const std::string& path, int seconds, const std::function<Json()>& work) {
+    if (auto answer = tryAskWithin(seconds, {}, work))
         return std::move(*answer);
-    throw Error(Fault::system, "the storage did not answer within " + std::to_string(seconds) +
+    throw Error(Fault::system, "the storage of '" + path + "' did not answer within " + std::to_string(seconds) +
                                    " s (--timeout): see whether its server or cluster is up");
 }
 
-void allowManyDescriptors() {
-    rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+Json askLibvirt(int seconds, const std::function<Json()>& work) {
+    if (auto answer = tryAskWithin(seconds, {}, work))
+        return std::move(*answer);
+    throw Error(Fault::system, "libvirt did not answer within " + std::to_string(seconds) +
+                                   " s (--timeout): see whether libvirtd or virtqemud hangs");
+}
+
+rlimit allowManyDescriptors() {
+    rlimit before{}, limit;
+    if (getrlimit(RLIMIT_NOFILE, &before) == 0) {
+        limit = before;
         limit.rlim_cur = limit.rlim_max;
         (void)setrlimit(RLIMIT_NOFILE, &limit);
     }
+    return before;
+}
+
+std::string remedy(const std::string& path, int access, const std::string& usual) {
+    bool forbidden = geteuid() != 0 && ::access(path.c_str(), access) < 0 && (errno == EACCES || errno == EPERM);
+    return forbidden ? "run this as root" : usual;
 }
 
 } // namespace leasehold::tools

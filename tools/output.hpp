@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <nlohmann/json.hpp>
+#include <sys/resource.h>
 
 namespace leasehold::tools {
 
@@ -27,7 +28,13 @@ std::string paint(Colour colour, const std::string& text);
 void printTable(const std::vector<std::vector<std::string>>& rows, std::size_t coloured,
                 const std::function<Colour(const std::string&)>& colourOf);
 
+// With the version of the format in front (packaging/schema): 1 until a member goes or means something else.
+constexpr int kJsonVersion = 1;
 void printJson(const Json& json);
+
+// What is not known is null, not an empty text; and back.
+Json orNull(const std::string& text);
+std::string orEmpty(const Json& text);
 
 // "2026-11-22 01:23:44 UTC"; RFC 3339 for JSON, null if it is not known.
 std::string formatTime(std::int64_t seconds);
@@ -37,10 +44,14 @@ Json timeToJson(std::int64_t seconds);
 // the work throws.
 constexpr int kStorageTimeout = 10;
 std::optional<Json> tryAskWithin(int seconds, const std::vector<int>& keep, const std::function<Json()>& work);
-// The same where no answer is a failure too.
-Json askWithin(int seconds, const std::vector<int>& keep, const std::function<Json()>& work);
+// The same where no answer is a failure too, which names the path, or libvirt.
+Json askStorage(const std::string& path, int seconds, const std::function<Json()>& work);
+Json askLibvirt(int seconds, const std::function<Json()>& work);
 
-// A guest may have more images than a process may have files open.
-void allowManyDescriptors();
+// A guest may have more images than a process may have files open. Gives the limit that was there.
+rlimit allowManyDescriptors();
+
+// What to do about something that cannot be read or changed: `usual`, or, where the rights are missing, be root.
+std::string remedy(const std::string& path, int access, const std::string& usual);
 
 } // namespace leasehold::tools

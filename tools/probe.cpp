@@ -214,17 +214,22 @@ Json whoAmI() {
             {"boot", os::readFileIfPossible("/proc/sys/kernel/random/boot_id", 36).value_or("")}};
 }
 
+std::string pathOf(const os::Fd& fd) {
+    return os::pathOf(fd.get(), "a file");
+}
+
 // "busy": somebody has it; "free": we could have it, and have given it back; or why it cannot be locked at all.
 std::string tryFlock(const os::Fd& fd) {
     if (flock(fd.get(), LOCK_EX | LOCK_NB) == 0)
         return "free";
-    return errno == EWOULDBLOCK || errno == EACCES ? "busy" : SystemError(errno, "flock", "it").what();
+    int error = errno;
+    return error == EWOULDBLOCK || error == EACCES ? "busy" : SystemError(error, "flock", pathOf(fd)).what();
 }
 
 std::string tryRange(const os::Fd& fd, os::Range range) {
     std::string outcome;
     auto failure = attempt([&] {
-        bool free = os::tryLock(fd.get(), os::LockType::write, range, "it") == os::LockOutcome::granted;
+        bool free = os::tryLock(fd.get(), os::LockType::write, range, pathOf(fd)) == os::LockOutcome::granted;
         outcome = free ? "free" : "busy";
     });
     return failure.value_or(outcome);
@@ -234,7 +239,7 @@ std::string tryRange(const os::Fd& fd, os::Range range) {
 bool isSeen(const os::Fd& fd, os::Range range, os::LockType type) {
     bool seen = false;
     (void)attempt([&] {
-        auto found = os::findConflict(fd.get(), os::LockType::write, {range.start - 2, 5}, "it");
+        auto found = os::findConflict(fd.get(), os::LockType::write, {range.start - 2, 5}, pathOf(fd));
         seen = found && found->range == range && found->type == type;
     });
     return seen;
@@ -286,16 +291,17 @@ public:
 private:
     [[noreturn]] static void hold(const Folder& folder, int pipe) {
         os::Fd first, second, third;
+        const std::string flocked = folder.path() + "/flock", ranged = folder.path() + "/ofd";
         auto problem = attempt([&] {
             first = folder.file("flock", O_RDWR);
             second = folder.file("ofd", O_RDWR);
             if (flock(first.get(), LOCK_EX | LOCK_NB) < 0)
-                throw SystemError(errno, "flock", "a file");
+                throw SystemError(errno, "flock", flocked);
             for (os::Range range : {kLow, kHigh})
-                if (os::tryLock(second.get(), os::LockType::write, range, "a file") != os::LockOutcome::granted)
-                    throw Error(Fault::unsupported, "a new file is locked already");
-            if (os::tryLock(second.get(), os::LockType::read, kRead, "a file") != os::LockOutcome::granted)
-                throw Error(Fault::unsupported, "a new file is locked already");
+                if (os::tryLock(second.get(), os::LockType::write, range, ranged) != os::LockOutcome::granted)
+                    throw Error(Fault::unsupported, "'" + ranged + "', a new file, is locked already");
+            if (os::tryLock(second.get(), os::LockType::read, kRead, ranged) != os::LockOutcome::granted)
+                throw Error(Fault::unsupported, "'" + ranged + "', a new file, is locked already");
         });
         std::string report = problem.value_or(".");
         (void)!write(pipe, report.data(), report.size());
@@ -437,9 +443,10 @@ int probe(const Words& arguments) {
 
     // Lock calls may hang as everything else.
     constexpr int kRest = 45;
-    Json result = askWithin(wait + kRest, {}, [&] {
+    Json result = askStorage(operands[0], wait + kRest, [&] {
         Json storage = storageToJson(classifyPath(operands[0], {}));
         Json met = meet(operands[0], wait);
+        met["path"] = operands[0];
         met["storage"] = storage;
         return met;
     });

@@ -11,6 +11,7 @@
 #include "core/engine.hpp"
 #include "core/os/text.hpp"
 #include "tools/options.hpp"
+#include "tools/output.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -37,6 +38,21 @@ std::string absolute(const std::string& path) {
     return name.get();
 }
 
+// Others than root may lack the rights; what open(2) says names no way out.
+void checkRights(const std::string& path, bool readOnly) {
+    if (remedy(path, R_OK, "") != "")
+        throw Error(Fault::system, "you may not read '" + path + "': run this as root");
+    if (!readOnly && remedy(path, W_OK, "") != "")
+        throw Error(Fault::system, "you may not write to '" + path +
+                                       "': run this as root, or with --read-only if the command only reads it");
+}
+
+// A command that only reads what a running guest writes would read half of it.
+constexpr const char* kInsteadOfReading =
+    ". To read the image of a guest that runs, let the guest make a backup (virsh backup-begin), or give it an overlay "
+    "(virsh snapshot-create-as GUEST --disk-only --no-metadata) and read what is below that with leasehold run "
+    "--read-only";
+
 } // namespace
 
 int run(const Words& arguments) {
@@ -57,8 +73,12 @@ int run(const Words& arguments) {
         throw UsageError("leasehold run IMAGE... -- COMMAND: images and command are needed; see leasehold run --help");
 
     std::vector<Resource> images;
-    for (const std::string& path : paths)
+    for (const std::string& path : paths) {
+        checkRights(path, readOnly);
         images.push_back({.path = absolute(path), .mode = readOnly ? lease::Mode::readOnly : lease::Mode::exclusive});
+    }
+    // An image needs descriptors while its lease is taken. The command gets the limit that was there.
+    const rlimit limit = allowManyDescriptors();
     Engine engine(loadSettings(config),
                   [](const std::string& warning) { std::cerr << "leasehold: " << os::printable(warning) << '\n'; });
     Guest guest = makeGuest(command[0]);
@@ -67,7 +87,7 @@ int run(const Words& arguments) {
     while ((refusal = engine.registerProgram(guest, images)) && std::chrono::steady_clock::now() < deadline)
         std::this_thread::sleep_for(std::chrono::milliseconds(200)); // marks that go wake nobody up
     if (refusal) {
-        std::cerr << "leasehold: " << os::printable(*refusal) << '\n';
+        std::cerr << "leasehold: " << os::printable(*refusal) << (readOnly ? kInsteadOfReading : "") << '\n';
         return kRefused;
     }
 
@@ -75,6 +95,7 @@ int run(const Words& arguments) {
     for (std::string& word : command)
         words.push_back(word.data());
     words.push_back(nullptr);
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
     execvp(words[0], words.data());
     int error = errno;
     std::cerr << "leasehold: " << os::printable(command[0]) << ": " << strerror(error) << '\n';

@@ -7,6 +7,7 @@
 #include "core/storage/mount.hpp"
 #include "tools/guests.hpp"
 #include "tools/libvirt.hpp"
+#include "tools/metrics.hpp"
 #include "tools/options.hpp"
 #include "tools/storage.hpp"
 
@@ -27,16 +28,16 @@ public:
 
     // Adds them to the leases of the guest, in place of "device".
     void add(Json& leases, const GuestView& guest) {
-        std::map<std::uint64_t, Json> byDevice; // "storage", and "since" by image
+        std::map<std::uint64_t, Json> byDevice; // "storage", and "since" by path
         for (const StoredView& lease : guest.leases)
             byDevice.try_emplace(lease.stored.leaseFile.device);
         for (auto& [device, facts] : byDevice)
             facts = ask(device, guest);
         for (Json& lease : leases) {
             const Json& facts = byDevice[lease["device"].get<std::uint64_t>()];
-            auto image = lease["image"].get<std::string>();
+            auto path = lease["path"].get<std::string>();
             lease["storage"] = facts.is_null() ? Json() : facts["storage"];
-            lease["since"] = facts.is_null() ? Json() : timeToJson(facts["since"].value(image, std::int64_t{0}));
+            lease["since"] = facts.is_null() ? Json() : timeToJson(facts["since"].value(path, std::int64_t{0}));
             lease.erase("device");
         }
     }
@@ -80,7 +81,7 @@ Json leasesToJson(const GuestView& guest) {
     Json leases = Json::array();
     for (const StoredView& lease : guest.leases) {
         bool known = lease.stored.lease.open();
-        leases.push_back({{"image", lease.path},
+        leases.push_back({{"path", lease.path},
                           {"mode", modeName(lease.mode)},
                           {"state", describe(known ? lease.state : LeaseState::unclear)},
                           {"backing", lease.lower},
@@ -93,22 +94,6 @@ Json leasesToJson(const GuestView& guest) {
 
 Json openToJson(const GuestView& guest) {
     return {{"leases", leasesToJson(guest)}, {"unleased", findUnleased(guest)}};
-}
-
-const char* nameOf(Protection protection) {
-    switch (protection) {
-    case Protection::leased:
-        return "leased";
-    case Protection::none:
-        return "none";
-    case Protection::hidden:
-        return "hidden";
-    case Protection::foreign:
-        return "foreign";
-    case Protection::gone:
-        break;
-    }
-    return "gone";
 }
 
 Json guestToJson(GuestView& guest, StorageFacts& facts, bool mayHang, int timeout) {
@@ -132,9 +117,9 @@ Json guestToJson(GuestView& guest, StorageFacts& facts, bool mayHang, int timeou
             {"pid", guest.pid},
             {"user", guest.stranger ? Json(*guest.stranger) : Json()},
             {"incarnation", os::hexadecimal(guest.tag.incarnation)},
-            {"protection", trouble ? (trouble->damaged ? "damaged" : "unreadable") : nameOf(protection)},
+            {"protection", trouble ? (trouble->damaged ? "damaged" : "unreadable") : protectionName(protection)},
             {"runs_without_lease", false},
-            {"problem", trouble ? Json(trouble->text) : Json()},
+            {"error", trouble ? Json(trouble->text) : Json()},
             {"leases", std::move(leases)},
             {"unleased", std::move(unleased)}};
 }
@@ -149,7 +134,7 @@ void findRunningWithoutLease(Json& guests) {
     if (std::none_of(guests.begin(), guests.end(), lacksLease))
         return;
     Json running = Json::array();
-    if (attempt([&] { running = askWithin(kStorageTimeout, {}, listRunningGuests); }))
+    if (attempt([&] { running = askLibvirt(kStorageTimeout, listRunningGuests); }))
         return;
     for (Json& guest : guests)
         guest["runs_without_lease"] =
@@ -164,8 +149,8 @@ std::string explain(const Json& guest) {
                      "down and start it again";
     if (guest["protection"] == "hidden")
         return who + "may not be looked at: run this as root";
-    if (!guest["problem"].is_null())
-        return who + "cannot be read: " + guest["problem"].get<std::string>();
+    if (!guest["error"].is_null())
+        return who + "cannot be read: " + guest["error"].get<std::string>();
     if (guest["runs_without_lease"].get<bool>())
         return who + "runs although its lease was handed over: it was resumed behind libvirt's back (cont in the QEMU "
                      "monitor); destroy it, or whoever took over";
@@ -189,72 +174,59 @@ void printForPeople(const Json& guests, const Json& notSeen) {
             notes.push_back(note);
         std::string name = guest["guest"], pid = std::to_string(guest["pid"].get<int>());
         if (guest["protection"] == "foreign")
-            rows.push_back({"(of user " + std::to_string(guest["user"].get<uid_t>()) + ")", pid, "(not to be seen)"});
-        if (guest["protection"] == "leased" && guest["leases"].empty())
+            name = "(of user " + std::to_string(guest["user"].get<uid_t>()) + ")";
+        if (guest["protection"] != "leased")
+            rows.push_back({name, pid, "-", "-", guest["protection"]});
+        else if (guest["leases"].empty())
             rows.push_back({name, pid, "(no images)"});
         for (const Json& lease : guest["leases"])
-            rows.push_back({name, pid, lease["image"], useOf(lease), lease["state"], lease["medium"], scopeOf(lease),
+            rows.push_back({name, pid, lease["path"], useOf(lease), lease["state"], lease["medium"], scopeOf(lease),
                             lease["since"].is_null() ? "unknown" : lease["since"].get<std::string>()});
         for (const Json& file : guest["unleased"]) // of null: none
             rows.push_back({name, pid, file, "backing file", "no lease"});
     }
     if (rows.size() > 1)
         printTable(rows, 4, [](const std::string& cell) { return colourOf(cell); });
-    else if (notes.empty())
-        std::cout << (notSeen.empty() ? "no guests\n" : "no guests that can be seen\n");
+    else
+        std::cerr << (notSeen.empty() ? "no guests\n" : "no guests that can be seen\n");
+    // Not among what scripts read.
+    std::cout.flush();
     for (const std::string& note : notes)
-        std::cout << paint(Colour::red, os::printable(note)) << '\n';
+        std::cerr << "leasehold: " << os::printable(note) << '\n';
     for (const Json& blind : notSeen)
-        std::cout << paint(Colour::yellow, "not seen: " + blind.get<std::string>()) << '\n';
+        std::cerr << "leasehold: not seen: " << os::printable(blind.get<std::string>()) << '\n';
 }
 
-// https://prometheus.io/docs/instrumenting/exposition_formats/: \, " and newline are escaped in label values.
-std::string label(const char* name, const Json& value) {
-    std::string text = value.get<std::string>(), escaped;
-    for (char c : text)
-        escaped += c == '\\' ? "\\\\" : c == '"' ? "\\\"" : c == '\n' ? "\\n" : std::string(1, c);
-    return std::string(name) + "=\"" + escaped + "\"";
+Json labelsOf(const Json& guest) {
+    return {{"guest", guest["guest"]}, {"uuid", guest["uuid"]}, {"pid", guest["pid"]}};
 }
-
-std::string labels(const Json& guest) {
-    return label("guest", guest["guest"]) + "," + label("uuid", guest["uuid"]) + ",pid=\"" +
-           std::to_string(guest["pid"].get<int>()) + "\"";
-}
-
-// One metric. A series that is there twice makes who reads it reject everything.
-class Metric {
-public:
-    Metric(const char* name, const char* help) : name_(name) {
-        std::cout << "# HELP " << name << ' ' << help << "\n# TYPE " << name << " gauge\n";
-    }
-
-    void add(const std::string& series, int value) {
-        if (known_.insert(series).second)
-            std::cout << name_ << series << ' ' << value << '\n';
-    }
-
-private:
-    const char* name_;
-    std::set<std::string> known_;
-};
 
 void printForPrometheus(const Json& guests, bool seesAll) {
-    Metric guest("leasehold_guest", "Guests of this host, by how they are protected.");
-    for (const Json& each : guests)
-        if (each["protection"] != "foreign") // what it is called it says itself
-            guest.add("{" + labels(each) + "," + label("protection", each["protection"]) + "}", 1);
-    Metric without("leasehold_guest_runs_without_lease", "1 if the guest runs although its lease was handed over.");
-    for (const Json& each : guests)
-        if (each["protection"] != "foreign")
-            without.add("{" + labels(each) + "}", each["runs_without_lease"].get<bool>());
-    Metric leases("leasehold_lease", "Leases of the guests of this host.");
-    for (const Json& each : guests)
-        for (const Json& lease : each["leases"])
-            leases.add("{" + labels(each) + "," + label("image", lease["image"]) + "," + label("mode", lease["mode"]) +
-                           "," + label("state", lease["state"]) + "," + label("medium", lease["medium"]) + "," +
-                           label("scope", scopeOf(lease)) + "}",
-                       1);
-    Metric("leasehold_sees_all", "0 if there may be guests that who asked may not look at.").add("", seesAll);
+    Metrics metrics;
+    metrics.begin("leasehold_guest", "Guests of this host, by how they are protected.");
+    for (const Json& guest : guests) {
+        if (guest["protection"] == "foreign") // what it is called it says itself
+            continue;
+        Json labels = labelsOf(guest);
+        labels["protection"] = guest["protection"];
+        metrics.add(labels, 1);
+    }
+    metrics.begin("leasehold_guest_runs_without_lease", "1 if the guest runs although its lease was handed over.");
+    for (const Json& guest : guests)
+        if (guest["protection"] != "foreign")
+            metrics.add(labelsOf(guest), guest["runs_without_lease"].get<bool>());
+    metrics.begin("leasehold_lease", "Leases of the guests of this host.");
+    for (const Json& guest : guests)
+        for (const Json& lease : guest["leases"]) {
+            Json labels = labelsOf(guest);
+            for (const char* name : {"path", "mode", "state", "medium"})
+                labels[name] = lease[name];
+            labels["scope"] = scopeOf(lease);
+            metrics.add(labels, 1);
+        }
+    metrics.begin("leasehold_sees_all", "0 if there may be guests that who asked may not look at.");
+    metrics.add(Json::object(), seesAll);
+    std::cout << metrics.text();
 }
 
 } // namespace
@@ -268,14 +240,14 @@ int status(const Words& arguments) {
         "a name or a UUID. QEMUs that keep no leases are named.");
     options.add("json", json, "Print JSON");
     options.add("prometheus", prometheus, "Print Prometheus' text format");
-    options.add("timeout", timeout, "How long storage may take to answer (10)");
+    options.add("timeout", timeout, "How long storage may take to answer (10)", 1);
     Words operands = options.parse(arguments);
     if (operands.size() > 1)
         throw UsageError("one guest at a time; see leasehold status --help");
     if (json && prometheus)
         throw UsageError("--json or --prometheus, not both");
 
-    allowManyDescriptors();
+    (void)allowManyDescriptors();
     const bool mayHang = storage::hostHasRemoteMounts();
     StorageFacts facts(mayHang, timeout);
     Json guests = Json::array();

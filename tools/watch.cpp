@@ -19,7 +19,9 @@
 #include "core/storage/mount.hpp"
 #include "tools/guests.hpp"
 #include "tools/libvirt.hpp"
+#include "tools/metrics.hpp"
 #include "tools/options.hpp"
+#include "tools/storage.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -44,7 +46,7 @@ using std::chrono::seconds;
 
 struct WatchOrders {
     int interval = 10, timeout = 5, silence = 0;
-    std::string fallback = "pause";
+    std::string fallback = "pause", textfile;
     bool once = false, dryRun = false, json = false;
 };
 
@@ -70,6 +72,27 @@ void tellServiceManager(const std::string& text) {
 // syslog(3); journald understands them in front of a line (sd-daemon(3)).
 enum class Urgency { critical = 2, error = 3, warning = 4, notice = 5 };
 
+// What systemd's catalogue and people who look for it know these events by (journald, MESSAGE_ID=); leasehold(8) lists
+// them. Never changed.
+const char* messageId(std::string_view event) {
+    return event == "lost"     ? "227211fdaee94e16b697a64f66c6fe84"
+           : event == "acted"  ? "8540b60097854147bc355e9ee6a58ad0"
+           : event == "failed" ? "4a820a7195c84e3db8cdc4bd75f04c10"
+                               : nullptr;
+}
+
+// systemd's native journal protocol (https://systemd.io/JOURNAL_NATIVE_PROTOCOL): NAME=VALUE, a line each, in a
+// datagram. False: nobody takes it.
+bool sendToJournal(const std::vector<std::pair<std::string, std::string>>& fields) {
+    std::string text;
+    for (const auto& [name, value] : fields)
+        text += name + "=" + os::printable(value) + "\n";
+    sockaddr_un address{.sun_family = AF_UNIX, .sun_path = "/run/systemd/journal/socket"};
+    os::Fd socket(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    return sendto(socket.get(), text.data(), text.size(), MSG_NOSIGNAL, reinterpret_cast<sockaddr*>(&address),
+                  sizeof address) == static_cast<ssize_t>(text.size());
+}
+
 // One line for each thing that happens, not for each time that it is seen.
 class Journal {
 public:
@@ -77,17 +100,35 @@ public:
 
     void write(Urgency urgency, const char* event, const Json& about, const std::string& text) const {
         if (json_) {
-            Json line{{"time", timeToJson(time(nullptr))}, {"event", event}};
+            Json line{{"version", kJsonVersion}, {"time", timeToJson(time(nullptr))}, {"event", event}};
             line.update(about);
             line["text"] = os::printable(text);
             std::cout << line.dump(-1, ' ', false, Json::error_handler_t::replace) << std::endl;
-        } else {
+        } else if (!prefix_ || !writeFields(urgency, event, about, text)) {
             std::string level = prefix_ ? "<" + std::to_string(static_cast<int>(urgency)) + ">" : "";
             std::cout << level << os::printable(text) << std::endl;
         }
     }
 
 private:
+    // The same line with fields, for what somebody may want to be told of.
+    static bool writeFields(Urgency urgency, const char* event, const Json& about, const std::string& text) {
+        const char* id = messageId(event);
+        if (!id)
+            return false;
+        std::vector<std::pair<std::string, std::string>> fields{{"MESSAGE", text},
+                                                                {"MESSAGE_ID", id},
+                                                                {"PRIORITY", std::to_string(static_cast<int>(urgency))},
+                                                                {"SYSLOG_IDENTIFIER", "leasehold"},
+                                                                {"LEASEHOLD_EVENT", event}};
+        for (const auto& [name, value] : about.items()) {
+            std::string field = "LEASEHOLD_" + name;
+            std::transform(field.begin(), field.end(), field.begin(), [](char c) { return g_ascii_toupper(c); });
+            fields.emplace_back(field, value.is_string() ? value.get<std::string>() : value.dump());
+        }
+        return sendToJournal(fields);
+    }
+
     // sd-daemon(3): others inherit the variable, too.
     static bool isJournal() {
         const char* stream = getenv("JOURNAL_STREAM");
@@ -106,6 +147,8 @@ public:
     // Asks about every lease of this host once.
     void look() {
         guests_ = leases_ = lost_ = unclear_ = 0;
+        guestRows_.clear();
+        leaseRows_.clear();
         silentNow_.clear();
         answeredNow_.clear();
         // Only a process can be given up; on a host where nothing can hang none is needed.
@@ -146,12 +189,71 @@ public:
                (unclear_ ? ", " + std::to_string(unclear_) + " that cannot be told" : "");
     }
 
+    // For Prometheus: one series for each guest and lease, until the next round.
+    std::string metrics() const {
+        Metrics metrics;
+        metrics.begin("leasehold_watch_last_round_timestamp_seconds", "When leases were looked at last, Unix time.");
+        metrics.add(Json::object(), static_cast<double>(time(nullptr)));
+        metrics.begin("leasehold_guest", "Guests of this host, by how they are protected.");
+        for (const GuestRow& row : guestRows_) {
+            Json labels = row.about;
+            labels["protection"] = row.protection;
+            metrics.add(labels, 1);
+        }
+        metrics.begin("leasehold_guest_lost_leases", "How many leases the guest has lost.");
+        for (const GuestRow& row : guestRows_)
+            metrics.add(row.about, static_cast<double>(row.lost));
+        metrics.begin("leasehold_lease", "Leases of the guests of this host.");
+        for (const LeaseRow& row : leaseRows_) {
+            Json labels = row.labels();
+            labels["mode"] = row.mode;
+            labels["medium"] = row.medium;
+            metrics.add(labels, 1);
+        }
+        metrics.begin("leasehold_lease_lost", "1 if the storage has lost the lease: somebody else may write.");
+        for (const LeaseRow& row : leaseRows_)
+            metrics.add(row.labels(), row.lost);
+        metrics.begin("leasehold_lease_silent", "1 if it cannot be told whether the lease is lost.");
+        for (const LeaseRow& row : leaseRows_)
+            metrics.add(row.labels(), row.silent);
+        return metrics.text();
+    }
+
+    // A textfile that cannot be written is reported once, and is nothing that guests should suffer from.
+    void publish() {
+        if (orders_.textfile.empty())
+            return;
+        auto problem = attempt([&] { writeTextfile(orders_.textfile, metrics()); });
+        if (problem && unpublished_ != *problem)
+            journal_.write(Urgency::warning, "unpublished", {{"path", orders_.textfile}},
+                           "the metrics cannot be written: " + *problem);
+        unpublished_ = problem.value_or("");
+    }
+
     void conclude() const {
         journal_.write(Urgency::notice, "checked", {{"guests", guests_}, {"leases", leases_}, {"lost", lost_}},
                        summary());
     }
 
 private:
+    struct GuestRow {
+        Json about;
+        std::string protection;
+        std::size_t lost;
+    };
+
+    struct LeaseRow {
+        Json about;
+        std::string path, mode, medium;
+        bool lost, silent;
+
+        Json labels() const {
+            Json all = about;
+            all["path"] = path;
+            return all;
+        }
+    };
+
     struct Findings {
         std::map<std::string, std::string> losses; // image: how
         std::set<std::string> unclear;             // images
@@ -186,9 +288,12 @@ private:
                 {"pid", guest.pid}};
     }
 
-    void reportOnce(Known& known, Urgency urgency, const char* event, const GuestView& guest, const std::string& text) {
+    void reportOnce(Known& known, Urgency urgency, const char* event, const GuestView& guest, const std::string& text,
+                    const Json& more = Json::object()) {
+        Json who = about(guest);
+        who.update(more);
         if (known.reported.insert(text).second)
-            journal_.write(urgency, event, about(guest), nameOf(guest) + ": " + text);
+            journal_.write(urgency, event, who, nameOf(guest) + ": " + text);
     }
 
     // A QEMU that has dropped its vessel is not found by it any more, nor has its command line to say who it is.
@@ -229,6 +334,8 @@ private:
             known.incarnation = guest.tag.incarnation;
             known.tag = guest.tag;
         }
+        if (protection != Protection::foreign || known.incarnation != 0)
+            guestRows_.push_back({about(guest), damage ? "damaged" : protectionName(protection), 0});
         Findings found;
         if (damage) {
             found.unclear = known.suspects;
@@ -288,7 +395,7 @@ private:
                 continue;
             }
             for (const Json& each : *answer) {
-                std::string image = each["image"];
+                std::string image = each["path"];
                 if (each.contains("how")) {
                     found.losses[image] = each["how"];
                 } else {
@@ -296,7 +403,7 @@ private:
                     found.unclear.insert(image);
                     reportOnce(known, Urgency::error, "unreadable", guest,
                                "whether the lease on '" + image +
-                                   "' is lost cannot be told: " + each["problem"].get<std::string>());
+                                   "' is lost cannot be told: " + each["error"].get<std::string>());
                 }
             }
             tellServiceManager("WATCHDOG=1");
@@ -329,9 +436,9 @@ private:
                 std::optional<std::string> how;
                 auto problem = attempt([&] { how = findLoss(lease, open.tag); });
                 if (problem)
-                    answer.push_back({{"image", os::printable(lease.path)}, {"problem", *problem}});
+                    answer.push_back({{"path", os::printable(lease.path)}, {"error", *problem}});
                 else if (how)
-                    answer.push_back({{"image", os::printable(lease.path)}, {"how", *how}});
+                    answer.push_back({{"path", os::printable(lease.path)}, {"how", *how}});
             };
             for (const StoredView& lease : open.leases)
                 look(lease.stored);
@@ -347,7 +454,7 @@ private:
         auto [silent, first] = silentSince_.try_emplace(device, Clock::now(), image);
         auto passed = std::chrono::duration_cast<seconds>(Clock::now() - silent->second.first).count();
         if (first)
-            journal_.write(Urgency::warning, "silent", {{"image", silent->second.second}},
+            journal_.write(Urgency::warning, "silent", {{"path", silent->second.second}},
                            "the storage of '" + silent->second.second +
                                "' does not answer: whether leases there are "
                                "lost cannot be told");
@@ -360,7 +467,7 @@ private:
         std::erase_if(silentSince_, [&](const auto& each) {
             auto passed = std::chrono::duration_cast<seconds>(Clock::now() - each.second.first).count();
             if (answeredNow_.contains(each.first))
-                journal_.write(Urgency::notice, "answers", {{"image", each.second.second}},
+                journal_.write(Urgency::notice, "answers", {{"path", each.second.second}},
                                "the storage of '" + each.second.second + "' answers again, after " +
                                    std::to_string(passed) + " s");
             return !silentNow_.contains(each.first); // or nobody uses it any more
@@ -377,13 +484,19 @@ private:
             }
             confirmed = true;
             lost_++;
+            guestRows_.back().lost++;
             std::string what =
                 image.starts_with('/') ? "the lease on '" + image + "' " : "the leases on " + image + " ";
             reportOnce(known, Urgency::critical, "lost", guest,
                        what + how +
                            ": another guest may have written to it; see who has it (leasehold inspect), then "
-                           "destroy this guest and start it again");
+                           "destroy this guest and start it again",
+                       {{"path", image.starts_with('/') ? Json(image) : Json()}});
         }
+        for (const StoredView& lease : guest.leases)
+            leaseRows_.push_back({about(guest), lease.path, modeName(lease.mode), lease.medium,
+                                  known.suspects.contains(lease.path) && found.losses.contains(lease.path),
+                                  found.unclear.contains(lease.path)});
         // What cannot be told now is as suspect as it was.
         std::erase_if(known.suspects, [&](const std::string& image) {
             return !found.losses.contains(image) && !found.unclear.contains(image);
@@ -458,7 +571,7 @@ private:
     // Guests that were powered off to be started again. One try that libvirt has answered.
     void payDebts() {
         Json active;
-        if (debts_.empty() || attempt([&] { active = askWithin(kActionTimeout, {}, listActiveGuests); }))
+        if (debts_.empty() || attempt([&] { active = askLibvirt(kActionTimeout, listActiveGuests); }))
             return;
         std::erase_if(debts_, [&](const auto& each) {
             if (std::find(active.begin(), active.end(), each.first) != active.end())
@@ -499,6 +612,9 @@ private:
     std::map<std::string, Debt> debts_;                                              // by UUID
     std::map<std::uint64_t, std::pair<Clock::time_point, std::string>> silentSince_; // device: since, an image there
     std::set<std::uint64_t> silentNow_, answeredNow_;
+    std::vector<GuestRow> guestRows_; // of the last round
+    std::vector<LeaseRow> leaseRows_;
+    std::string unpublished_; // why the metrics could not be written
     bool remoteMounts_ = true;
     std::size_t guests_ = 0, leases_ = 0, lost_ = 0, unclear_ = 0;
 };
@@ -511,10 +627,12 @@ int watch(const Words& arguments) {
         "watch", "",
         "Watches the leases of this host's guests, and does what a guest's <on_lockfailure> says when its storage\n"
         "has lost one: poweroff, restart, pause or ignore. Usually run by leasehold-watch.service.");
-    options.add("interval", orders.interval, "How often each lease is looked at (10)");
-    options.add("timeout", orders.timeout, "How long storage may take to answer (5)");
+    options.add("interval", orders.interval, "How often each lease is looked at (10)", 1);
+    options.add("timeout", orders.timeout, "How long storage may take to answer (5)", 1);
     options.add("silence", orders.silence, "After this time without an answer a lease counts as lost (0: never)");
     options.add("default", orders.fallback, "For guests without <on_lockfailure> (pause)", "ACTION");
+    options.add("textfile", orders.textfile, "Write metrics there after each look, for Prometheus' node_exporter",
+                "FILE");
     options.add("once", orders.once, "Look, confirm what was found, act, and end: 0 if all is well, 3 if not");
     options.add("dry-run", orders.dryRun, "Report only");
     options.add("json", orders.json, "Print one JSON object a line for each event");
@@ -523,10 +641,8 @@ int watch(const Words& arguments) {
     if (!isFailureAction(orders.fallback))
         throw UsageError("--default is poweroff, restart, pause or ignore, not '" + os::printable(orders.fallback) +
                          "'; see leasehold watch --help");
-    if (orders.interval == 0 || orders.timeout == 0)
-        throw UsageError("--interval and --timeout are at least 1; see leasehold watch --help");
 
-    allowManyDescriptors();
+    (void)allowManyDescriptors();
     Watcher watcher(orders);
     // Before the first look: storage may be silent at boot.
     tellServiceManager("READY=1");
@@ -534,6 +650,7 @@ int watch(const Words& arguments) {
     constexpr int kMostWaits = 60; // for libvirt to power a guest off
     for (int looks = 1;; looks++) {
         watcher.look();
+        watcher.publish();
         tellServiceManager("STATUS=" + watcher.summary());
         if (orders.once && (watcher.owes() ? looks >= kMostWaits : watcher.suspects() ? looks >= kMostLooks : true))
             break;

@@ -52,7 +52,7 @@ def test_status_follows_a_guest_through_its_life(anywhere, alpha, beta, lab, ima
     alpha.boot(mover)
     found = status_of(alpha, mover)
     [lease] = found["leases"]
-    assert lease["image"] == str(disk) and lease["state"] == "held" and lease["mode"] == "exclusive", found
+    assert lease["path"] == str(disk) and lease["state"] == "held" and lease["mode"] == "exclusive", found
     alpha.suspend(mover)
     assert status_of(alpha, mover)["leases"][0]["state"] == "suspended"
     alpha.resume(mover)
@@ -79,7 +79,7 @@ def test_status_and_inspect_tell_a_backing_file_from_a_disk(anywhere, alpha, ima
     clone = guest(hosts.Disk(image("clone.qcow2", format="qcow2", backing=base), "vda", format="qcow2"))
     alpha.boot(clone)
     found = status_of(alpha, clone)
-    assert {lease["image"]: (lease["mode"], lease["backing"]) for lease in found["leases"]} == {
+    assert {lease["path"]: (lease["mode"], lease["backing"]) for lease in found["leases"]} == {
         str(base): ("read-only", True), str(clone.disks[0].path): ("exclusive", False)}, found
     assert found["unleased"] == [], found
     [lease] = inspect(alpha, base)["leases"]

@@ -75,7 +75,7 @@ def on_shutdown(tmp_path):
 def test_an_image_that_nobody_uses_is_free_for_all(image):
     seen = inspect(image)
     assert seen["leases"] == seen["qemu"] == seen["locks"] == seen["open_without_lock"] == []
-    assert seen["qemu_reader"] == seen["qemu_writer"] == ""
+    assert seen["qemu_reader"] is seen["qemu_writer"] is None
 
 
 def guest_of(image, use):
@@ -106,7 +106,7 @@ def test_an_image_that_is_exported_by_qemu_nbd_is_known(image, tmp_path):
 def test_what_qemu_would_say_is_what_qemu_says(image, held, asks):
     with running(*guest_of(image, held)):
         wait_until(lambda: any(user["does_not_share"] for user in inspect(image)["qemu"]))
-        foretold = inspect(image)["qemu_" + asks]
+        foretold = inspect(image)["qemu_" + asks] or ""
         said = subprocess.run(guest_of(image, asks), input="quit\n", capture_output=True, text=True, timeout=PATIENCE)
         assert foretold in said.stderr
         assert bool(foretold) == ("Failed to" in said.stderr)
@@ -248,11 +248,11 @@ def test_status_lists_leases_by_name_in_every_format(image):
         name = "leasehold run cat"
         guest = next(g for g in json.loads(call("status", "--json").stdout)["guests"] if g["pid"] == first.pid)
         lease = guest["leases"][0]
-        assert (lease["image"], lease["state"], lease["storage"]["lease"]) == (str(image), "held", "byte-range")
+        assert (lease["path"], lease["state"], lease["storage"]["lease"]) == (str(image), "held", "byte-range")
         assert lease["since"] is not None
         table = call("status", guest["uuid"]).stdout
         assert f"{name}\t{first.pid}\t{image}\texclusive\theld" in table and "\x1b" not in table
-        assert f'image="{image}"' in call("status", "--prometheus").stdout
+        assert f'path="{image}"' in call("status", "--prometheus").stdout
     assert call("status", guest["uuid"]).returncode == 1
 
 
@@ -292,7 +292,7 @@ def test_of_a_user_s_qemu_root_does_not_say_that_nothing_protects_it(of_nobody):
         assert (wait_until(seen)[0]["guest"], seen()[0]["user"]) == ("", 65534)
         result = call("status")
         about_it = [line for line in result.stdout.splitlines() if str(holder.pid) in line]  # others may run here
-        assert about_it == [f"(of user 65534)\t{holder.pid}\t(not to be seen)"], result
+        assert about_it == [f"(of user 65534)\t{holder.pid}\t-\t-\tforeign"], result
         assert "theirs" not in call("watch", "--once", "--dry-run").stdout
         assert not [finding for finding in json.loads(call("check", "--json").stdout)["findings"]
                     if "theirs" in finding["text"]]
@@ -395,7 +395,7 @@ def test_status_names_a_qemu_without_leases(tmp_path):
                                      if g["pid"] == qemu.pid])
         assert guests[0]["protection"] == "none"
         result = call("status", name)
-        assert result.returncode == 3 and "nothing protects its images" in result.stdout
+        assert result.returncode == 3 and "nothing protects its images" in result.stderr
 
 
 def test_classify_tells_what_cannot_be_leased(image):
