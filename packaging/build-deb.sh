@@ -4,7 +4,8 @@
 #
 # usage: packaging/build-deb.sh [OUTDIR]
 #
-# Builds the Debian package from this source tree into OUTDIR (default: build-packages) and prints the files it made.
+# Builds the Debian package and its source package from this source tree into OUTDIR (default: build-packages) and prints
+# the files it made. It takes minutes, and says on stderr what it is at.
 # Needs debhelper and the packages that packaging/deb/control names.
 set -euo pipefail
 . "$(dirname "$0")/source.sh"
@@ -13,6 +14,7 @@ pack_source "$work/leasehold_$version.orig.tar.gz"
 tar -C "$work" -xzf "$work/leasehold_$version.orig.tar.gz"
 cd "$work/leasehold-$version"
 cp -r packaging/deb debian
+sed -i "s,@HOME@,$home," debian/control debian/copyright debian/watch debian/upstream/metadata
 cat >debian/changelog <<END
 leasehold ($version-1) unstable; urgency=medium
 
@@ -20,9 +22,10 @@ leasehold ($version-1) unstable; urgency=medium
 
  -- The leasehold authors <leasehold@leasehold.invalid>  $(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")
 END
-quietly dpkg-buildpackage -b -us -uc
+echo "building leasehold $version" >&2
+quietly dpkg-buildpackage -us -uc
 cd "$work"
-for file in *.deb *.buildinfo *.changes; do
+for file in *.dsc *.tar.* *.deb *.buildinfo *.changes; do
     cp "$file" "$out/"
     echo "$out/$file"
 done

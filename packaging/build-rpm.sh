@@ -5,14 +5,14 @@
 # usage: packaging/build-rpm.sh [OUTDIR]
 #
 # Builds the RPM packages from this source tree into OUTDIR (default: build-packages) and prints the
-# files it made. Needs rpmbuild and what packaging/rpm/leasehold.spec names; on Debian its packages of the same purpose.
+# files it made. It takes minutes, and says on stderr what it is at. Needs rpmbuild and what packaging/rpm/leasehold.spec names; on Debian its packages of the same purpose.
 set -euo pipefail
 . "$(dirname "$0")/source.sh"
 
 mkdir "$work/SOURCES"
 pack_source "$work/SOURCES/leasehold-$version.tar.gz"
 date=$(LC_ALL=C date -u -d "@$SOURCE_DATE_EPOCH" '+%a %b %d %Y')
-sed "s/@VERSION@/$version/; s/@DATE@/$date/" "$root/packaging/rpm/leasehold.spec" >"$work/leasehold.spec"
+sed "s/@VERSION@/$version/; s/@DATE@/$date/; s,@HOME@,$home," "$root/packaging/rpm/leasehold.spec" >"$work/leasehold.spec"
 
 options=(--define "_topdir $work"
     --define "use_source_date_epoch_as_buildtime 1" --define "clamp_mtime_to_source_date_epoch 1"
@@ -25,5 +25,6 @@ options=(--define "_topdir $work"
     --define "build_ldflags -Wl,-z,relro -Wl,-z,now -Wl,-s")
 
 # No source package: it would record the folder it was made in, and its checksum would stand in the others.
+echo "building leasehold $version" >&2
 quietly rpmbuild -bb "${options[@]}" "$work/leasehold.spec"
 find "$work/RPMS" -name '*.rpm' -printf '%f\n' -exec cp {} "$out/" ';' | sort | sed "s,^,$out/,"

@@ -6,6 +6,7 @@
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=$(mkdir -p "${1:-$root/build-packages}" && cd "${1:-$root/build-packages}" && pwd)
 version=$(sed -n "s/^  version: '\(.*\)',$/\1/p" "$root/meson.build")
+home=$(sed -n "s/^home = '\(.*\)'$/\1/p" "$root/meson.build")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -26,7 +27,26 @@ pack_source() {
         --mtime "@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode=go=rX,u+rw -c | gzip -n >"$1"
 }
 
-# quietly COMMAND...: its output only if it fails.
+# quietly COMMAND...: what step it is at and for how long already, every ten seconds; its output only if it fails. All on
+# stderr: on stdout are the files that were made.
 quietly() {
-    "$@" >"$work/log" 2>&1 || { cat "$work/log" >&2; return 1; }
+    local began=$SECONDS status=0 pid
+    "$@" >"$work/log" 2>&1 &
+    pid=$!
+    while kill -0 "$pid" 2>/dev/null; do
+        sleep 0.2
+        if [ $((SECONDS - began)) -ge 10 ] && [ $(((SECONDS - began) % 10)) = 0 ]; then
+            echo "  $((SECONDS - began)) s: $(step)" >&2
+            sleep 1
+        fi
+    done
+    wait "$pid" || status=$?
+    [ "$status" = 0 ] || cat "$work/log" >&2
+    return "$status"
+}
+
+# The last line of the log that names what is being done: a step of ninja's, of debhelper's or of rpmbuild's.
+step() {
+    tr '\r' '\n' <"$work/log" | grep -aE '^(\[[0-9]+/[0-9]+\]|   (dh_|debian/rules)|Executing\()' | tail -n 1 | cut -c 1-100 |
+        sed 's/^ *//'
 }

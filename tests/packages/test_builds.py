@@ -3,16 +3,17 @@
 
 """The packages as files: the same whoever builds them, and what the distributions' checkers say."""
 
+import datetime
 import hashlib
 import json
 import re
 
 import hosts
 import pytest
-from conftest import ROOT, only
+from conftest import EPOCH, ROOT, only
 
 
-@pytest.mark.parametrize("kind, ends", [("deb", (".deb",)), ("rpm", (".rpm",))])
+@pytest.mark.parametrize("kind, ends", [("deb", (".deb", ".dsc", ".orig.tar.gz", ".debian.tar.xz")), ("rpm", (".rpm",))])
 def test_two_builds_are_identical(builds, kind, ends):
     def sums(files):
         return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()
@@ -35,7 +36,9 @@ def test_the_release_s_tarball_builds_the_same_packages(released, builds):
 def test_the_bill_of_materials_names_all_that_the_programs_are_linked_to(deb, tmp_path):
     hosts.ok("dpkg-deb", "-x", deb, tmp_path)
     bill = json.loads((tmp_path / "usr/share/doc/leasehold/leasehold.spdx.json").read_text())
-    assert bill["spdxVersion"] == "SPDX-2.3" and bill["creationInfo"]["created"].startswith("2026-")
+    assert bill["spdxVersion"] == "SPDX-2.3"
+    built = datetime.datetime.fromtimestamp(int(EPOCH), datetime.timezone.utc)
+    assert bill["creationInfo"]["created"] == built.strftime("%Y-%m-%dT%H:%M:%SZ")
     named = {word for package in bill["packages"] for word in package.get("comment", "").split()}
     programs = [tmp_path / "usr/sbin/leasehold", *tmp_path.rglob("leasehold.so")]
     assert len(programs) == 2
@@ -55,6 +58,14 @@ def test_the_version_is_mesons(builds):
     once, _ = builds["rpm"]
     assert f"leasehold-{version}-1.x86_64.rpm" in once
     assert f"## {version}" in (ROOT / "NEWS.md").read_text()
+
+
+def test_both_say_where_leasehold_lives(builds, deb, rpm):
+    home = re.search(r"^home = '(.*)'", (ROOT / "meson.build").read_text(), re.MULTILINE)[1]
+    assert hosts.ok("dpkg-deb", "-f", deb, "Homepage").strip() == home
+    assert hosts.ok("rpm", "-qp", "--qf", "%{URL}", rpm) == home
+    source = only(builds["deb"][0], "leasehold_", ".dsc").read_text()
+    assert f"Vcs-Git: {home}.git" in source and "Testsuite: autopkgtest" in source
 
 
 def test_lintian_has_nothing_to_say(builds):

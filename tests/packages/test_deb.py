@@ -9,7 +9,7 @@ import re
 
 import hosts
 import pytest
-from conftest import CONF, NODE, machine_with
+from conftest import CONF, NODE, ROOT, machine_with
 
 PLUGIN = "/usr/lib/x86_64-linux-gnu/libvirt/lock-driver/leasehold.so"
 LINE = 'lock_manager = "leasehold"'
@@ -91,6 +91,15 @@ def test_installing_it_enables_nothing_and_says_how(node):
     assert not list(node.machine.path("/etc/systemd/system").rglob("leasehold-watch.service"))
     assert not re.search("^lock_manager", node.machine.path("/etc/libvirt/qemu.conf").read_text(), re.MULTILINE)
     assert "leasehold" not in node.machine.services_asked_for()
+
+
+def test_the_distribution_s_own_test_passes(node):
+    """What autopkgtest would run (debian/tests/control)."""
+    script = node.machine.shared / "autopkgtest"
+    script.write_bytes((ROOT / "packaging" / "deb" / "tests" / "guest").read_bytes())
+    said = node.machine.run("sh", script)
+    assert said, str(said)
+    assert "is in use by guest 'leasehold-first'" in said.out
 
 
 def test_enabled_it_protects_a_guest(node):

@@ -32,8 +32,8 @@ def install(machine, package):
 
 def test_everything_is_where_fedora_has_it(rpm):
     files = set(hosts.ok("rpm", "-qpl", rpm).splitlines())
-    assert files >= {PLUGIN, CONF, "/usr/share/augeas/lenses/libvirtd_leasehold.aug",
-                     "/usr/share/augeas/lenses/tests/test_libvirtd_leasehold.aug",
+    assert files >= {PLUGIN, CONF, "/usr/share/augeas/lenses/libvirt_leasehold.aug",
+                     "/usr/share/augeas/lenses/tests/test_libvirt_leasehold.aug",
                      "/usr/share/man/man5/qemu-leasehold.conf.5", "/usr/sbin/leasehold",
                      "/usr/lib/systemd/system/leasehold-watch.service", "/usr/lib/tmpfiles.d/leasehold.conf",
                      "/usr/share/doc/leasehold/README.md"}

@@ -34,8 +34,8 @@ hypervisor_packages=(libvirt-daemon-system libvirt-clients libvirt-daemon-driver
     iproute2 attr python3 python3-libvirt)
 test_packages=(libgtest-dev bindfs python3-pytest python3-pytest-xdist augeas-tools binutils mandoc apparmor checkpolicy
     semodule-utils systemd)
-tools_packages=(bindfs util-linux)
-lint_packages=(clang-format clang-tidy)
+tools_packages=(bindfs util-linux prometheus prometheus-node-exporter python3-jsonschema zsh)
+lint_packages=(clang clang-format clang-tidy)
 model_packages=(spin tcc)
 package_packages=(debhelper lintian rpm rpmlint cpio debootstrap)
 lab_packages=(qemu-system-x86 e2fsprogs libc6-dev python3 bindfs strace)
@@ -44,11 +44,11 @@ lab_packages=(qemu-system-x86 e2fsprogs libc6-dev python3 bindfs strace)
 # is compiled anew.
 unity=(--unity=on -Dunity_size=100)
 
-# configure DIR [MESON OPTION...]: once.
+# configure DIR [MESON OPTION...]: once. Here, and for nobody else, a warning is an error.
 configure() {
     local dir=$1
     shift
-    [ -f "$dir/build.ninja" ] || meson setup "$dir" "$@" >"$dir.setup.log" 2>&1 ||
+    [ -f "$dir/build.ninja" ] || meson setup "$dir" -Dwerror=true "$@" >"$dir.setup.log" 2>&1 ||
         { cat "$dir.setup.log" >&2; die "meson setup failed"; }
     rm -f "$dir.setup.log"
 }
