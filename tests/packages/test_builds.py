@@ -68,6 +68,11 @@ def test_both_say_where_leasehold_lives(builds, deb, rpm):
     assert f"Vcs-Git: {home}.git" in source and "Testsuite: autopkgtest" in source
 
 
+def test_nothing_is_below_a_link_of_the_merged_usr(deb):
+    files = hosts.ok("dpkg-deb", "-c", deb)
+    assert "./usr/lib/systemd/system/leasehold-watch.service" in files and " ./lib/" not in files
+
+
 def test_lintian_has_nothing_to_say(builds):
     changes = only(builds["deb"][0], "leasehold_", ".changes")
     said = hosts.run("lintian", "--allow-root", "--fail-on", "error,warning", changes, timeout=300)
