@@ -112,7 +112,7 @@ Json guestToJson(GuestView& guest, StorageFacts& facts, bool mayHang, int timeou
         facts.add(found, guest);
         leases = std::move(found);
     });
-    return {{"guest", lease::cleanName(guest.tag.name)},
+    return {{"guest", orNull(lease::cleanName(guest.tag.name))},
             {"uuid", lease::formatUuid(guest.tag.uuid)},
             {"pid", guest.pid},
             {"user", guest.stranger ? Json(*guest.stranger) : Json()},
@@ -142,8 +142,7 @@ void findRunningWithoutLease(Json& guests) {
 }
 
 std::string explain(const Json& guest) {
-    std::string who =
-        "guest '" + guest["guest"].get<std::string>() + "' (pid " + std::to_string(guest["pid"].get<int>()) + ") ";
+    std::string who = "guest '" + orEmpty(guest["guest"]) + "' (pid " + std::to_string(guest["pid"].get<int>()) + ") ";
     if (guest["protection"] == "none")
         return who + "has no leases: its QEMU was started without leasehold, and nothing protects its images; shut it "
                      "down and start it again";
@@ -172,7 +171,7 @@ void printForPeople(const Json& guests, const Json& notSeen) {
     for (const Json& guest : guests) {
         if (std::string note = explain(guest); !note.empty())
             notes.push_back(note);
-        std::string name = guest["guest"], pid = std::to_string(guest["pid"].get<int>());
+        std::string name = orEmpty(guest["guest"]), pid = std::to_string(guest["pid"].get<int>());
         if (guest["protection"] == "foreign")
             name = "(of user " + std::to_string(guest["user"].get<uid_t>()) + ")";
         if (guest["protection"] != "leased")

@@ -289,7 +289,7 @@ def test_of_a_user_s_qemu_root_does_not_say_that_nothing_protects_it(of_nobody):
         def seen():
             return [guest for guest in json.loads(call("status", "--json").stdout)["guests"]
                     if guest["pid"] == holder.pid and guest["protection"] == "foreign"]
-        assert (wait_until(seen)[0]["guest"], seen()[0]["user"]) == ("", 65534)
+        assert (wait_until(seen)[0]["guest"], seen()[0]["user"]) == (None, 65534)
         result = call("status")
         about_it = [line for line in result.stdout.splitlines() if str(holder.pid) in line]  # others may run here
         assert about_it == [f"(of user 65534)\t{holder.pid}\t-\t-\tforeign"], result
