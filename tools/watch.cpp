@@ -216,6 +216,8 @@ public:
         metrics.begin("leasehold_lease_silent", "1 if it cannot be told whether the lease is lost.");
         for (const LeaseRow& row : leaseRows_)
             metrics.add(row.labels(), row.silent);
+        metrics.begin("leasehold_sees_all", "0 if there may be guests that the watcher may not look at.");
+        metrics.add(Json::object(), blindness_.empty());
         return metrics.text();
     }
 

@@ -365,7 +365,7 @@ def test_what_inherits_leases_is_no_guest_of_its_own(image, tmp_path):
             assert (lease["named_by"], lease["pid"]) == ("vessel", first.pid), "the second one is not where the first is"
         guests = [guest for guest in json.loads(call("status", "--json").stdout)["guests"]
                   if guest["guest"] in ("leasehold run sh", "leasehold run leasehold") and guest["pid"] == first.pid]
-        assert sorted(lease["image"] for guest in guests for lease in guest["leases"]) == sorted([str(image), str(inner)])
+        assert sorted(lease["path"] for guest in guests for lease in guest["leases"]) == sorted([str(image), str(inner)])
         text = call("status", "--prometheus").stdout
         series = [line.rsplit(" ", 1)[0] for line in text.splitlines() if not line.startswith("#")]
         assert len(series) == len(set(series)) and sum(str(image) in each for each in series) == 1, text
@@ -378,7 +378,7 @@ def test_who_sees_less_is_told_so(of_nobody):
         plain = subprocess.run([*words, "status"], capture_output=True, text=True, timeout=PATIENCE)
         if "mount:" in plain.stderr:
             pytest.skip(f"no mounts here: {plain.stderr}")
-        assert plain.returncode == 3 and "run this as root" in plain.stdout, plain
+        assert plain.returncode == 3 and "run this as root" in plain.stderr, plain
         answer = json.loads(subprocess.run([*words, "status", "--json"], capture_output=True, text=True,
                                            timeout=PATIENCE).stdout)
         assert answer["not_seen"], answer
