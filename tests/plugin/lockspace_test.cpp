@@ -165,7 +165,7 @@ TEST_P(HostileElsewhere, QemuHarmsNobodyElse) {
                                     host.detach(guest_, hostile.pid(), {{treasure}}),
                                     host.detach(guest_, hostile.pid(), {{disk_}})};
         for (const Outcome& outcome : outcomes) {
-            EXPECT_LT(outcome.elapsed, std::chrono::seconds(3)) << outcome.message();
+            EXPECT_LT(outcome.elapsed, std::chrono::seconds(60)) << outcome.message();
             EXPECT_TRUE(outcome.ok || !outcome.message().empty());
         }
         EXPECT_FALSE(outcomes[6].ok) << "the hostile guest was given its victim's image";

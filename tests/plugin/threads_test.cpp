@@ -86,7 +86,7 @@ TEST_F(Threads, LiveTheirGuestsLivesWithoutMeeting) {
                                   started = host.registerGuest(guest, disks[i]);
                                   // Another thread's child, just forked, may still have what libvirtd had open for
                                   // the guest that has died: for the moment until it closes it.
-                                  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+                                  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
                                   while (!started && std::chrono::steady_clock::now() < end)
                                       started = host.registerGuest(guest, disks[i]);
                               }

@@ -41,8 +41,10 @@ package_packages=(debhelper lintian rpm rpmlint cpio debootstrap)
 lab_packages=(qemu-system-x86 e2fsprogs libc6-dev python3 bindfs strace)
 
 # Meson puts the sources of a target together into one: that compiles in a third of the time, which pays where everything
-# is compiled anew.
+# is compiled anew. And of debugging symbols those that a stack trace needs: with all of them the optimizer takes half as
+# long again.
 unity=(--unity=on -Dunity_size=100)
+lines=(-Dcpp_args=-g1 -Dc_args=-g1)
 
 # configure DIR [MESON OPTION...]: once. Here, and for nobody else, a warning is an error.
 configure() {
@@ -58,7 +60,7 @@ build() {
     local dir=$1
     {
         flock 8
-        if [ "$dir" = build ]; then configure "$@" "${unity[@]}"; else configure "$@"; fi
+        if [ "$dir" = build ]; then configure "$@" "${unity[@]}" "${lines[@]}"; else configure "$@"; fi
         ninja -C "$dir" >"$dir.build.log" 2>&1 8<&- ||
             { grep -vE '^\[[0-9]+/' "$dir.build.log" >&2; die "the build failed"; }
         mv "$dir.build.log" "$dir/build.log"

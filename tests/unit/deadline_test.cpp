@@ -28,21 +28,21 @@ protected:
 };
 
 TEST_F(Deadline, GivesWhatTheWorkReturns) {
-    EXPECT_EQ(runWithDeadline(seconds(10), {}, [] { return std::string(); }), "");
+    EXPECT_EQ(runWithDeadline(seconds(60), {}, [] { return std::string(); }), "");
     std::string large(300000, 'x'); // more than a pipe holds
-    EXPECT_EQ(runWithDeadline(seconds(10), {}, [&] { return large; }), large);
+    EXPECT_EQ(runWithDeadline(seconds(60), {}, [&] { return large; }), large);
 }
 
 TEST_F(Deadline, PassesAnErrorOnWithItsFaultAndText) {
     try {
-        (void)runWithDeadline(seconds(10), {},
+        (void)runWithDeadline(seconds(60), {},
                               []() -> std::string { throw Error(Fault::unsupported, "no lock to trust"); });
         ADD_FAILURE() << "nothing thrown";
     } catch (const Error& error) {
         EXPECT_EQ(error.fault(), Fault::unsupported);
         EXPECT_STREQ(error.what(), "no lock to trust");
     }
-    EXPECT_THROW((void)runWithDeadline(seconds(10), {}, []() -> std::string { throw std::bad_alloc(); }), Error);
+    EXPECT_THROW((void)runWithDeadline(seconds(60), {}, []() -> std::string { throw std::bad_alloc(); }), Error);
 }
 
 TEST_F(Deadline, EndsAWorkThatHangs) {
@@ -54,12 +54,12 @@ TEST_F(Deadline, EndsAWorkThatHangs) {
                               }),
               std::nullopt);
     EXPECT_GE(steady_clock::now() - begin, milliseconds(50));
-    EXPECT_LT(steady_clock::now() - begin, seconds(20));
+    EXPECT_LT(steady_clock::now() - begin, seconds(60));
 }
 
 TEST_F(Deadline, AHelperThatDiesIsAnError) {
-    EXPECT_THROW((void)runWithDeadline(seconds(10), {}, []() -> std::string { _exit(0); }), Error);
-    EXPECT_THROW((void)runWithDeadline(seconds(10), {},
+    EXPECT_THROW((void)runWithDeadline(seconds(60), {}, []() -> std::string { _exit(0); }), Error);
+    EXPECT_THROW((void)runWithDeadline(seconds(60), {},
                                        []() -> std::string {
                                            raise(SIGKILL);
                                            return "";
@@ -71,7 +71,7 @@ TEST_F(Deadline, TheHelperHoldsOnToNothingButWhatItNeeds) {
     unit::TempDir dir;
     Fd kept = openFile(dir.file("kept"), O_RDWR), other = openFile(dir.file("other"), O_RDWR);
     std::array<int, 1> keep{kept.get()};
-    EXPECT_EQ(runWithDeadline(seconds(10), keep,
+    EXPECT_EQ(runWithDeadline(seconds(60), keep,
                               [&] {
                                   return std::to_string(fcntl(kept.get(), F_GETFD) >= 0) +
                                          std::to_string(fcntl(other.get(), F_GETFD) >= 0);
@@ -112,7 +112,7 @@ TEST_F(Deadline, WhatIsLockedThroughASharedDescriptionStaysLocked) {
     Fd shared = openFile(image, O_RDWR), rival = openFile(image, O_RDWR);
     std::array<int, 1> keep{shared.get()};
     EXPECT_EQ(runWithDeadline(
-                  seconds(10), keep,
+                  seconds(60), keep,
                   [&] {
                       bool granted = tryLock(shared.get(), LockType::write, {7, 1}, image) == LockOutcome::granted;
                       return std::string(granted ? "granted" : "contended");

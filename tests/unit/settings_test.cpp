@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // SPDX-FileCopyrightText: The leasehold authors
 
+#ifndef __clang__ // GCC 12 takes std::regex for uninitialized under the sanitizers (GCC bug 105562)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 #include "core/settings.hpp"
 
 #include <cstdlib>
