@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 
+import expect
 import hosts
 import pytest
 
@@ -128,9 +129,10 @@ def images(lab, request):
             host.stop()  # the next test gets fresh ones
         raise
     files = [path for path in directory.rglob("*") if path.is_file()]
-    left = {path.name: locks for path, locks in hosts.locks_on_each(files).items() if locks}
-    shutil.rmtree(directory, ignore_errors=True)
-    assert not left, f"locks outlived every guest: {left}"
+    try:
+        expect.not_locked(*files)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture

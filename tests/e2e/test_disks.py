@@ -144,7 +144,7 @@ def test_a_libvirtd_killed_in_the_middle_of_hot_plugging_loses_no_lease(alpha, b
                 expect.taken(beta, extra, by=(scsi, alpha))
             # libvirtd itself forgets the block device that it had half added, and cannot add another under its name.
             alpha.destroy(scsi)
-        assert not hosts.locks_on(extra)
+        expect.not_locked(extra)
         alpha.ok("start", scsi.name)
         assert attach(alpha, scsi, extra)
         expect.taken(beta, extra, by=(scsi, alpha))
@@ -172,7 +172,7 @@ def test_whenever_libvirtd_is_killed_what_qemu_has_open_is_leased(alpha, beta, l
             alpha.kill_libvirtd()
         alpha.start_libvirtd()
         if given_up(alpha, plugged):
-            assert not hosts.locks_on(disk) and not hosts.locks_on(extra)
+            expect.not_locked(disk, extra)
             continue
         listed = alpha.hmp(plugged, "info block")  # which waits until libvirtd has found out what is there
         for path in (disk, extra):
@@ -187,7 +187,7 @@ def test_whenever_libvirtd_is_killed_what_qemu_has_open_is_leased(alpha, beta, l
         alpha.suspend(plugged)
         alpha.resume(plugged)
         alpha.kill_qemu(plugged)
-        assert not hosts.locks_on(disk) and not hosts.locks_on(extra)
+        expect.not_locked(disk, extra)
 
 
 def test_a_cd_is_leased_while_it_is_in_the_drive(alpha, beta, lab, image, guest, emulator):

@@ -64,7 +64,7 @@ def test_suspending_and_resuming_in_the_monitor_leaves_the_lease_alone(alpha, be
 def test_a_destroyed_guest_leaves_its_image_free_at_once(alpha, beta, disk, protected):
     alpha.start_guest(protected)
     alpha.destroy(protected)
-    assert not hosts.locks_on(disk)
+    expect.not_locked(disk)
     expect.free(beta, disk)
 
 
@@ -75,9 +75,7 @@ def test_the_image_is_free_the_moment_qemu_is_dead_without_any_libvirtd(alpha, b
     alpha.kill_libvirtd()
     expect.leased(disk)
     hosts.kill_and_wait(pid)
-    # Nobody is there who could release anything. A process that was looking at that QEMU's descriptors may still have
-    # copies of them, until it runs again.
-    hosts.wait_until(lambda: not hosts.locks_on(disk), "the image has no locks")
+    expect.not_locked(disk)
     expect.free(beta, disk)
     alpha.start_libvirtd()
     alpha.ok("start", protected.name)
@@ -187,7 +185,7 @@ def test_a_start_that_fails_in_qemu_leaves_no_lease(alpha, beta, disk, guest):
     broken = guest(disk, qemu_args=("-device", "no-such-device"))
     alpha.define(broken)
     assert "no-such-device" in alpha.refused("start", broken.name)
-    assert not hosts.locks_on(disk)
+    expect.not_locked(disk)
     expect.free(beta, disk)
 
 
@@ -241,7 +239,7 @@ def test_a_guest_stopped_by_its_panic_or_its_watchdog_keeps_its_lease(alpha, bet
         alpha.resume(stopped)
         expect.taken(beta, disk, by=(stopped, alpha))
     alpha.destroy(stopped)
-    assert not hosts.locks_on(disk)
+    expect.not_locked(disk)
 
 
 @pytest.mark.both_emulators

@@ -148,7 +148,7 @@ def came_to_a_good_end(alpha, beta, mover, outcome, disk):
         here, there = (alpha, beta) if outcome == STAYS else (beta, alpha)
         expect.taken(there, disk, by=(mover, here))
         here.kill_qemu(mover)
-    assert not hosts.locks_on(disk)
+    expect.not_locked(disk)
     here, there = (alpha, beta) if outcome == MOVES else (beta, alpha)
     here.start_guest(mover)  # at once, on the host where it was not
     expect.taken(there, disk, by=(mover, here))

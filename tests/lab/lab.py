@@ -36,6 +36,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 QEMU = "qemu-system-x86_64"
 BOOT_SECONDS = 240  # six on a quiet machine
+PATIENCE = 240  # with what does happen, at a speed that nobody knows
 MEMORY = 640  # MiB
 GUEST_DIR = "/run/lab"  # where a host keeps its own copy of /share
 
@@ -65,7 +66,7 @@ def plugin_dir():
     return pathlib.Path(os.environ.get("LEASEHOLD_PLUGIN_DIR", ROOT / "build" / "plugin")).resolve()
 
 
-def wait_until(condition, what, seconds=15.0, pause=0.1):
+def wait_until(condition, what, seconds=PATIENCE, pause=0.1):
     """Polls until condition() is true, returns its value; fails after so many seconds, and says what did not happen."""
     deadline = time.monotonic() + seconds
     while True:
@@ -246,7 +247,7 @@ class Host(AnyHost):
 
     # Commands.
 
-    def run(self, command, timeout=60):
+    def run(self, command, timeout=PATIENCE):
         """Runs a shell command on the host. Fails if it has not ended after so many seconds (it goes on there)."""
         with socket.create_connection(("127.0.0.1", self.port), timeout) as connection:
             connection.sendall(command.encode() + b"\0")
@@ -311,7 +312,7 @@ class NamespaceHost(AnyHost):
         [self.init] = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return self
 
-    def run(self, command, timeout=60):
+    def run(self, command, timeout=PATIENCE):
         with tempfile.TemporaryFile("w+", errors="replace") as output:  # a pipe would wait for daemons that keep it
             done = subprocess.run([*CHILD, "nsenter", "-t", self.init, "-m", "-u", "-p", "bash", "-c", command],
                                   stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, timeout=timeout,
@@ -352,7 +353,7 @@ class Actor:
         host.ok(f"{GUEST_DIR}/actor serve {self.socket} {GUEST_DIR}/leasehold.so {conf} {GUEST_DIR}/fake_qemu"
                 f" 2>{self.socket}.log && until [ -s {self.socket}.pid ]; do sleep 0.02; done")
 
-    def ask(self, *words, timeout=30):
+    def ask(self, *words, timeout=90):
         """One order, one answer. An actor that hangs on storage answers `hung` after the time-out, and does nothing
         else until the storage has answered it."""
         order = " ".join(str(word) for word in words)

@@ -122,7 +122,7 @@ def test_a_call_to_storage_that_does_not_answer_ends_and_leaves_nothing_behind(b
     one, two = actor(kind.clients[0], "storage_timeout = 2\nhandoff_wait = 0"), actor(kind.clients[1])
     one.host.ok(f"truncate -s 1M {local}")
     # The first lock after NFS was mounted takes longer than that.
-    labs.wait_until(lambda: one.ask("register", "db", 1, leased), "the guest has started", 60)
+    labs.wait_until(lambda: one.ask("register", "db", 1, leased), "the guest has started")
     one.ok("register", "other", 2, local)
     processes = one.host.ok(f"pgrep --session {one.pid}")
 
@@ -131,11 +131,11 @@ def test_a_call_to_storage_that_does_not_answer_ends_and_leaves_nothing_behind(b
     with silent(kind):
         for order in (("acquire", "db"), ("register", "web", 3, wanted)):
             answer = one.ask(*order)
-            assert answer.status == "refused" and "not answer" in answer.text and answer.seconds < 10, str(answer)
-        assert one.ask("acquire", "other").seconds < 1, "who is elsewhere is not affected"
+            assert answer.status == "refused" and "not answer" in answer.text, str(answer)
+        one.ok("acquire", "other")  # who is elsewhere is not affected
         if name != "gfs2":  # a process that waits for dlm_controld cannot be killed (Linux fs/dlm/plock.c)
             labs.wait_until(helpers_are_gone, "the helpers are gone")
-    labs.wait_until(lambda: one.ask("acquire", "db"), "the guest can resume", 60)
+    labs.wait_until(lambda: one.ask("acquire", "db"), "the guest can resume")
     labs.wait_until(helpers_are_gone, "the helpers are gone")
     two.ok("register", "late", 4, wanted)
     two.refused("register", "thief", 5, leased)
@@ -200,13 +200,13 @@ def test_the_watcher_leaves_one_helper_to_a_guest_whose_image_does_not_let_go_of
         watcher = host.ok(f"setsid {labs.GUEST_DIR}/leasehold watch --interval 1 --timeout 1"
                           " </dev/null >/run/watch.log 2>&1 & echo $!").strip()
         labs.wait_until(lambda: host.ok("cat /run/watch.log").count("cannot let go of it") == len(guests),
-                        "the watcher says of each guest that it cannot tell", 60)
+                        "the watcher says of each guest that it cannot tell")
         time.sleep(10)
         left = int(host.run(f"pgrep -c -P {watcher}").out)
         said = host.ok("cat /run/watch.log")
         assert 0 < left <= len(guests), f"{left} helpers; the watcher said: {said}"
         assert "lost" not in said.replace("are lost cannot be told", ""), said
-    labs.wait_until(lambda: host.run(f"pgrep -c -P {watcher}").out.strip() == "0", "the helpers have ended", 60)
+    labs.wait_until(lambda: host.run(f"pgrep -c -P {watcher}").out.strip() == "0", "the helpers have ended")
     host.ok(f"kill {watcher}")
     for actor in (*guests, writer):
         actor.quit()
@@ -258,11 +258,11 @@ def after_the_cut(bring_up):
     try:
         for name, path in files.items():
             taker.ok("open", name, path, "direct")
-            assert until_granted(taker, "ofd", name, "w", MARK, 1, seconds=storages.SERVER_LEASE + 60)
+            assert until_granted(taker, "ofd", name, "w", MARK, 1, seconds=storages.SERVER_LEASE + labs.PATIENCE)
             taker.ok("write", name, 0)
         taker.ok("ofd", "returned", "u", MARK, 1)
         for name, image in images.items():
-            assert until_granted(thieves[name], "register", "web", 2, image, seconds=90)
+            assert until_granted(thieves[name], "register", "web", 2, image, seconds=labs.PATIENCE)
         seen["meanwhile"] = watched(one)
     finally:
         one.heal(nfs42.server)
@@ -325,7 +325,7 @@ def frozen(lab, actor, two):
         two.ok("open", "f", path, "direct")
         lab.hosts[0].freeze()
         try:
-            return holder, until_granted(two, *lock_of(storage.name), seconds=storages.SERVER_LEASE + 120)
+            return holder, until_granted(two, *lock_of(storage.name), seconds=storages.SERVER_LEASE + labs.PATIENCE)
         finally:
             lab.hosts[0].thaw()
     return freeze
@@ -336,7 +336,7 @@ def frozen(lab, actor, two):
 def test_a_host_that_was_frozen_for_too_long_is_told_by_its_locked_descriptor(bring_up, frozen, table):
     holder, seconds = frozen(bring_up("nfs42"))
     table.add("nfs42", "host frozen", f"lock free after: {seconds:.0f} s")
-    labs.wait_until(lambda: holder.ask("write", "f", 0, timeout=90).status == "EIO", "the late write is refused", 30)
+    labs.wait_until(lambda: holder.ask("write", "f", 0, timeout=90).status == "EIO", "the late write is refused")
 
 
 @pytest.mark.skipif("ocfs2" not in conftest.KINDS, reason="OCFS2 was not asked for")
@@ -344,7 +344,7 @@ def test_a_host_that_was_frozen_for_too_long_is_told_by_its_locked_descriptor(br
 def test_a_frozen_ocfs2_host_resets_itself_when_it_thaws(lab, bring_up, frozen, table):
     _, seconds = frozen(bring_up("ocfs2"))
     table.add("ocfs2", "host frozen", f"lock free after: {seconds:.0f} s")
-    labs.wait_until(lambda: not lab.hosts[0].runs, "h1 has reset itself", 120)
+    labs.wait_until(lambda: not lab.hosts[0].runs, "h1 has reset itself")
 
 
 # --- GlusterFS
@@ -365,14 +365,14 @@ def after_gluster_was_cut(request, bring_up, table):
     thief.ok("open", "f", lock, "direct")
     gluster.clients[0].cut(gluster.server)
     try:
-        seconds = until_granted(thief, *lock_of("gluster"), seconds=storages.GLUSTER_PATIENCE + 60)
+        seconds = until_granted(thief, *lock_of("gluster"), seconds=storages.GLUSTER_PATIENCE + labs.PATIENCE)
         thief.ok("write", "f", 0)
-        assert until_granted(thief, "register", "web", 2, lease, seconds=60)
+        assert until_granted(thief, "register", "web", 2, lease, seconds=labs.PATIENCE)
         thief.ok("kill", "web")
     finally:
         gluster.clients[0].heal(gluster.server)
     table.add("gluster", f"cut off, client.strict-locks {request.param}", f"lock free after: {seconds:.0f} s")
-    labs.wait_until(lambda: holder.ask("statfs", gluster.directory), "the connection is back", 60)
+    labs.wait_until(lambda: holder.ask("statfs", gluster.directory), "the connection is back")
     yield request.param, holder, guest, state
     for actor in (holder, guest, thief):
         actor.quit()
@@ -425,7 +425,7 @@ def test_a_guest_whose_file_system_s_process_died_has_lost_its_lease(bring_up):
     state = one.ok("release", "db")
     two.refused("register", "web", 2, image)
     bindfs.clients[0].ok("pkill -KILL bindfs")
-    labs.wait_until(lambda: two.ask("register", "web", 2, image), "the image is free", 10)
+    labs.wait_until(lambda: two.ask("register", "web", 2, image), "the image is free")
     two.ok("kill", "web")
     assert image in one.refused("acquire", "db", state)
     bindfs.clients[0].kill()  # mounts again
@@ -444,14 +444,14 @@ def test_an_ocfs2_host_that_is_cut_off_resets_itself(bring_up, table):
     try:
         assert until_granted(one, "register", "web", 2, image, seconds=300)
         table.add("ocfs2", "cut off", f"lease free after: {time.monotonic() - start:.0f} s")
-        labs.wait_until(lambda: not ocfs2.clients[1].runs, "h2 has reset itself", 120)
+        labs.wait_until(lambda: not ocfs2.clients[1].runs, "h2 has reset itself")
     finally:
         ocfs2.clients[1].heal(ocfs2.clients[0])
 
 
 # --- the host dies. One power cut for all storages; it comes last, because h1 is new afterwards.
 
-SECONDS = 150
+SECONDS = 150 + labs.PATIENCE
 
 # Not within that time, so that nobody waits for them here: why.
 STAY = {
@@ -552,7 +552,7 @@ def test_locks_of_a_dead_nfs3_client_are_free_when_it_is_back(lab, bring_up, act
     assert not two.ask(*lock_of("nfs3"))
     nfs3.ready()
     lab.hosts[0].ok("sm-notify -f")
-    labs.wait_until(lambda: two.ask(*lock_of("nfs3")), "the server has been told", 60)
+    labs.wait_until(lambda: two.ask(*lock_of("nfs3")), "the server has been told")
 
 
 @pytest.mark.last
@@ -570,7 +570,7 @@ def test_what_inspect_tells_to_do_about_a_dead_nfs3_host_frees_its_image_and_no_
         said = nfs3.clients[1].ok(f"{labs.GUEST_DIR}/leasehold inspect {dead}")
         assert "systemctl restart nfs-server && sm-notify -f" in said, said
     nfs3.restart()  # the same, without systemd
-    labs.wait_until(lambda: two.ask("register", "mail", 3, dead), "the dead host's lease is free", 90)
+    labs.wait_until(lambda: two.ask("register", "mail", 3, dead), "the dead host's lease is free")
     nfs3.ready()
     one = actor(nfs3.clients[0])
     assert alive in one.refused("register", "db", 1, alive)

@@ -137,7 +137,7 @@ def test_a_lock_goes_with_the_process_that_holds_it(hosts, opened, facts, actor,
     holder.ok(*lock)
     assert busy(two.ask(*wanted))
     holder.quit()
-    labs.wait_until(lambda: two.ask(*wanted), "the lock is free", 5)
+    labs.wait_until(lambda: two.ask(*wanted), "the lock is free")
 
 
 def test_byte_range_locks_of_one_host_exclude_each_other_and_outlive_a_neighbour_or_are_known_not_to(
@@ -175,7 +175,7 @@ def test_a_lock_whose_descriptor_is_only_in_flight_lasts_as_long_as_the_socket_o
     assert lasts == (kind == "flock" or facts.survives_dup)
     holder.quit()
     if lasts:
-        labs.wait_until(lambda: two.ask(*lock), "the lock is free", 5)
+        labs.wait_until(lambda: two.ask(*lock), "the lock is free")
 
 
 @pytest.mark.parametrize("kind", ["r", "w"])

@@ -114,7 +114,7 @@ class Machine:
     def __init__(self, shared):
         self.shared = shared
         release = platform.freedesktop_os_release()["VERSION_CODENAME"]
-        tree = hosts.ok(CHROOT, "prepare", release, "rpm", " ".join([*NODE, "libaugeas0"]), timeout=600).strip()
+        tree = hosts.ok(CHROOT, "prepare", release, "rpm", " ".join([*NODE, "libaugeas0"]), timeout=3600).strip()
         # It lives until its standard input ends, and everything on it with it.
         self.process = subprocess.Popen([CHROOT, "run", tree, f"{shared}:{shared}", "--", "sh", "-c",
                                          "echo ready; read -r _"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -124,10 +124,10 @@ class Machine:
 
     def stop(self):
         self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=600)
         self.process.stdout.close()
 
-    def run(self, *command, timeout=120):
+    def run(self, *command, timeout=600):
         return hosts.run("nsenter", "-t", self.init, "-m", "-u", "-p", "-n", "env", "-i", "HOME=/root",
                          "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive",
                          *command, timeout=timeout)

@@ -97,7 +97,7 @@ class Node(labs.Host):
             # What it said last stays when it has ended.
             shown = self.ok("systemctl show -P ActiveState -P StatusText leasehold-watch")
             return set(shown.splitlines()) == {"active", what}
-        labs.wait_until(says, f"leasehold-watch says: {what}", 60)
+        labs.wait_until(says, f"leasehold-watch says: {what}")
 
     def virsh(self, *words):
         return self.run(shlex.join(["virsh", "-q", "-c", "qemu:///system", *map(str, words)]))

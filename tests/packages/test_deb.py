@@ -39,7 +39,7 @@ class Node:
         if pid.exists():
             self.machine.ok("sh", "-c", f"kill {pid.read_text().strip()}; while pidof libvirtd; do sleep 0.1; done")
         self.machine.ok("libvirtd", "--daemon", "--pid-file", "/run/libvirtd.pid")
-        hosts.wait_until(lambda: self.virsh("list"), "libvirtd answers", 60)
+        hosts.wait_until(lambda: self.virsh("list"), "libvirtd answers")
 
     def enable(self):
         conf = self.machine.path("/etc/libvirt/qemu.conf")

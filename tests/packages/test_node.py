@@ -75,8 +75,8 @@ def test_a_hot_plugged_disk_is_leased_until_it_is_unplugged(node):
 def test_libvirtd_comes_back_to_a_guest_with_its_lease(node, how):
     lease, daemon = node.lease(), node.daemon()
     node.ok(how)
-    labs.wait_until(lambda: node.daemon() not in (daemon, "0"), "systemd has started libvirtd again", 60)
-    labs.wait_until(node.runs, "libvirtd knows its guest again", 60)
+    labs.wait_until(lambda: node.daemon() not in (daemon, "0"), "systemd has started libvirtd again")
+    labs.wait_until(node.runs, "libvirtd knows its guest again")
     assert node.lease() == lease
     assert node.virsh("suspend", "first") and node.virsh("resume", "first")
 
@@ -129,7 +129,7 @@ def test_the_watcher_pauses_a_guest_whose_lease_is_lost(node):
     assert started, str(started)
     node.watcher_sees("1 guest, 1 lease, 0 lost")
     node.ok("rm /var/lib/leasehold/file-*")
-    labs.wait_until(lambda: node.virsh("domstate", "second").out.strip() == "paused", "the guest is paused", 120)
+    labs.wait_until(lambda: node.virsh("domstate", "second").out.strip() == "paused", "the guest is paused")
     assert f"the lease on '{IMAGE}'" in node.journal("-u", "leasehold-watch", "-p", "crit")
     assert node.virsh("destroy", "second")
     assert node.run("systemctl is-active leasehold-watch").out == "active\n"
