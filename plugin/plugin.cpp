@@ -12,11 +12,14 @@
 #include "plugin/report.hpp"
 
 #include <atomic>
+#include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <span>
 
 #include <unistd.h>
@@ -194,6 +197,40 @@ int addResource(LockManager* manager, unsigned int type, const char* name, std::
     });
 }
 
+// The end of the process that is to become QEMU, if Register does not come to one: libvirt would wait for it for ever.
+// Where that process was forked while another thread of libvirtd was throwing an exception, no exception can be thrown
+// in it: the lock that dl_iterate_phdr(3) takes stays taken (glibc before 2.35, GCC before 12; on Debian 11 as soon as
+// two threads do nothing else). No more threads are there to end it, and it holds no leases yet, so a signal may.
+class LastResort {
+public:
+    explicit LastResort(std::chrono::seconds limit) {
+        sigset_t alone;
+        sigemptyset(&alone);
+        sigaddset(&alone, SIGALRM);
+        struct sigaction byDefault {};
+        byDefault.sa_handler = SIG_DFL;
+        sigaction(SIGALRM, &byDefault, &action_);
+        pthread_sigmask(SIG_UNBLOCK, &alone, &mask_);
+        (void)alarm(static_cast<unsigned>(limit.count()));
+    }
+    LastResort(const LastResort&) = delete;
+    ~LastResort() {
+        (void)alarm(0);
+        pthread_sigmask(SIG_SETMASK, &mask_, nullptr);
+        sigaction(SIGALRM, &action_, nullptr);
+    }
+
+    // Longer than any wait of Register's own.
+    static std::chrono::seconds limitFor(const Settings& settings) {
+        constexpr std::chrono::seconds kBeyond{10};
+        return std::chrono::ceil<std::chrono::seconds>(settings.storageTimeout + settings.handoffWait) + kBeyond;
+    }
+
+private:
+    struct sigaction action_ {};
+    sigset_t mask_{};
+};
+
 int acquire(LockManager* manager, const char* state, unsigned int flags, int, int* fd) {
     // A descriptor for libvirt to label. The vessel needs none, and QEMU inherits it by itself.
     if (fd)
@@ -201,6 +238,9 @@ int acquire(LockManager* manager, const char* state, unsigned int flags, int, in
     Request& request = requestOf(manager);
     return guarded(&request, [&] {
         const Engine& current = theEngine();
+        std::optional<LastResort> lastResort;
+        if ((flags & LOCK_ACQUIRE_REGISTER_ONLY) && getpid() != libvirtd)
+            lastResort.emplace(LastResort::limitFor(current.settings()));
         // libvirt's Xen driver asks without forking: the leases would be put into libvirtd and stay there.
         if ((flags & LOCK_ACQUIRE_REGISTER_ONLY) && getpid() == libvirtd)
             throw Error(Fault::unsupported, "leasehold protects QEMU guests only: remove lock_manager from the "

@@ -5,8 +5,11 @@
 #include "core/os/error.hpp"
 #include "core/os/hash.hpp"
 
+#include <cerrno>
+
 #include <glib.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 namespace leasehold::lease {
 

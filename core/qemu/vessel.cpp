@@ -319,9 +319,14 @@ void sendMessage(int socket, const std::string& text, std::span<const PartView> 
         rights->cmsg_len = CMSG_LEN(size);
         std::memcpy(CMSG_DATA(rights), numbers.data(), size);
     }
-    while (sendmsg(socket, &header, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+    while (sendmsg(socket, &header, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
+        if (errno == ETOOMANYREFS) // unix(7)
+            throw Error(Fault::system, "the leases cannot be stored in its QEMU: as many descriptors as this user may "
+                                       "have open are on their way between processes already, those in other vessels "
+                                       "included; raise the limit of open files (ulimit -n, LimitNOFILE=)");
         if (errno != EINTR)
             throw SystemError(errno, "store the leases in", "its QEMU");
+    }
 }
 
 // How many of them fit into one message.
@@ -482,7 +487,22 @@ bool isVesselOf(std::string_view text, const std::array<unsigned char, 16>& uuid
 // Several processes may look at one vessel (libvirtd, the leasehold command), but where a peek stands (SO_PEEK_OFF) is
 // a property of the socket. A flock on QEMU's /proc/PID/fd serialises those who walk the queue: only who may read the
 // vessel can open that folder. Nothing when the process is gone or somebody else keeps the lock.
-std::optional<os::Fd> tryLockOut(const os::Process& process, std::chrono::steady_clock::time_point deadline) {
+class QueueLock {
+public:
+    explicit QueueLock(os::Fd directory) : directory_(std::move(directory)) {}
+    QueueLock(QueueLock&&) = default;
+    QueueLock& operator=(QueueLock&&) = delete;
+    // Closing alone would leave it to a process that another thread of libvirtd has forked meanwhile.
+    ~QueueLock() {
+        if (directory_.open())
+            (void)flock(directory_.get(), LOCK_UN);
+    }
+
+private:
+    os::Fd directory_;
+};
+
+std::optional<QueueLock> tryLockOut(const os::Process& process, std::chrono::steady_clock::time_point deadline) {
     std::string path = "/proc/" + std::to_string(process.pid()) + "/fd";
     os::Fd directory;
     int error = os::tryOpen(path, O_RDONLY | O_DIRECTORY, directory);
@@ -493,10 +513,10 @@ std::optional<os::Fd> tryLockOut(const os::Process& process, std::chrono::steady
     while (flock(directory.get(), LOCK_EX | LOCK_NB) < 0)
         if (std::chrono::steady_clock::now() > deadline || process.diedWithin(std::chrono::milliseconds(5)))
             return std::nullopt;
-    return directory;
+    return QueueLock(std::move(directory));
 }
 
-os::Fd lockOut(const os::Process& process, std::chrono::steady_clock::time_point deadline) {
+QueueLock lockOut(const os::Process& process, std::chrono::steady_clock::time_point deadline) {
     auto locked = tryLockOut(process, deadline);
     if (!locked)
         throw Error(Fault::system,
@@ -678,7 +698,7 @@ std::optional<Manifest> Vessel::readManifest(const os::Process& process, const s
 bool Vessel::tryRead(const std::array<unsigned char, 16>& uuid, Contents contents) {
     if (tryReadAtOnce(uuid, contents))
         return true;
-    os::Fd locked = lockOut(*process_, deadline_);
+    QueueLock locked = lockOut(*process_, deadline_);
     auto end = search(*process_, uuid);
     if (!end)
         return false;
@@ -803,7 +823,7 @@ bool Vessel::tryWalk(Contents contents) {
 }
 
 bool Vessel::tryReplace(std::uint64_t caller) {
-    os::Fd locked = lockOut(*process_, Clock::now() + kReadLimit);
+    QueueLock locked = lockOut(*process_, Clock::now() + kReadLimit);
     auto in = process_->takeDescriptor(numbers_[0]);
     if (!in || !isSeqpacket(in->get()) || inodeOf(*in) != socketInodes_[0] || inodeOf(out_) != socketInodes_[1])
         hostile("an end is missing");

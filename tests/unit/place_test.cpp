@@ -119,6 +119,30 @@ TEST_F(InALockspace, FileOfSomethingElseIsNotTakenForALease) {
     EXPECT_EQ(refusalOf(web, {{image}}), "granted") << "a host that died before it wrote the inscription";
 }
 
+// readlink(2) of /proc/self/fd cannot tell it then, and another name would be another lease.
+TEST_F(InALockspace, ImageWithAPathLongerThanThatCanBeToldIsRefused) {
+    const std::string name(250, 'd');
+    std::string tenBelow;
+    for (int i = 0; i < 10; i++)
+        tenBelow += "/" + name;
+    // No path is longer than PATH_MAX: the second ten are made and reached through a link to the first.
+    std::string half = dir.path("half"), deep = dir.path("deep");
+    fs::create_directories(dir.path() + tenBelow);
+    fs::create_directory_symlink(dir.path() + tenBelow, half);
+    fs::create_directories(half + tenBelow);
+    fs::create_directory_symlink(half + tenBelow, deep);
+    std::string far = deep + "/disk.img";
+    std::ofstream(far) << "data";
+    EXPECT_TRUE(says(refusalOf(web, {{far}}), "File name too long"));
+    settings.storageLocks = {{"/nowhere", LockKind::none, Scope::thisHost}};
+    settings.fileLockspaceDir.clear();
+    EXPECT_TRUE(says(errorOf([&] {
+                         (void)openPlace({far}, {1, 1}, settings);
+                     }),
+                     "File name too long"))
+        << "it may be below a path that is refused";
+}
+
 // A QEMU that was broken into has its lease file open for writing.
 TEST_F(InALockspace, WhatAGuestWroteIntoItsLeaseFileDoesNotOutliveIt) {
     for (const char* text : {"owned", "leasehold lease of file '/somewhere/else.img'\n", "leasehold lease of"}) {

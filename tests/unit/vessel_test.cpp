@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <thread>
 #include <tuple>
 
 #include <fcntl.h>
@@ -16,6 +17,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 namespace leasehold::qemu {
@@ -60,6 +62,56 @@ protected:
 
     unit::TempDir dir;
 };
+
+// libvirtd forks whenever it likes, and what it forks may keep copies of all descriptors for a while.
+TEST_F(VesselInQemu, IsChangedThoughOtherThreadsForkProcessesThatKeepAllDescriptors) {
+    StandIn qemu = plantedGuest(kTag, makeImages(dir, 2));
+    std::atomic<bool> stop{false};
+    std::vector<pid_t> children;
+    std::thread forks([&] {
+        while (!stop && children.size() < 400) {
+            pid_t child = fork();
+            if (child == 0) {
+                pause();
+                _exit(0);
+            }
+            children.push_back(child);
+        }
+    });
+    std::string problem = unit::errorOf([&] {
+        for (int i = 0; i < 500; i++) {
+            auto vessel = Vessel::retrieve(qemu.process(), kTag.uuid);
+            unit::demand(vessel && vessel->tryReplace(), "cannot be changed");
+        }
+    });
+    stop = true;
+    forks.join();
+    for (pid_t child : children) {
+        ::kill(child, SIGKILL);
+        waitpid(child, nullptr, 0);
+    }
+    EXPECT_EQ(problem, "");
+}
+
+// unix(7), ETOOMANYREFS: what is in flight counts against its sender's user, if that has no privileges.
+TEST_F(VesselInQemu, LimitOfDescriptorsInFlightIsNamedWithItsRemedy) {
+    if (geteuid() != 0)
+        GTEST_SKIP() << "needs root, to become a user whose descriptors nobody else has in flight";
+    std::vector<std::string> images = unit::makeImages(dir, 60);
+    unit::Child user([&](unit::Line&) {
+        std::vector<StoredLease> leases = openLeases(images);
+        VesselEnds ends;
+        const rlimit low{30, 30};
+        constexpr uid_t kUser = 54321;
+        unit::demand(setrlimit(RLIMIT_NOFILE, &low) == 0 && setuid(kUser) == 0, "cannot become a user");
+        std::string problem = unit::errorOf([&] {
+            for (int i = 0; i < 2; i++)
+                ends.plant(kTag, leases);
+        });
+        unit::demand(problem.find("ulimit -n") != problem.npos, problem);
+    });
+    EXPECT_EQ(user.join(), "");
+}
 
 // What is read without the descriptors is what is read with them.
 void expectSameWithoutDescriptors(const StandIn& qemu, Vessel& vessel) {
