@@ -40,9 +40,9 @@ std::string absolute(const std::string& path) {
 
 // Others than root may lack the rights; what open(2) says names no way out.
 void checkRights(const std::string& path, bool readOnly) {
-    if (remedy(path, R_OK, "") != "")
+    if (!remedy(path, R_OK, "").empty())
         throw Error(Fault::system, "you may not read '" + path + "': run this as root");
-    if (!readOnly && remedy(path, W_OK, "") != "")
+    if (!readOnly && !remedy(path, W_OK, "").empty())
         throw Error(Fault::system, "you may not write to '" + path +
                                        "': run this as root, or with --read-only if the command only reads it");
 }
