@@ -35,9 +35,13 @@ bool isSocketLink(const std::string& link) {
 // What is told of sockets by their network namespace: its table, read once.
 class UnixTables {
 public:
+    UnixTables() { add(getpid()); }
+
     void add(pid_t pid) {
-        struct stat space;
-        if (stat((folderOf(pid) + "/ns/net").c_str(), &space) < 0 || !known_.insert(space.st_ino).second)
+        char space[64];
+        ssize_t length = readlink((folderOf(pid) + "/ns/net").c_str(), space, sizeof space);
+        // What a security module does not tell is asked again.
+        if (length > 0 && !known_.emplace(space, static_cast<std::size_t>(length)).second)
             return;
         for (std::uint64_t inode :
              parseUnixTable(readFileIfPossible(folderOf(pid) + "/net/unix", kMaxTable).value_or("")))
@@ -47,7 +51,7 @@ public:
     bool has(std::uint64_t inode) const { return inodes_.count(inode) != 0; }
 
 private:
-    std::set<ino_t> known_;
+    std::set<std::string> known_;
     std::set<std::uint64_t> inodes_;
 };
 

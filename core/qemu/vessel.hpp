@@ -128,8 +128,7 @@ public:
     // outlive the vessel. `limit` is for who reads it or keeps it locked at the same time, QEMU itself for instance:
     // then it throws too.
     static std::optional<Vessel> retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid,
-                                          Remote remote = Remote::taken,
-                                          std::chrono::milliseconds limit = kReadLimit);
+                                          Remote remote = Remote::taken, std::chrono::milliseconds limit = kReadLimit);
 
     // The same without touching a single lease.
     static std::optional<Manifest> readManifest(const os::Process& process, const std::array<unsigned char, 16>& uuid,

@@ -261,12 +261,20 @@ def test_a_guest_from_before_leasehold_is_named(alpha, lab, image, guest, watch)
 
 
 # Takes the vessel of the process out of it and keeps it where its own would be: who looks finds that guest here, too.
+# Puts into a vessel of its own what another one's says. Numbers and inodes of the ends are where core/qemu/vessel.cpp has
+# them in its header.
 IMPOSTOR = """
-import ctypes, os, sys, time
+import ctypes, os, socket, struct, sys, time
 SYS_pidfd_getfd = 438
-pidfd = os.pidfd_open(int(sys.argv[1]))
-for number in (250, 251):
-    os.dup2(ctypes.CDLL(None).syscall(SYS_pidfd_getfd, pidfd, number, 0), number)
+other = socket.socket(fileno=ctypes.CDLL(None).syscall(SYS_pidfd_getfd, os.pidfd_open(int(sys.argv[1])), 251, 0))
+message, [(_, _, rights)], _, _ = other.recvmsg(1 << 16, socket.CMSG_SPACE(1000), socket.MSG_PEEK)
+other.close()
+ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+for number, end in zip((250, 251), ends):
+    os.dup2(end.fileno(), number)
+forged = bytearray(message)
+struct.pack_into("=iiQQ", forged, 64, 250, 251, os.fstat(250).st_ino, os.fstat(251).st_ino)
+ends[0].sendmsg([forged], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 print("ready", flush=True)
 time.sleep(600)
 """

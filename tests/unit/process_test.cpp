@@ -4,6 +4,7 @@
 #include "core/os/error.hpp"
 #include "core/os/open_files.hpp"
 #include "core/os/process.hpp"
+#include "core/os/socket_pairs.hpp"
 #include "tests/support/unit_support.hpp"
 
 #include <algorithm>
@@ -169,6 +170,21 @@ TEST_F(OtherProcess, HasOpenWhatItMayReadOrWriteAndNotWhatItOnlyHasAPathTo) {
     EXPECT_EQ(use(), OpenFiles::Use::reads);
     Fd writer = openFile(image, O_WRONLY);
     EXPECT_EQ(use(), OpenFiles::Use::writes);
+}
+
+TEST(UnixTable, TellsThePairsWithoutAName) {
+    const char* text = "Num       RefCount Protocol Flags    Type St Inode Path\n"
+                       "0000000000000000: 00000002 00000000 00010000 0001 01 100 /run/listens\n"
+                       "0000000000000000: 00000003 00000000 00000000 0005 03 101\n"
+                       "ffff8ead43a1c000: 00000003 00000000 00000000 0005 03   102\n"
+                       "0000000000000000: 00000003 00000000 00000000 0005 03 103 /run/has a name\n"
+                       "0000000000000000: 00000003 00000000 00000000 0005 03 104 @abstract\n"
+                       "0000000000000000: 00000003 00000000 00000000 0001 03 105\n"
+                       "0000000000000000: 00000002 00000000 00000000 0005 01 106\n"
+                       "0000000000000000: 00000003 00000000 00000000 0005 03 none\n"
+                       "0000000000000000: 00000003 0000";
+    EXPECT_EQ(parseUnixTable(text), (std::vector<std::uint64_t>{101, 102}));
+    EXPECT_TRUE(parseUnixTable("").empty());
 }
 
 } // namespace
