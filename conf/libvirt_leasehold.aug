@@ -47,6 +47,9 @@ module Libvirt_leasehold =
              | word_entry "lvm_lockspace_dir" directory
              | word_entry "scsi_lockspace_dir" directory
              | number_entry "require_cluster_leases" bool
+             | number_entry "single_host" bool
+             | word_entry "host_devices" /refuse|warn|ignore/
+             | number_entry "device_layers" bool
              | number_entry "lease_backing_files" bool
              | list_entry "storage_locks" /\/[^"'\n]*=(ofd|flock|local|refuse)/
              | word_entry "image_user" /[^"'\n]*/

@@ -14,6 +14,9 @@ file_lockspace_dir = \"/leases\"
 lvm_lockspace_dir = \"\"
 scsi_lockspace_dir = \"/leases\"
 require_cluster_leases = 1
+single_host = 0
+host_devices = \"warn\"
+device_layers = 1
 lease_backing_files = 0
 storage_locks = [ \"/mnt/a=ofd\",
   \"/mnt/b=flock\" ]
@@ -34,6 +37,9 @@ image_group = \"+107\"
      { "lvm_lockspace_dir" = "" }
      { "scsi_lockspace_dir" = "/leases" }
      { "require_cluster_leases" = "1" }
+     { "single_host" = "0" }
+     { "host_devices" = "warn" }
+     { "device_layers" = "1" }
      { "lease_backing_files" = "0" }
      { "storage_locks"
        { "1" = "/mnt/a=ofd" }
@@ -79,6 +85,9 @@ file_lockspace_dir = \"/leases\"
 lvm_lockspace_dir = \"\"
 scsi_lockspace_dir = \"/leases\"
 require_cluster_leases = 1
+single_host = 0
+host_devices = \"warn\"
+device_layers = 1
 lease_backing_files = 0
 storage_locks = [ \"/mnt/a=ofd\",
   \"/mnt/b=flock\" ]

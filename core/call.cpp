@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <ctime>
+#include <iterator>
 #include <thread>
 
 #include <sys/stat.h>
@@ -130,7 +131,7 @@ bool Call::tryOpen(const os::Process& process) {
 }
 
 void Call::recordOwner(const StoredLease& whole, const StoredLease& part) const {
-    if (whole.mode == Mode::readOnly)
+    if (whole.mode == Mode::readOnly && !(whole.isLayer() && whole.named))
         return; // read-only media are not written to, not even beside their data
     writeOwner(part, {.domain = guest_.name,
                       .uuid = guest_.uuid,
@@ -139,7 +140,8 @@ void Call::recordOwner(const StoredLease& whole, const StoredLease& part) const 
                       .bootId = surroundings_.bootId,
                       .pid = guest_.pid,
                       .mode = whole.mode,
-                      .since = time(nullptr)});
+                      .since = time(nullptr),
+                      .as = whole.isLayer() ? whole.path : ""});
 }
 
 void Call::checkStillHeld(const StoredLease& part) {
@@ -179,6 +181,7 @@ void Call::openAll(const std::vector<Resource>& resources) {
         if (twin == files.end()) {
             places.push_back(fresh_.size());
             fresh_.push_back(openPlace(resource, self_, settings_));
+            openLayers(resource, fresh_);
         } else {
             auto at = static_cast<std::size_t>(twin - files.begin());
             const Resource& other = resources[at];
@@ -191,6 +194,49 @@ void Call::openAll(const std::vector<Resource>& resources) {
         files.push_back(file);
     }
     checkNotThere();
+}
+
+// What lies below the last of the places. One layer may be below several of the guest's disks.
+void Call::openLayers(const Resource& resource, std::vector<Place>& places) {
+    const FileId user = places.back().stored.file;
+    std::vector<Below> all = findBelow(resource, places.back(), settings_);
+    for (const Below& below : all) {
+        auto file = identifyBelow(below);
+        StoredLease* known = nullptr;
+        auto compare = [&](StoredLease& lease) { known = file && lease.leaseFile == *file ? &lease : known; };
+        for (Place& place : fresh_)
+            compare(place.stored);
+        for (Place& place : places)
+            compare(place.stored);
+        if (holdings_)
+            for (StoredLease& lease : holdings_->leases())
+                compare(lease);
+        if (!known) {
+            places.push_back(openBelow(below, user, self_, settings_));
+            continue;
+        }
+        if (!known->isLayer() || known->mode != below.mode || below.mode == Mode::exclusive)
+            refuseTwice(known->path, below.words);
+        known->aliases.push_back(layerUser(user));
+        changed_ = true;
+    }
+}
+
+// Layers that are below none of the guest's disks any more, when these go.
+Call::Leases Call::orphansOf(const Leases& closed) {
+    Leases orphans;
+    for (StoredLease& layer : holdings_->leases()) {
+        if (!layer.isLayer())
+            continue;
+        std::vector<std::string> left = layer.aliases;
+        for (const StoredLease* lease : closed)
+            std::erase(left, layerUser(lease->file));
+        if (left.empty())
+            orphans.push_back(&layer);
+        else
+            layer.aliases = std::move(left);
+    }
+    return orphans;
 }
 
 // What comes to a lease file that the guest has already would be in its own way.
@@ -242,6 +288,8 @@ Call::Attempt Call::admit(std::span<Place> places, lease::Entry entry) {
         });
         if (!listed)
             return std::nullopt; // a lease file was swept between opening and locking it
+        if (auto refusal = findWholeUse(place, settings_))
+            return refusal;
         stored.guarded = place.guardable && stored.joined && !stored.named;
         if (stored.guarded)
             qemu::putUpGuard(stored.imageFd(), stored.path);
@@ -274,7 +322,8 @@ std::string Call::enter(const qemu::VesselEnds& ends, lease::Entry entry) {
     if (!refusal.empty())
         return refusal;
     for (Place& place : fresh_) {
-        place.stored.stage = entry == lease::Entry::waiting ? Stage::planted : Stage::settled;
+        place.stored.stage =
+            entry == lease::Entry::waiting && !place.stored.isLayer() ? Stage::planted : Stage::settled;
         dropped_.push_back(std::move(place.stored));
     }
     ends.plant({guest_.uuid, self_.id, guest_.name}, dropped_);
@@ -352,6 +401,8 @@ bool Call::agree(Naming naming, bool runs) {
         return false;
     };
     auto isUnsettled = [&](const StoredLease& lease) {
+        if (lease.isLayer())
+            return lease.stage != Stage::settled;
         // What is written to below an image is so while a block job lasts, and of the end of one libvirt says nothing.
         bool committing = lease.lower && lease.mode == Mode::exclusive;
         return lease.stage != Stage::settled || committing ||
@@ -395,6 +446,8 @@ bool Call::agree(Naming naming, bool runs) {
 
     Leases falling, closed;
     for (StoredLease& lease : h.leases()) {
+        if (lease.isLayer())
+            continue;
         bool let = isReleased(lease), meant = isMeant(lease);
         if (lease.named) {
             if (let)
@@ -447,6 +500,8 @@ bool Call::agree(Naming naming, bool runs) {
     if (!falling.empty() && !lower(falling))
         return false;
     if (!closed.empty()) {
+        Leases orphans = orphansOf(closed);
+        closed.insert(closed.end(), orphans.begin(), orphans.end());
         for (StoredLease* lease : closed)
             dropped_.push_back(std::move(*lease));
         std::erase_if(h.leases(), [](const StoredLease& lease) { return !lease.lease.open(); });
@@ -536,24 +591,26 @@ Call::Plan Call::plan(Naming naming) {
 // QEMU's own image locks have to be in the way of a second writer.
 Call::Attempt Call::admitDoubtful(const Resource& resource) {
     std::string refusal;
-    Place place;
+    std::vector<Place> places(1);
     try {
         // Before it is opened: a file set would meet the guest's own mark.
         Place found = findPlace(resource, settings_);
         for (const StoredLease& lease : holdings_->leases())
             if (lease.file == found.stored.file || lease.leaseFile == found.stored.leaseFile)
                 return kGranted; // under another name; or the lease goes by the path, and is that of both
-        place = openPlace(resource, self_, settings_);
-        Attempt attempt = admit({&place, 1}, lease::Entry::running);
+        places[0] = openPlace(resource, self_, settings_);
+        openLayers(resource, places);
+        Attempt attempt = admit(places, lease::Entry::running);
         if (!attempt)
             return attempt;
         refusal = *attempt;
     } catch (const Error& error) {
         refusal = error.what();
     }
+    Place& place = places[0];
     if (refusal.empty()) {
         place.stored.stage = Stage::added;
-        fresh_.push_back(std::move(place));
+        std::move(places.begin(), places.end(), std::back_inserter(fresh_));
         return kGranted;
     }
     bool qemuRefuses = place.stored.lease.open() &&
@@ -584,6 +641,14 @@ Call::Attempt Call::raise(const Plan& plan) {
             lease.onImage() && !lease.writable ? openPlace(resource, self_, settings_) : findPlace(resource, settings_);
         if (places[i].stored.file != lease.file)
             unusable(resource.path, "it is not the file that the guest has open below its image");
+        // Those of what it reads as a whole would have to rise as well; one is of the parts of the device itself.
+        auto wholes = std::count_if(h.leases().begin(), h.leases().end(), [&](const StoredLease& layer) {
+            return layer.isLayer() && layer.mode == Mode::shared &&
+                   std::find(layer.aliases.begin(), layer.aliases.end(), layerUser(lease.file)) != layer.aliases.end();
+        });
+        if (wholes > 1)
+            unusable(resource.path, "what lies below that device is leased for reading since the guest was started; "
+                                    "shut it down, and use qemu-img commit");
         // There a look does not see that this guest reads it, while the lease goes from one descriptor to the other.
         if (places[i].hidesQemu && lease.onImage() && !lease.writable)
             unusable(resource.path, "on NFSv3 a running guest cannot write into a file that was below its image when "
@@ -644,7 +709,9 @@ Call::Attempt Call::admitLower(const Resource& resource, const FileId& file) {
     try {
         return insist(deadline_, [&]() -> Attempt {
             about(resource.path);
-            Place place = openPlace(resource, self_, settings_);
+            std::vector<Place> places;
+            places.push_back(openPlace(resource, self_, settings_));
+            Place& place = places[0];
             if (place.stored.file != file)
                 return kGranted; // QEMU has closed it meanwhile
             visitParts(place.stored, [&](StoredLease& part) {
@@ -655,9 +722,10 @@ Call::Attempt Call::admitLower(const Resource& resource, const FileId& file) {
                             refuseTwice(other.path, part.path);
                     });
             });
-            Attempt attempt = admit({&place, 1}, lease::Entry::running);
+            openLayers(resource, places);
+            Attempt attempt = admit(places, lease::Entry::running);
             if (attempt == kGranted)
-                fresh_.push_back(std::move(place));
+                std::move(places.begin(), places.end(), std::back_inserter(fresh_));
             return attempt;
         });
     } catch (const Error& error) {
@@ -678,7 +746,8 @@ Call::Attempt Call::leaseLower(bool firstRun) {
     const OpenFiles opened = h.opened();
     std::vector<FileId> seen;
     for (const Place& place : fresh_)
-        seen.push_back(place.stored.file);
+        if (!place.stored.isLayer())
+            seen.push_back(place.stored.file);
     for (const os::OpenFile& open : opened.all()) {
         if (open.writable || h.findFile(open.file) || opened.useOf(open.file) != OpenFiles::Use::reads ||
             std::find(seen.begin(), seen.end(), open.file) != seen.end())
@@ -720,7 +789,9 @@ Call::Attempt Call::acquireHere(std::string_view state) {
     if (Attempt refusal = admit(fresh_, lease::Entry::running); refusal != kGranted)
         return refusal;
     for (Place& place : fresh_)
-        place.stored.stage = plan.runs ? Stage::settled : waiting ? Stage::planted : Stage::added;
+        place.stored.stage = plan.runs || place.stored.isLayer() ? Stage::settled
+                             : waiting                           ? Stage::planted
+                                                                 : Stage::added;
     if (plan.doubtful)
         if (Attempt refusal = admitDoubtful(*plan.doubtful); refusal != kGranted)
             return refusal;

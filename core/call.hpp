@@ -90,6 +90,8 @@ private:
     bool heal();
     Plan plan(Naming naming);
     void openAll(const std::vector<Resource>& resources);
+    void openLayers(const Resource& resource, std::vector<Place>& places);
+    Leases orphansOf(const Leases& closed);
     void checkNotThere() const;
     Attempt admit(std::span<Place> places, lease::Entry entry);
     Attempt admitDoubtful(const Resource& resource);

@@ -28,6 +28,8 @@ std::string quote(std::string_view text) {
 }
 
 std::string subjectOf(const qemu::StoredLease& stored) {
+    if (stored.isLayer())
+        return lease::cleanName(stored.path);
     return (stored.named ? "lease " : stored.lower ? "backing file " : "image ") + quote(stored.path);
 }
 
@@ -67,14 +69,16 @@ std::string describeGuest(const std::string& name, const lease::Uuid& uuid, cons
 class Namer {
 public:
     Namer(const qemu::StoredLease& stored, Neighbours& neighbours)
-        : file_(stored.file), remote_(stored.remote), guests_(neighbours.all().guests), record_(readOwner(stored)) {}
+        : file_(stored.file), leaseFile_(stored.leaseFile), remote_(stored.remote), guests_(neighbours.all().guests),
+          record_(readOwner(stored)) {}
 
     std::string name(const Mark& mark, const std::string& more) const {
         Mode use = lease::presentMode(mark).value_or(Mode::exclusive);
-        std::string mode = describeMode(use);
+        const qemu::RunningGuest* local = find(mark);
+        std::string layer = local ? qemu::layerWords(*local, leaseFile_) : isCurrent(mark) ? record_->as : "";
+        std::string mode = layer.empty() ? describeMode(use) : "using " + lease::cleanName(layer);
         if (isCurrent(mark) && record_->since > 0)
             mode += ", since " + formatTime(record_->since);
-        const qemu::RunningGuest* local = find(mark);
         if (local && use == Mode::readOnly && qemu::readsBelow(*local, file_))
             mode += ", as a backing file";
         mode += more;
@@ -113,7 +117,7 @@ private:
     bool isRecorded(const Mark& mark) const { return record_ && lease::hashDomain(record_->uuid) == mark.domain; }
     bool isCurrent(const Mark& mark) const { return isRecorded(mark) && record_->incarnation == mark.id; }
 
-    os::FileId file_;
+    os::FileId file_, leaseFile_;
     bool remote_;
     const std::vector<qemu::RunningGuest>& guests_;
     std::optional<lease::OwnerRecord> record_;
@@ -309,6 +313,12 @@ std::string explainOutsider(const qemu::StoredLease& stored, const std::string& 
                " (pid " + std::to_string(pid) + ")";
     }
     std::string image = "image " + quote(stored.path);
+    if (words.find("virtlockd") != std::string::npos) // its daemon has the lock, on whichever host
+        return image + " is in use outside leasehold by " +
+               (who.empty() ? "a program on another host, or one that may not be looked at" : who) + ", which " +
+               words +
+               ": shut that guest down on the host where virtlockd is the lock manager, and let all hosts use "
+               "leasehold (option qemu_locks in qemu-leasehold.conf)";
     if (guests)
         return image + " is in use by " + who +
                " without a lease of its own, as a backing file for instance, and that one " + words +

@@ -53,7 +53,7 @@ StoredLease* Holdings::findNamed(const std::string& name) {
     // libvirt names them in the order in which they are stored, nearly always: begin behind the last one.
     for (std::size_t i = 0; i < leases().size(); i++) {
         StoredLease& lease = leases()[(next_ + i) % leases().size()];
-        if ((lease.lower && lease.mode != Mode::exclusive) || !lease.isNamed(name))
+        if ((lease.lower && lease.mode != Mode::exclusive) || lease.isLayer() || !lease.isNamed(name))
             continue;
         next_ += i + 1;
         return &lease;
@@ -63,7 +63,7 @@ StoredLease* Holdings::findNamed(const std::string& name) {
 
 StoredLease* Holdings::findFile(const os::FileId& file) {
     for (StoredLease& lease : leases())
-        if (lease.file == file)
+        if (lease.file == file && !lease.isLayer())
             return &lease;
     return nullptr;
 }

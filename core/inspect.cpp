@@ -180,7 +180,7 @@ std::optional<lease::OwnerRecord> recordOn(const Target& target, const Place* pl
 }
 
 LeaseView viewOf(const Mark& present, const std::vector<Mark>& marks, const std::vector<qemu::RunningGuest>& guests,
-                 const std::optional<lease::OwnerRecord>& record, const os::FileId& file) {
+                 const std::optional<lease::OwnerRecord>& record, const os::FileId& file, const os::FileId& leaseFile) {
     LeaseView view;
     view.mode = *lease::presentMode(present);
     view.state = stateOf(present, marks);
@@ -199,12 +199,14 @@ LeaseView viewOf(const Mark& present, const std::vector<Mark>& marks, const std:
         view.host = os::hostName();
         view.pid = local->pid;
         view.lower = view.mode == Mode::readOnly && qemu::readsBelow(*local, file);
+        view.layer = lease::cleanName(qemu::layerWords(*local, leaseFile));
     } else if (sameGuest) {
         view.source = current ? LeaseView::Source::record : LeaseView::Source::olderRecord;
         view.guest = record->domain;
         view.uuid = record->uuid;
         view.host = record->host;
         view.pid = record->pid;
+        view.layer = current ? record->as : "";
     }
     return view;
 }
@@ -432,7 +434,8 @@ ImageView inspectImage(const std::string& path, const Place* place) {
         view.foreignMark = view.foreignMark || mark.kind == MarkKind::foreign;
         if (!lease::presentMode(mark))
             continue;
-        view.leases.push_back(viewOf(mark, marks, guests.guests, view.record, target.file));
+        view.leases.push_back(viewOf(mark, marks, guests.guests, view.record, target.file,
+                                     isElsewhere(place) ? place->stored.leaseFile : target.file));
         view.recordCurrent = view.recordCurrent || (view.record && mark.id == view.record->incarnation &&
                                                     mark.domain == lease::hashDomain(view.record->uuid));
     }
@@ -503,6 +506,10 @@ std::vector<std::string> adviseOn(const ImageView& image) {
             advice.push_back("process " + std::to_string(lock.holder.pid) +
                              " has a lock that is not QEMU's: wait for "
                              "it to end, or end it");
+    if (std::any_of(image.locks.begin(), image.locks.end(),
+                    [](const LockView& lock) { return lock.purpose == Purpose::virtlockd; }))
+        advice.push_back("virtlockd locks it for a guest of a host where it is still the lock manager: shut that guest "
+                         "down, and enable leasehold there");
     if (image.foreignMark)
         advice.push_back("a program that is not leasehold locks the bytes from 2^62 on: no guest can have the image "
                          "until it is ended (/proc/locks on the host where it runs)");
@@ -623,6 +630,10 @@ Protection fillIn(GuestView& guest, Read read) {
     guest.leases.clear();
     guest.companions.clear();
     for (qemu::StoredLease& stored : found->leases) {
+        if (stored.isLayer()) {
+            guest.companions.push_back(std::move(stored));
+            continue;
+        }
         if (stored.companion)
             guest.companions.push_back(std::move(*stored.companion));
         guest.leases.push_back(viewOf(std::move(stored), guest.tag));

@@ -40,6 +40,7 @@ struct LeaseView {
     lease::Mode mode = lease::Mode::exclusive;
     LeaseState state = LeaseState::held;
     bool lower = false; // below an image of the guest's own: known of guests of this host
+    std::string layer;  // or below or above a device of the guest's own, in words; the same
     std::uint32_t incarnation = 0;
     // Who knows the name: the guest's own QEMU, the owner record (about just this incarnation, or about another one of
     // the same guest), or nobody.

@@ -187,12 +187,16 @@ Lockspace openHostLockspace(const Settings& settings, const Incarnation* self) {
 }
 
 // By which this host knows any file or device again, whatever its name.
-void putIntoHost(Place& place, const FileId& file, const Incarnation* self, const Settings& settings) {
+std::string nameOnHost(const FileId& file) {
     char known[48];
     std::snprintf(known, sizeof known, "%llx-%llx", static_cast<unsigned long long>(file.device),
                   static_cast<unsigned long long>(file.inode));
-    putInto(place, openHostLockspace(settings, self), std::string("file-") + known,
-            std::string("device and inode ") + known, self);
+    return known;
+}
+
+void putIntoHost(Place& place, const FileId& file, const Incarnation* self, const Settings& settings) {
+    std::string known = nameOnHost(file);
+    putInto(place, openHostLockspace(settings, self), "file-" + known, "device and inode " + known, self);
 }
 
 // A lease by the image's path, or beside it, does not protect one that can be reached in another way.
@@ -221,14 +225,20 @@ std::string identifyingPath(const Resource& resource, const OpenImage& image) {
 const char* const kOtherwise = " (or set file_lockspace_dir, or storage_locks if you know better, in "
                                "qemu-leasehold.conf)";
 
+// The usual reason is that what should be mounted there is not.
+[[noreturn]] void refuseUnshared(const Resource& resource, const Lockspace& lockspace, const std::string& reach) {
+    unusable(resource, "its lockspace '" + lockspace.path + "' (" + lockspace.origin + ") is on " +
+                           lockspace.storage.name + ", which only this host locks, but " + reach +
+                           ": is it mounted? Put it on storage that all hosts share, or set single_host in "
+                           "qemu-leasehold.conf if there is only one");
+}
+
 void refuseLocalLockspace(const Resource& resource, const Storage& image, const Lockspace& lockspace) {
     if (!lockspace.directory.open())
         return; // not made yet, and who only looks does not make it
     bool othersReachIt = image.scope == Scope::allHosts || (image.remote && image.lock == LockKind::none);
     if (othersReachIt && lockspace.storage.scope == Scope::thisHost)
-        unusable(resource, "its lockspace '" + lockspace.path + "' (" + lockspace.origin + ") is on " +
-                               lockspace.storage.name + ", which only this host locks, but other hosts reach the " +
-                               "image on " + image.name + "; put the lockspace on storage that all hosts share");
+        refuseUnshared(resource, lockspace, "other hosts reach the image on " + image.name);
 }
 
 // A guest that only reads, on storage without a lock to trust: nobody gets the image for writing there, on any host. So
@@ -254,7 +264,8 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const St
         refuseOtherNames(resource, image);
         Lockspace lockspace = storage::openLockspace(settings.fileLockspaceDir, "file_lockspace_dir",
                                                      settings.storageLocks, Missing::refused);
-        refuseLocalLockspace(resource, found, lockspace);
+        if (!settings.singleHost)
+            refuseLocalLockspace(resource, found, lockspace);
         std::string path = identifyingPath(resource, image);
         stored.image = std::move(image.fd);
         putInto(place, lockspace, "file-" + storage::hashName(path), "file '" + path + "'", self);
@@ -284,6 +295,69 @@ void placeFile(Place& place, const Resource& resource, OpenImage image, const St
     place.storage = found;
 }
 
+// Where the lease of a device is, and what it is called there.
+struct DeviceLease {
+    std::string lockspace, option; // no option: of this host
+    std::string name, about;
+};
+
+using Kind = storage::Device::Kind;
+
+// The part of it that is the same for whoever uses the device itself and whoever uses something that stands on it.
+// Nothing where a lockspace would know it by its path alone.
+std::optional<DeviceLease> locateDevice(const storage::Device& device, dev_t number, const Settings& settings) {
+    const std::string& identity = device.identity;
+    if (device.kind == Kind::logicalVolume && !settings.lvmLockspaceDir.empty() && !identity.empty())
+        return DeviceLease{settings.lvmLockspaceDir, "lvm_lockspace_dir", "lvm-" + identity,
+                           "logical volume " + identity};
+    if (device.kind == Kind::scsi && !settings.scsiLockspaceDir.empty() && !identity.empty())
+        return DeviceLease{settings.scsiLockspaceDir, "scsi_lockspace_dir", "scsi-" + identity,
+                           "SCSI device " + identity};
+    if (!settings.fileLockspaceDir.empty()) {
+        if (identity.empty())
+            return std::nullopt;
+        return DeviceLease{settings.fileLockspaceDir, "file_lockspace_dir", "device-" + storage::hashName(identity),
+                           "device " + identity};
+    }
+    std::string known =
+        identity.empty() ? std::to_string(major(number)) + ":" + std::to_string(minor(number)) : identity;
+    return DeviceLease{settings.hostLockspaceDir, "", "device-" + known, "device " + known};
+}
+
+Lockspace openLockspaceOf(const DeviceLease& lease, const Incarnation* self, const Settings& settings) {
+    return lease.option.empty()
+               ? openHostLockspace(settings, self)
+               : storage::openLockspace(lease.lockspace, lease.option, settings.storageLocks, Missing::refused);
+}
+
+// The kernel knows: whoever mounts a device, swaps to it or makes another one of it has it open exclusively, and nobody
+// else can (open(2), O_EXCL). What sysfs says gives the reason.
+void refuseHostUse(Place& place, const Resource& resource, dev_t number, const storage::Device& device,
+                   const Settings& settings) {
+    if (settings.hostDevices == Settings::Outsiders::ignore)
+        return;
+    std::string path = "/proc/self/fd/" + std::to_string(place.stored.image.get()), use;
+    // Another libvirtd may be asking the same for the length of two system calls.
+    constexpr int kTries = 20;
+    for (int tries = 0;; tries++) {
+        os::Fd alone;
+        if (os::tryOpen(path, O_RDONLY | O_EXCL | O_NONBLOCK, alone) != EBUSY)
+            return;
+        use = storage::findHostUse(number);
+        if (!use.empty() || tries == kTries)
+            break;
+        usleep(10000);
+    }
+    if (use.empty())
+        use = "a program has it open for itself alone (O_EXCL)";
+    std::string text = "'" + resource.path + "' (" + device.words + ") is in use by this host itself: " + use;
+    if (settings.hostDevices == Settings::Outsiders::refuse)
+        throw Error(Fault::unsupported, "cannot lease " + text +
+                                            ". End that, or say that you know better (option host_devices in "
+                                            "qemu-leasehold.conf)");
+    place.caution += (place.caution.empty() ? "" : ". ") + text;
+}
+
 // Locks on a device node stay on this host, and a flock on one stops udev (systemd's "Locking Block Device Access"):
 // the lease of a device is always elsewhere.
 void placeDevice(Place& place, const Resource& resource, OpenImage image, const Incarnation* self,
@@ -291,44 +365,38 @@ void placeDevice(Place& place, const Resource& resource, OpenImage image, const 
     place.stored.image = std::move(image.fd);
     dev_t number = image.status.st_rdev;
     storage::Device device = storage::identifyDevice(number);
-    using Kind = storage::Device::Kind;
-    auto in = [&](const std::string& directory, const std::string& option, const std::string& name,
-                  const std::string& about) {
-        putInto(place, storage::openLockspace(directory, option, settings.storageLocks, Missing::refused), name, about,
-                self);
-    };
-    std::string identified = device.identity;
-    if (device.kind == Kind::logicalVolume && !settings.lvmLockspaceDir.empty()) {
-        if (identified.empty())
-            unusable(resource, "it is a " + device.words + " without a UUID that other hosts would know it by");
-        in(settings.lvmLockspaceDir, "lvm_lockspace_dir", "lvm-" + identified, "logical volume " + identified);
-    } else if (device.kind == Kind::scsi && !settings.scsiLockspaceDir.empty()) {
-        if (identified.empty())
-            unusable(resource, "it is the " + device.words +
-                                   ", which tells no identity (VPD page 0x83) that other hosts would know it by; set "
-                                   "one on its target, or use another lockspace");
-        in(settings.scsiLockspaceDir, "scsi_lockspace_dir", "scsi-" + identified, "SCSI device " + identified);
-    } else if (!settings.fileLockspaceDir.empty()) {
-        std::string known = identified.empty() ? "path " + resource.path : identified;
-        in(settings.fileLockspaceDir, "file_lockspace_dir", "device-" + storage::hashName(known), "device " + known);
-    } else {
-        std::string known =
-            identified.empty() ? std::to_string(major(number)) + ":" + std::to_string(minor(number)) : identified;
-        putInto(place, openHostLockspace(settings, self), "device-" + known, "device " + known, self);
-        place.ofThisHost = true;
-    }
-    if (place.storage.scope == Scope::allHosts) {
+    if (device.kind == Kind::logicalVolume && !settings.lvmLockspaceDir.empty() && device.identity.empty())
+        unusable(resource, "it is a " + device.words + " without a UUID that other hosts would know it by");
+    if (device.kind == Kind::scsi && !settings.scsiLockspaceDir.empty() && device.identity.empty())
+        unusable(resource, "it is the " + device.words +
+                               ", which tells no identity (VPD page 0x83) that other hosts would know it by; set "
+                               "one on its target, or use another lockspace");
+    std::string path = "path " + resource.path;
+    DeviceLease at = locateDevice(device, number, settings)
+                         .value_or(DeviceLease{settings.fileLockspaceDir, "file_lockspace_dir",
+                                               "device-" + storage::hashName(path), "device " + path});
+    Lockspace lockspace = openLockspaceOf(at, self, settings);
+    place.ofThisHost = at.option.empty();
+    bool known = lockspace.directory.open();
+    if (!place.ofThisHost && !settings.singleHost && known && lockspace.storage.scope == Scope::thisHost)
+        refuseUnshared(resource, lockspace, "other hosts may reach the " + device.words);
+    putInto(place, lockspace, at.name, at.about, self);
+    if (place.storage.scope == Scope::allHosts)
         place.guardable = true;
-        return;
+    else if (!settings.singleHost) {
+        std::string option = device.kind == Kind::logicalVolume ? "lvm_lockspace_dir"
+                             : device.kind == Kind::scsi        ? "scsi_lockspace_dir"
+                                                                : "file_lockspace_dir";
+        place.caution = "'" + resource.path + "' (" + device.words +
+                        ") is leased on this host only: guests of other hosts are not kept from it. Set " + option +
+                        " in qemu-leasehold.conf to a directory that all hosts share";
+        if (settings.requireClusterLeases)
+            throw Error(Fault::unsupported, place.caution + " (require_cluster_leases forbids it as it is)");
     }
-    std::string option = device.kind == Kind::logicalVolume ? "lvm_lockspace_dir"
-                         : device.kind == Kind::scsi        ? "scsi_lockspace_dir"
-                                                            : "file_lockspace_dir";
-    place.caution = "'" + resource.path + "' (" + device.words +
-                    ") is leased on this host only: guests of other hosts are not kept from it. Set " + option +
-                    " in qemu-leasehold.conf to a directory that all hosts share";
-    if (settings.requireClusterLeases)
-        throw Error(Fault::unsupported, place.caution + " (require_cluster_leases forbids it as it is)");
+    // CDs and the like: nobody writes to what cannot be written to.
+    bool still = resource.mode == Mode::readOnly && storage::isReadOnly(number);
+    if (self && !still)
+        refuseHostUse(place, resource, number, device, settings);
 }
 
 // Which directory and name the lease of a <lease> element has. One target may serve many keys.
@@ -433,6 +501,180 @@ void addCompanion(Place& place, const Incarnation& self, const Settings& setting
 Place openPlace(const Resource& resource, const Incarnation& self, const Settings& settings) {
     Place place = placeResource(resource, &self, settings);
     addCompanion(place, self, settings);
+    return place;
+}
+
+namespace {
+
+// All that is below one device or above one file.
+class BelowFinder {
+public:
+    BelowFinder(const Resource& resource, const Place& place, const Settings& settings)
+        : resource_(resource), place_(place), settings_(settings) {}
+
+    std::vector<Below> run() {
+        struct stat image;
+        if (fstat(place_.stored.imageFd(), &image) < 0)
+            throw SystemError(errno, "stat", resource_.path);
+        if (S_ISBLK(image.st_mode))
+            device(image.st_rdev);
+        else if (S_ISREG(image.st_mode))
+            file(image);
+        return std::move(found_);
+    }
+
+private:
+    void device(dev_t number) {
+        if (resource_.mode == Mode::readOnly)
+            parts(leaseOf(storage::identifyDevice(number), number), Mode::shared, "'" + resource_.path + "' itself");
+        std::vector<storage::Layer> layers;
+        try {
+            layers = storage::findLayers(number);
+        } catch (const Error& error) {
+            unusable(resource_, error.what(), Fault::invalid);
+        }
+        for (const storage::Layer& layer : layers) {
+            std::string words = ", which '" + resource_.path + "' is on";
+            if (layer.file.empty())
+                node(leaseOf(layer.device, layer.number), layer.whole, layer.device.words + words);
+            else
+                behindLoop(layer, "the file '" + layer.file + "'" + words);
+        }
+    }
+
+    // Whoever has a part of a loop device has no lease of its file: that would put a descriptor of the whole file into
+    // the hands of its QEMU. So whoever uses a file with loop devices has the lease by which this host knows them.
+    void file(const struct stat& image) {
+        std::vector<dev_t> loops = storage::findLoops(image);
+        if (loops.empty())
+            return;
+        for (dev_t loop : loops)
+            if (std::string use = storage::findHostUse(loop); !use.empty() && resource_.mode != Mode::readOnly &&
+                                                              settings_.hostDevices != Settings::Outsiders::ignore)
+                refuseUse(use);
+        DeviceLease at = ofThisHost(place_.stored.file);
+        std::string words = "'" + resource_.path + "' itself";
+        if (!place_.stored.companion && !place_.ofThisHost)
+            add(at, resource_.mode, words);
+        if (resource_.mode == Mode::readOnly)
+            parts(at, Mode::shared, words);
+    }
+
+    [[noreturn]] void refuseUse(const std::string& use) const {
+        unusable(resource_, "this host itself uses it by way of a loop device: " + use +
+                                ". End that, or say that you know better (option host_devices in qemu-leasehold.conf)");
+    }
+
+    void behindLoop(const storage::Layer& layer, const std::string& words) {
+        struct stat status;
+        if (stat(layer.file.c_str(), &status) < 0 || !storage::isBehindLoop(layer.loop, status))
+            unusable(resource_,
+                     "its path '" + layer.file + "' no longer leads to the file behind loop device " + layer.loop +
+                         "; detach the loop device, and attach the image by its path",
+                     Fault::invalid);
+        DeviceLease at = ofThisHost(os::fileIdOf(status));
+        node(at, layer.whole, words);
+        if (!layer.whole)
+            found_.back().partOf = layer.file;
+        if (!layer.part.empty())
+            add({at.lockspace, "", at.name + layer.part, at.about + layer.part}, resource_.mode, words);
+        os::Fd fd;
+        if (!layer.whole || os::tryOpen(layer.file, O_PATH, fd) != 0 ||
+            storage::classify(fd.get(), layer.file, settings_.storageLocks).lock == LockKind::none)
+            return;
+        Mode mode = storage::isReadOnly(layer.number) ? Mode::readOnly : resource_.mode;
+        found_.push_back(
+            {.lockspace = "", .option = "", .name = "", .about = "", .file = layer.file, .mode = mode, .words = words});
+    }
+
+    void node(const DeviceLease& at, bool whole, const std::string& words) {
+        add(at, whole ? resource_.mode : Mode::readOnly, words);
+        if (!whole || resource_.mode == Mode::readOnly)
+            parts(at, whole ? Mode::shared : Mode::readOnly, words);
+    }
+
+    void parts(const DeviceLease& at, Mode mode, const std::string& words) {
+        add({at.lockspace, at.option, at.name + "-parts", "the parts of " + at.about}, mode, words);
+    }
+
+    void add(const DeviceLease& at, Mode mode, const std::string& words) {
+        found_.push_back({.lockspace = at.lockspace,
+                          .option = at.option,
+                          .name = at.name,
+                          .about = at.about,
+                          .file = "",
+                          .mode = mode,
+                          .words = words});
+    }
+
+    // What a lockspace would know by a path has a companion, too.
+    DeviceLease leaseOf(const storage::Device& device, dev_t number) const {
+        struct stat status {};
+        status.st_mode = S_IFBLK;
+        status.st_rdev = number;
+        return locateDevice(device, number, settings_).value_or(ofThisHost(os::fileIdOf(status)));
+    }
+
+    DeviceLease ofThisHost(const FileId& file) const {
+        std::string known = nameOnHost(file);
+        return {settings_.hostLockspaceDir, "", "file-" + known, "device and inode " + known};
+    }
+
+    const Resource& resource_;
+    const Place& place_;
+    const Settings& settings_;
+    std::vector<Below> found_;
+};
+
+} // namespace
+
+std::vector<Below> findBelow(const Resource& resource, const Place& place, const Settings& settings) {
+    if (!settings.deviceLayers || place.stored.named)
+        return {};
+    return BelowFinder(resource, place, settings).run();
+}
+
+std::optional<FileId> identifyBelow(const Below& below) {
+    if (below.file.empty())
+        return storage::findLease(below.lockspace, below.name);
+    FileId file;
+    return os::tryIdentify(below.file, file) == 0 ? std::optional(file) : std::nullopt;
+}
+
+std::optional<std::string> findWholeUse(const Place& place, const Settings& settings) {
+    os::Fd fd;
+    if (place.partOf.empty() || os::tryOpen(place.partOf, O_RDONLY | O_NONBLOCK | O_NOCTTY, fd) != 0 ||
+        storage::classify(fd.get(), place.partOf, settings.storageLocks).lock != LockKind::byteRange ||
+        !lease::ByteRangeMedium(fd.get(), false, place.partOf)
+             .any(lease::MarkKind::presentExclusive, lease::MarkKind::presentReadOnly))
+        return std::nullopt;
+    return place.stored.path + ", is in use by a guest as a whole, from before there was a loop device: 'leasehold " +
+           "inspect " + place.partOf + "' says by which; shut it down or detach it there, and try again";
+}
+
+std::string layerUser(const FileId& user) {
+    return "+" + nameOnHost(user);
+}
+
+Place openBelow(const Below& below, const FileId& user, const Incarnation& self, const Settings& settings) {
+    Place place;
+    qemu::StoredLease& stored = place.stored;
+    if (!below.file.empty()) {
+        place = placeResource({.path = below.file, .mode = below.mode}, &self, settings);
+        place.guardable = false;
+    } else {
+        Lockspace lockspace =
+            openLockspaceOf({below.lockspace, below.option, below.name, below.about}, &self, settings);
+        stored.mode = below.mode;
+        stored.named = true;
+        putInto(place, lockspace, below.name, below.about, &self);
+        stored.file = stored.leaseFile;
+    }
+    place.caution.clear();
+    place.partOf = below.partOf;
+    stored.lower = true;
+    stored.path = below.words;
+    stored.aliases = {layerUser(user)};
     return place;
 }
 

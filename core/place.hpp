@@ -45,6 +45,7 @@ struct Place {
     bool tellsOutsiders = true; // QEMU's locks on the image mean something, and asking for them is no error
     bool guardable = false;     // QEMU's locks keep nobody out on another host: who joins puts up the guard
     bool ofThisHost = false;    // the lease itself is among those of this host
+    std::string partOf; // of a layer: see Below
     std::string caution;        // what an administrator should know though the lease is given; or empty
 };
 
@@ -58,6 +59,29 @@ std::string nameOf(const Resource& resource);
 // Throws Error, naming the resource, what is wrong with it, and what to do.
 Place openPlace(const Resource& resource, const lease::Incarnation& self, const Settings& settings);
 
+// A lease that a guest has besides, of something below its device: two guests never have two layers of one disk. Who
+// uses a layer as a whole has its own lease, in its own mode; who uses a part of it has that lease for reading, and a
+// second one, of the parts, which who reads the whole has shared. So wholes keep out parts, and parts do not keep out
+// parts. DESIGN.md, "Layers of a device".
+struct Below {
+    std::string lockspace, option, name, about; // the lease file; without an option it is of this host
+    std::string file;                           // or the lease of this file, as of any image
+    lease::Mode mode = lease::Mode::readOnly;
+    std::string partOf; // the file that a part of a loop device is a part of
+    std::string words;  // "SCSI disk sda, which '/dev/sda1' is on"
+};
+
+// `place` is that of the resource, opened. Throws Error like openPlace.
+std::vector<Below> findBelow(const Resource& resource, const Place& place, const Settings& settings);
+// Which lease file or file that is; nothing where it is not made yet.
+std::optional<os::FileId> identifyBelow(const Below& below);
+Place openBelow(const Below& below, const os::FileId& user, const lease::Incarnation& self, const Settings& settings);
+// With the locks in hand: who has a part of a loop device's file has no lock of that file, and a guest may have had it
+// before there was a loop device. A refusal, or nothing.
+std::optional<std::string> findWholeUse(const Place& place, const Settings& settings);
+// How a layer's aliases call the lease that it is there for.
+std::string layerUser(const os::FileId& user);
+
 // The same for looking: nothing is made, and `stored.lease` and `stored.directory` are open only where others have made
 // them. The image is opened with O_PATH (open(2)).
 Place findPlace(const Resource& resource, const Settings& settings);
@@ -67,9 +91,9 @@ std::optional<os::FileId> identifyResource(const Resource& resource, const Setti
 // The same where what cannot be told is as good as nothing.
 std::optional<os::FileId> tryIdentifyResource(const Resource& resource, const Settings& settings);
 
-// Whether no mount tells what storage the file is on: the mount is gone (umount -l), or is in another namespace. Told by
-// the number of its file system: network storage has one that is no device's, and so has other storage, which is taken
-// for unseen where mounts and files have different ones (btrfs, overlayfs). The storage is not asked.
+// Whether no mount tells what storage the file is on: the mount is gone (umount -l), or is in another namespace. Told
+// by the number of its file system: network storage has one that is no device's, and so has other storage, which is
+// taken for unseen where mounts and files have different ones (btrfs, overlayfs). The storage is not asked.
 bool isOnUnseenMount(const os::FileId& file);
 
 // Throws Error where a lease that came out of a QEMU is in a file or a directory that leasehold cannot have made: a QEMU

@@ -61,6 +61,15 @@ struct Settings {
     // lease_backing_files: what QEMU has open below the images is leased for reading, too.
     bool leaseBackingFiles = true;
 
+    // device_layers: what lies below a device is leased, too.
+    bool deviceLayers = true;
+
+    // host_devices: what to do about devices that the host itself uses.
+    Outsiders hostDevices = Outsiders::refuse;
+
+    // single_host: no other host reaches what this one does, so a lockspace of this host is enough for all.
+    bool singleHost = false;
+
     // storage_locks: which lock can be trusted below a path, where the administrator knows better.
     std::vector<storage::Override> storageLocks;
 

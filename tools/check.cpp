@@ -175,6 +175,32 @@ Finding checkSettings(const std::string& file) {
             ""};
 }
 
+// What should be mounted there may not be.
+std::vector<Finding> checkLockspaces(const Settings& settings, int timeout) {
+    std::vector<Finding> found;
+    const std::pair<const char*, const std::string*> all[] = {{"file_lockspace_dir", &settings.fileLockspaceDir},
+                                                              {"lvm_lockspace_dir", &settings.lvmLockspaceDir},
+                                                              {"scsi_lockspace_dir", &settings.scsiLockspaceDir}};
+    for (const auto& [option, path] : all) {
+        if (path->empty())
+            continue;
+        Json storage;
+        std::string about = std::string(option) + " '" + *path + "' ";
+        if (auto problem =
+                attempt([&] { storage = askStorage(*path, timeout, [&] { return leaseToJson(*path, settings); }); }))
+            found.push_back({"lockspace", Level::problem, about + "cannot be used: " + *problem,
+                             "make it, on storage that all hosts share"});
+        else if (storage["scope"] != "all-hosts" && !settings.singleHost)
+            found.push_back(
+                {"lockspace", Level::problem,
+                 about + "is on " + storage["name"].get<std::string>() + ", which only this host locks: is it mounted?",
+                 "mount the storage that all hosts share, or set single_host if there is only one host"});
+        else
+            found.push_back({"lockspace", Level::ok, about + "is on " + storage["name"].get<std::string>(), ""});
+    }
+    return found;
+}
+
 Finding checkDisk(const std::string& guest, const Json& disk, const Settings& settings, int timeout) {
     std::string path = disk["path"], where = "guest '" + guest + "', " + path + ": ";
     if (path.empty())
@@ -287,6 +313,7 @@ int check(const Words& arguments) {
         append(checkDaemons());
     Settings settings;
     (void)attempt([&] { settings = loadSettings(config); }); // a mistake in it was found above
+    append(checkLockspaces(settings, timeout));
     append(checkLibvirt(settings, timeout));
     append(checkGuests(timeout));
     append({checkWatcher()});

@@ -41,6 +41,7 @@ Json toJson(const LeaseView& lease) {
     return {{"mode", modeName(lease.mode)},
             {"state", describe(lease.state)},
             {"backing", lease.lower},
+            {"layer", lease.layer.empty() ? Json() : Json(lease.layer)},
             {"incarnation", os::hexadecimal(lease.incarnation)},
             {"named_by", nameOf(lease.source)},
             {"guest", orNull(lease.guest)},
@@ -159,6 +160,8 @@ std::string describeLease(const Json& lease, bool ofThisHost) {
               (lease["pid"].is_null() ? "unknown" : std::to_string(lease["pid"].get<int>())) + " on host '" +
               text(lease["host"]) + "')";
     std::string since = lease["since"].is_null() ? "" : ", since " + text(lease["since"]);
+    if (!lease["layer"].is_null())
+        return who + ", using " + text(lease["layer"]) + ", " + text(lease["state"]) + since;
     return who + ", " + text(lease["mode"]) + (lease["backing"].get<bool>() ? ", as a backing file, " : ", ") +
            text(lease["state"]) + since;
 }

@@ -38,7 +38,8 @@ std::string encodeRecord(const OwnerRecord& record) {
            "\nincarnation=" + os::hexadecimal(record.incarnation) + "\nhost=" + cleanName(record.host) +
            "\nboot=" + record.bootId + "\npid=" + std::to_string(record.pid) +
            "\nmode=" + std::string(kModeNames[static_cast<std::size_t>(record.mode)]) +
-           "\nsince=" + std::to_string(record.since) + "\n";
+           "\nsince=" + std::to_string(record.since) + "\n" +
+           (record.as.empty() ? "" : "as=" + cleanName(record.as) + "\n");
 }
 
 std::optional<OwnerRecord> parseRecord(std::string_view text) {
@@ -65,6 +66,8 @@ std::optional<OwnerRecord> parseRecord(std::string_view text) {
             record.host = cleanName(value);
         else if (key == "boot")
             record.bootId = cleanName(value);
+        else if (key == "as")
+            record.as = cleanName(value);
         else if (key == "pid" && !parseNumber(value, record.pid))
             record.pid = 0;
         else if (key == "since" && !parseNumber(value, record.since))

@@ -19,6 +19,7 @@ struct OwnerRecord {
     pid_t pid = 0;
     Mode mode = Mode::exclusive;
     std::int64_t since = 0; // seconds since the epoch
+    std::string as;         // of a layer below a device: in which way the guest uses that; or empty
 
     bool operator==(const OwnerRecord&) const = default;
 };

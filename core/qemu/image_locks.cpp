@@ -76,8 +76,11 @@ bool isLocked(int fd, os::Range byte, const std::string& what) {
 std::optional<ImageConflict> findImageConflict(int fd, Use use, bool hidden, const std::string& what) {
     hidden = hidden && use != Use::readOnly;
     // Nearly always nobody is there: one question for all bytes.
-    if (!hidden && !os::findConflict(fd, os::LockType::write, {kUsesBase, kDeniesBase + kResize - kUsesBase + 1}, what))
+    if (!hidden && !os::findConflict(fd, os::LockType::write, {kVirtlockd, kDeniesBase + kResize + 1}, what))
         return std::nullopt;
+    os::LockType asked = use == Use::exclusive ? os::LockType::write : os::LockType::read;
+    if (os::findConflict(fd, asked, {kVirtlockd, 1}, what))
+        return ImageConflict{kVirtlockd, "locks its first byte, as virtlockd does for each guest that has it"};
     std::optional<ImageConflict> conflict;
     for (std::int64_t byte : conflictingBytes(use)) {
         os::Range range{byte, 1};

@@ -21,6 +21,10 @@ namespace leasehold::qemu {
 constexpr std::int64_t kUsesBase = 100;
 constexpr std::int64_t kDeniesBase = 200;
 
+// virtlockd locks this byte of an image: for writing, or for reading where the guest shares it (libvirt
+// src/locking/lock_daemon_dispatch.c, virLockDaemonProtocolDispatchAcquireResource).
+constexpr std::int64_t kVirtlockd = 0;
+
 using Use = Mode; // of the image by a guest
 
 // What the process on the other side does with the image, as far as it is in the way.

@@ -954,17 +954,34 @@ HostGuests findGuests(std::chrono::milliseconds limit) {
     return found;
 }
 
-bool readsBelow(const RunningGuest& guest, const os::FileId& file) {
+namespace {
+
+// The leases of another guest, for a message. What is wrong with its vessel does not concern whoever is told.
+std::vector<StoredLease> leasesOf(const RunningGuest& guest) {
     auto process = os::Process::openIfExists(guest.pid);
     if (!process)
-        return false;
+        return {};
     try {
         auto manifest = Vessel::readManifest(*process, guest.tag.uuid);
-        return manifest && std::any_of(manifest->leases.begin(), manifest->leases.end(),
-                                       [&](const StoredLease& lease) { return lease.lower && lease.file == file; });
+        return manifest ? std::move(manifest->leases) : std::vector<StoredLease>();
     } catch (const Error&) {
-        return false; // what is wrong with another guest's vessel does not concern whoever is told about this one
+        return {};
     }
+}
+
+} // namespace
+
+std::string layerWords(const RunningGuest& guest, const os::FileId& leaseFile) {
+    for (const StoredLease& lease : leasesOf(guest))
+        if (lease.isLayer() && lease.leaseFile == leaseFile)
+            return lease.path;
+    return "";
+}
+
+bool readsBelow(const RunningGuest& guest, const os::FileId& file) {
+    std::vector<StoredLease> leases = leasesOf(guest);
+    return std::any_of(leases.begin(), leases.end(),
+                       [&](const StoredLease& lease) { return lease.lower && !lease.isLayer() && lease.file == file; });
 }
 
 } // namespace leasehold::qemu

@@ -72,6 +72,11 @@ struct StoredLease {
     // its own but what its marks are in.
     std::unique_ptr<StoredLease> companion;
 
+    // Of something below a device that the guest uses (place.hpp, Below). It has no image, its path is words, and its
+    // aliases are the files of those leases that it is there for, each behind a "+". A path never begins like that, so
+    // versions that know no layers keep it for a lease whose end nobody tells.
+    bool isLayer() const { return !aliases.empty() && aliases.front().starts_with('+'); }
+
     // Whether the marks are on the image itself.
     bool onImage() const { return leaseFile == file && !named; }
     // The image; nothing to look at where the lease is a named one.
@@ -200,6 +205,10 @@ struct HostGuests {
     const RunningGuest* of(pid_t pid) const;
 };
 HostGuests findGuests(std::chrono::milliseconds limit);
+
+// In the words of that guest's own lease, what of it stands on the device or file whose lease that is; empty where
+// nothing does.
+std::string layerWords(const RunningGuest& guest, const os::FileId& leaseFile);
 
 // Whether that guest keeps a lease of the file because it reads it below an image of its own. False where its vessel
 // cannot be read: for messages only.

@@ -2,15 +2,21 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "core/storage/device.hpp"
 
+#include "core/os/error.hpp"
 #include "core/os/fd.hpp"
 #include "core/os/hash.hpp"
 #include "core/os/text.hpp"
+#include "core/storage/mount.hpp"
 
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <filesystem>
 #include <optional>
 
+#include <fcntl.h>
+#include <linux/loop.h>
+#include <sys/ioctl.h>
 #include <sys/sysmacros.h>
 
 namespace leasehold::storage {
@@ -108,6 +114,25 @@ std::string asFileName(std::string_view text) {
     return name.substr(0, kLongest - 17) + number;
 }
 
+// What stands in a file of sysfs; nothing where there is none.
+std::optional<std::string> readLine(const std::string& path) {
+    auto text = os::readFileIfPossible(path, 65536);
+    while (text && text->ends_with('\n'))
+        text->pop_back();
+    return text;
+}
+
+std::uint64_t readNumber(const std::string& path) {
+    std::string text = readLine(path).value_or("");
+    std::uint64_t number = 0;
+    (void)std::from_chars(text.data(), text.data() + text.size(), number);
+    return number;
+}
+
+std::string folderOf(dev_t device, const std::string& root) {
+    return root + "/sys/dev/block/" + std::to_string(major(device)) + ":" + std::to_string(minor(device));
+}
+
 // What sysfs and udev say about one device.
 class Look {
 public:
@@ -124,12 +149,7 @@ public:
     }
 
 private:
-    static std::optional<std::string> read(const std::string& path) {
-        auto text = os::readFileIfPossible(path, 65536);
-        while (text && text->ends_with('\n'))
-            text->pop_back();
-        return text;
-    }
+    static std::optional<std::string> read(const std::string& path) { return readLine(path); }
 
     std::optional<std::string> file(const std::string& name) const { return read(folder_ + "/" + name); }
 
@@ -262,6 +282,184 @@ std::string parseDeviceIdentification(std::string_view page) {
         }
     }
     return best;
+}
+
+namespace {
+
+// The number in a device's `dev` file.
+std::optional<dev_t> numberIn(const std::string& folder) {
+    unsigned first = 0, second = 0;
+    if (std::sscanf(readLine(folder + "/dev").value_or("").c_str(), "%u:%u", &first, &second) != 2)
+        return std::nullopt;
+    return makedev(first, second);
+}
+
+std::vector<std::string> listFolder(const std::string& folder) {
+    std::vector<std::string> names;
+    std::error_code error;
+    for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error))
+        names.push_back(entry->path().filename());
+    std::sort(names.begin(), names.end());
+    return names;
+}
+
+std::string nameIn(const std::string& folder, dev_t device) {
+    std::string name = std::filesystem::path(folder).filename();
+    std::error_code error;
+    std::filesystem::path real = std::filesystem::canonical(folder, error);
+    return os::printable(error ? std::to_string(major(device)) + ":" + std::to_string(minor(device))
+                               : real.filename().string());
+}
+
+// Goes down a stack, which is a graph: a layer that is reached as a whole and as parts counts as a whole.
+class Descent {
+public:
+    explicit Descent(const std::string& root) : root_(root) {}
+
+    std::vector<Layer> run(dev_t device) {
+        go(device, true, "", 0);
+        return std::move(layers_);
+    }
+
+private:
+    // Stacks of the kernel are a few layers high, and a volume group may have some hundred disks.
+    static constexpr int kDeepest = 16;
+    static constexpr std::size_t kMost = 1024;
+
+    void go(dev_t device, bool whole, const std::string& part, int depth) {
+        std::string folder = folderOf(device, root_);
+        if (depth == kDeepest || layers_.size() > kMost)
+            throw Error(Fault::unsupported, "it stands on more layers than leasehold looks at");
+        Device here = identifyDevice(device, root_);
+        if (auto number = readLine(folder + "/partition")) {
+            if (auto disk = numberIn(folder + "/.."))
+                down(*disk, here, false, "-part" + *number, depth);
+            return;
+        }
+        if (major(device) == kLoopMajor) {
+            loop(folder, device, whole, part);
+            return;
+        }
+        std::string uuid = readLine(folder + "/dm/uuid").value_or("");
+        std::string inner = uuid.starts_with("part") ? "-" + uuid.substr(0, uuid.find('-')) : "";
+        bool slice = uuid.starts_with("LVM-") || !inner.empty();
+        std::uint64_t size = readNumber(folder + "/size");
+        for (const std::string& slave : listFolder(folder + "/slaves"))
+            if (auto below = numberIn(folder + "/slaves/" + slave)) {
+                // Two devices that each cover more than half of a third one overlap.
+                bool covers = size > readNumber(folder + "/slaves/" + slave + "/size") / 2;
+                down(*below, here, whole && !slice && covers, inner, depth);
+            }
+    }
+
+    void down(dev_t device, const Device& above, bool whole, const std::string& part, int depth) {
+        Device here = identifyDevice(device, root_);
+        // A path of a multipath device is that device; and an inner layer of a logical volume is nobody's but its own.
+        bool same = !here.identity.empty() && here.identity == above.identity;
+        bool inner = readLine(folderOf(device, root_) + "/dm/uuid").value_or("").starts_with("LVM-") &&
+                     above.kind == Device::Kind::logicalVolume;
+        auto known = std::find_if(layers_.begin(), layers_.end(),
+                                  [&](const Layer& layer) { return layer.file.empty() && layer.number == device; });
+        if (known != layers_.end()) {
+            if (known->whole || !whole)
+                return;
+            known->whole = true;
+        } else if (!same && !inner) {
+            layers_.push_back({.number = device, .device = here, .whole = whole, .file = "", .loop = "", .part = ""});
+        }
+        go(device, whole, part, depth + 1);
+    }
+
+    void loop(const std::string& folder, dev_t device, bool whole, const std::string& part) {
+        std::string name = nameIn(folder, device);
+        auto file = readLine(folder + "/loop/backing_file");
+        if (!file || file->empty())
+            throw Error(Fault::invalid, "loop device " + name + " has no file behind it; attach one (losetup)");
+        if (file->ends_with(" (deleted)"))
+            throw Error(Fault::invalid, "the file behind loop device " + name + " was deleted ('" +
+                                            os::printable(*file) + "'); detach the loop device, and attach the image");
+        bool all = readNumber(folder + "/loop/offset") == 0 && readNumber(folder + "/loop/sizelimit") == 0;
+        layers_.push_back({.number = device,
+                           .device = {},
+                           .whole = whole && all,
+                           .file = *file,
+                           .loop = name,
+                           .part = all ? part : ""});
+    }
+
+    static constexpr unsigned kLoopMajor = 7; // Linux include/uapi/linux/major.h
+
+    std::string root_;
+    std::vector<Layer> layers_;
+};
+
+} // namespace
+
+std::vector<Layer> findLayers(dev_t device, const std::string& root) {
+    return Descent(root).run(device);
+}
+
+namespace {
+
+// 0, or the error number.
+int tryAskLoop(const std::string& loop, loop_info64& info) {
+    os::Fd fd;
+    if (int error = os::tryOpen("/dev/" + loop, O_RDONLY | O_NONBLOCK, fd))
+        return error;
+    return ioctl(fd.get(), LOOP_GET_STATUS64, &info) < 0 ? errno : 0;
+}
+
+bool isFileOf(const loop_info64& info, const struct stat& file) {
+    return info.lo_inode == file.st_ino && info.lo_device == file.st_dev;
+}
+
+} // namespace
+
+bool isBehindLoop(const std::string& loop, const struct stat& file) {
+    loop_info64 info{};
+    if (int error = tryAskLoop(loop, info))
+        throw SystemError(error, "ask which file is behind", "/dev/" + loop);
+    return isFileOf(info, file);
+}
+
+std::vector<dev_t> findLoops(const struct stat& file) {
+    std::vector<dev_t> loops;
+    for (const std::string& name : listFolder("/sys/block")) {
+        if (!name.starts_with("loop") || !readLine("/sys/block/" + name + "/loop/backing_file"))
+            continue;
+        auto number = numberIn("/sys/block/" + name);
+        loop_info64 info{};
+        // Not by its path: that may lead elsewhere, or to a server that does not answer.
+        if (number && tryAskLoop(name, info) == 0 && isFileOf(info, file))
+            loops.push_back(*number);
+    }
+    return loops;
+}
+
+bool isReadOnly(dev_t device) {
+    return readNumber(folderOf(device, "") + "/ro") == 1;
+}
+
+std::string findHostUse(dev_t device) {
+    std::string folder = folderOf(device, "");
+    std::string name = nameIn(folder, device);
+    std::vector<std::pair<std::string, dev_t>> all{{name, device}};
+    for (const std::string& child : listFolder(folder))
+        if (auto part = child.starts_with(name) ? numberIn(folder + "/" + child) : std::nullopt)
+            all.emplace_back(child, *part);
+    std::string swaps = os::readFileIfPossible("/proc/swaps", 65536).value_or("");
+    for (const auto& [known, number] : all) {
+        std::vector<std::string> holders = listFolder(folderOf(number, "") + "/holders");
+        if (!holders.empty()) {
+            auto holder = numberIn("/sys/class/block/" + holders.front());
+            return (holder ? identifyDevice(*holder).words : os::printable(holders.front())) + " is made of " + known;
+        }
+        if (isMounted(number))
+            return known + " is mounted";
+        if (("\n" + swaps).find("\n/dev/" + known + " ") != std::string::npos)
+            return "it swaps to " + known;
+    }
+    return "";
 }
 
 Device identifyDevice(dev_t device, const std::string& root) {

@@ -8,7 +8,9 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include <sys/stat.h>
 #include <sys/types.h>
 
 namespace leasehold::storage {
@@ -28,6 +30,35 @@ struct Device {
 
 // `root` stands before /sys and /run, for tests. What is not there makes a device of kind other.
 Device identifyDevice(dev_t device, const std::string& root = "");
+
+// One thing that a device stands on.
+struct Layer {
+    dev_t number = 0;
+    Device device;
+    // What stands on it covers it as a loop device covers its file, and is not one of its parts, as a partition is.
+    bool whole = false;
+    std::string file; // behind a loop device, and then no device
+    std::string loop; // whose file it is: "loop0"
+    std::string part; // "-part2": the only thing above that loop device is its second partition
+};
+
+// All that lies below a device, as sysfs knows it: the disk of a partition, what LVM, dm, md and the like are made of,
+// the file of a loop device. The paths of a multipath device are that device. Throws Error where a loop device has no
+// file, or one that was deleted, and where the layers have no end.
+std::vector<Layer> findLayers(dev_t device, const std::string& root = "");
+
+// Whether that is the file behind a loop device ("loop0"); its name may lead elsewhere by now. Throws SystemError.
+bool isBehindLoop(const std::string& loop, const struct stat& file);
+
+// The loop devices over a file, by number. Those that may not be asked are left out.
+std::vector<dev_t> findLoops(const struct stat& file);
+
+// Whether the kernel lets nobody write to it.
+bool isReadOnly(dev_t device);
+
+// Who uses the device on this host, in words, as far as sysfs and /proc tell: what is made of it, where it or a
+// partition of it is mounted, swap. Empty where nothing is known.
+std::string findHostUse(dev_t device);
 
 // Pure. The name of a logical unit in its Device Identification page (SPC, VPD page 83h): "naa.6...", "eui.0...",
 // "t10.VENDOR_...". Empty when the page has none. The best kind wins in the order in which udev's scsi_id looks for

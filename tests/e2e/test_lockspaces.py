@@ -200,16 +200,53 @@ def loop(image):
     subprocess.run(["losetup", "--detach", found.stdout.strip()], check=True)
 
 
-def test_a_block_device_is_leased_on_this_host_and_the_log_says_so(lab, alpha, beta, loop, guest):
+@pytest.mark.parametrize("layers", ["", "device_layers = 0\n"], ids=["with its file", "alone"])
+def test_a_block_device_is_leased_on_this_host_and_the_log_says_so(lab, alpha, beta, loop, guest, layers):
+    """Its file is on storage that both hosts share."""
+    with contextlib.ExitStack() as stack:
+        for host in (alpha, beta):
+            stack.enter_context(host.configured(plugin_conf=layers))
+        block_device_is_leased(lab, alpha, beta, loop, guest, layers)
+
+
+def block_device_is_leased(lab, alpha, beta, loop, guest, layers):
     wanted = guest(loop, emulator=lab.emulator_without_locks)
     alpha.forget_log()
     alpha.boot(wanted)
     expect.taken(alpha, loop)
-    expect.free(beta, loop)
+    if "device_layers" in layers:
+        expect.free(beta, loop)
     said = (alpha.dir / "log" / "qemu" / f"{wanted.name}.log").read_text() + alpha.log()
     assert "on this host only" in said and loop in said
     alpha.kill_qemu(wanted)
     expect.free(alpha, loop)
+
+
+def test_a_loop_device_and_its_file_are_one_resource(alpha, images, loop, guest):
+    file = images / "device.img"
+    for one, other in ((loop, file), (file, loop)):
+        has, wants = guest(one), guest(other)
+        alpha.boot(has)
+        alpha.ok("suspend", has.name)
+        alpha.ok("resume", has.name)
+        alpha.define(wants)
+        expect.names_holder(alpha.refused("start", wants.name), file if one == loop else one, has, alpha)
+        expect.taken(alpha, one, other)
+        alpha.kill_qemu(has)
+        alpha.ok("start", wants.name)
+        alpha.ok("destroy", wants.name)
+
+
+def test_a_device_that_the_host_uses_itself_is_refused(alpha, loop, guest):
+    wanted = guest(loop)
+    alpha.define(wanted)
+    claim = os.open(loop, os.O_RDONLY | os.O_EXCL)
+    try:
+        assert "in use by this host itself" in alpha.refused("start", wanted.name)
+        with alpha.configured(plugin_conf='host_devices = "warn"\n'):
+            alpha.ok("start", wanted.name)
+    finally:
+        os.close(claim)
 
 
 def test_a_block_device_is_refused_where_the_cluster_has_to_respect_it(alpha, loop, guest):

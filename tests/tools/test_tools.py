@@ -452,6 +452,37 @@ def test_a_block_device_is_inspected_with_its_lease_of_this_host(image):
         subprocess.run(["losetup", "--detach", path], check=True)
 
 
+def test_check_finds_a_lockspace_that_is_not_there_or_not_shared(tmp_path):
+    conf = tmp_path / "leasehold.conf"
+    def lockspace(text):
+        conf.write_text(text)
+        findings = json.loads(call("check", "--json", "--config", conf).stdout)["findings"]
+        return [(found["level"], found["text"]) for found in findings if found["about"] == "lockspace"]
+    [(level, text)] = lockspace(f'file_lockspace_dir = "{tmp_path}"\n')
+    assert level == "problem" and "is it mounted?" in text and str(tmp_path) in text
+    [(level, text)] = lockspace(f'lvm_lockspace_dir = "{tmp_path}"\nsingle_host = 1\n')
+    assert level == "ok"
+    [(level, text)] = lockspace(f'scsi_lockspace_dir = "{tmp_path}/nowhere"\n')
+    assert level == "problem" and "no such file" in text
+    assert lockspace("") == []
+
+
+def test_a_refusal_and_inspect_name_the_layer_that_the_other_has(image):
+    device = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True)
+    if device.returncode != 0:
+        pytest.skip(f"no loop devices here: {device.stderr.strip()}")
+    path = device.stdout.strip()
+    try:
+        with running(LEASEHOLD, "run", path, "--", "cat"):
+            wait_until(lambda: inspect(path)["leases"])
+            layer = f"the file '{image}', which '{path}' is on"
+            assert layer in call("run", image, "--", "true").stderr
+            assert inspect(image)["leases"][0]["layer"] == layer
+            assert f"using {layer}" in call("inspect", image).stdout
+    finally:
+        subprocess.run(["losetup", "--detach", path], check=True)
+
+
 def test_check_reports_the_worst(tmp_path):
     def finding(about, **options):
         words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]

@@ -254,6 +254,109 @@ TEST_F(FakeSysfs, WhatHasNoNameOfItsOwnIsOnlyDescribed) {
     EXPECT_EQ(look(makedev(66, 6)).kind, Device::Kind::other);
 }
 
+// A stack of fakes, each named by its device number.
+class Stacks : public FakeSysfs {
+protected:
+    // What is below `device`, in words, the wholes in capitals.
+    std::string below(dev_t device) {
+        std::string text;
+        for (const Layer& layer : findLayers(device, root_.path())) {
+            std::string name = layer.file.empty() ? number(layer.number) : layer.file + layer.part;
+            text += (text.empty() ? "" : " ") + name + (layer.whole ? "!" : "");
+        }
+        return text;
+    }
+    std::string addSized(dev_t device, const std::string& name, int size, const std::string& uuid = "none") {
+        std::string folder = add(device, "virtual/block/" + name);
+        write(folder + "/size", std::to_string(size) + "\n");
+        write(folder + "/dev", number(device) + "\n");
+        if (uuid != "none") {
+            write(folder + "/dm/name", name + "\n");
+            write(folder + "/dm/uuid", uuid + "\n");
+        }
+        return folder;
+    }
+    void stand(const std::string& upper, const std::string& lower) {
+        fs::create_directories(root_.path(upper + "/slaves"));
+        fs::create_directory_symlink(root_.path(lower),
+                                     root_.path(upper + "/slaves/" + fs::path(lower).filename().string()));
+    }
+    const dev_t kLv = makedev(253, 1), kInner = makedev(253, 2), kMd = makedev(9, 0), kLoop = makedev(7, 3),
+                kLoop1 = makedev(259, 3);
+};
+
+TEST_F(Stacks, APartitionIsAPartOfItsDisk) {
+    std::string sda = addScsi(kSda, "sda");
+    write(sda + "/dev", "8:0\n");
+    addPartition(kSda1, sda, 1);
+    EXPECT_EQ(below(kSda), "");
+    EXPECT_EQ(below(kSda1), "8:0");
+}
+
+TEST_F(Stacks, ALogicalVolumeIsAPartOfItsPhysicalVolumesAndOfTheirDisks) {
+    std::string sda = addScsi(kSda, "sda"), sdb = addScsi(kSdb, "sdb");
+    for (auto [folder, name] : {std::pair(sda, "8:0\n"), std::pair(sdb, "8:16\n")}) {
+        write(folder + "/dev", name);
+        write(folder + "/size", "100\n");
+    }
+    std::string part = addPartition(kSda1, sda, 1);
+    write(part + "/dev", "8:1\n");
+    std::string lv = addSized(kLv, "vg-lv", 150, "LVM-" + kVolume),
+                inner = addSized(kInner, "vg-lv-real", 150, "LVM-" + kVolume + "-real");
+    stand(lv, inner);
+    stand(inner, part);
+    stand(inner, sdb);
+    EXPECT_EQ(below(kLv), "8:1 8:0 8:16") << "its inner layers are its own";
+}
+
+TEST_F(Stacks, WhatCoversADeviceIsTheWholeOfIt) {
+    std::string sda = addScsi(kSda, "sda"), sdb = addScsi(kSdb, "sdb");
+    for (auto [folder, name] : {std::pair(sda, "8:0\n"), std::pair(sdb, "8:16\n")}) {
+        write(folder + "/dev", name);
+        write(folder + "/size", "100\n");
+    }
+    std::string md = addSized(kMd, "md0", 98), crypt = addSized(kDm, "secret", 90, "CRYPT-LUKS2-x-secret");
+    stand(md, sda);
+    stand(md, sdb);
+    stand(crypt, md);
+    EXPECT_EQ(below(kMd), "8:0! 8:16!");
+    EXPECT_EQ(below(kDm), "9:0! 8:0! 8:16!");
+    std::string slice = addSized(kLv, "slice", 40, "");
+    stand(slice, md);
+    EXPECT_EQ(below(kLv), "9:0 8:0 8:16");
+}
+
+TEST_F(Stacks, TheFileBehindALoopDeviceIsTheLastLayer) {
+    std::string loop = addSized(kLoop, "loop3", 100);
+    EXPECT_TRUE(unit::says(unit::errorOf([&] { below(kLoop); }), "loop device loop3 has no file behind it"));
+    write(loop + "/loop/backing_file", "/srv/x.img\n");
+    write(loop + "/loop/offset", "0\n");
+    addPartition(kLoop1, loop, 2);
+    EXPECT_EQ(below(kLoop), "/srv/x.img!");
+    EXPECT_EQ(below(kLoop1), "7:3 /srv/x.img-part2");
+    write(loop + "/loop/offset", "512\n");
+    EXPECT_EQ(below(kLoop), "/srv/x.img");
+    EXPECT_EQ(below(kLoop1), "7:3 /srv/x.img");
+    write(loop + "/loop/backing_file", "/srv/x.img (deleted)\n");
+    EXPECT_TRUE(unit::says(unit::errorOf([&] { below(kLoop1); }), "the file behind loop device loop3 was deleted"));
+}
+
+TEST_F(Stacks, PathsOfAMultipathDeviceAreNoLayers) {
+    std::string map = addMapped("mpatha", "mpath-3" + kNaa6Hex), sda = addScsi(kSda, "sda");
+    write(sda + "/dev", "8:0\n");
+    write(sda + "/device/vpd_pg83", page(designator(3, 1, kNaa6)));
+    stand(map, sda);
+    EXPECT_EQ(below(kDm), "");
+}
+
+TEST_F(Stacks, OneThatHasNoEndIsRefused) {
+    std::string one = addSized(kLv, "one", 10, ""), two = addSized(kInner, "two", 10, "");
+    stand(one, two);
+    stand(two, one);
+    EXPECT_LE(below(kLv).size(), 20u) << "each layer once";
+    EXPECT_EQ(below(makedev(66, 6)), "") << "is not there";
+}
+
 TEST_F(FakeSysfs, IdentityIsAFileNameWhateverTheDeviceSays) {
     std::string sda = addScsi(kSda, "sda");
     struct Row {

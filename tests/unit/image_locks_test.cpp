@@ -19,6 +19,31 @@
 namespace leasehold::qemu {
 namespace {
 
+// As virtlockd takes it, from another process.
+TEST(ImageLocks, TheByteOfVirtlockdIsInTheWayOfWhoeverWouldNotShareIt) {
+    unit::TempDir dir;
+    std::string image = dir.file("disk.img", "x");
+    for (short type : {short{F_WRLCK}, short{F_RDLCK}}) {
+        unit::Child daemon([&](unit::Line& line) {
+            os::Fd fd = os::openFile(image, O_RDWR);
+            struct flock lock {};
+            lock.l_type = type;
+            lock.l_whence = SEEK_SET;
+            lock.l_len = 1;
+            unit::demand(fcntl(fd.get(), F_SETLK, &lock) == 0, "no lock");
+            line.say();
+            line.hear();
+        });
+        daemon.line().hear();
+        os::Fd fd = os::openFile(image, O_RDWR);
+        for (Use use : {Use::exclusive, Use::shared, Use::readOnly}) {
+            auto conflict = findImageConflict(fd.get(), use, false, image);
+            EXPECT_EQ(conflict.has_value(), type == F_WRLCK || use == Use::exclusive);
+            EXPECT_TRUE(!conflict || unit::says(conflict->words, "as virtlockd does"));
+        }
+    }
+}
+
 using std::chrono::milliseconds;
 using unit::Child;
 using unit::Line;
@@ -47,7 +72,7 @@ TEST_F(QemusLocks, StopEachUseByTheBytesThatQemuItselfTests) {
         bool exclusive, shared, readOnly;
     };
     const Row rows[] = {
-        {0, false, false, false},   {1, false, false, false},   {99, false, false, false},
+        {1, false, false, false},   {99, false, false, false},
         {100, false, false, false}, {101, true, false, true},   {102, false, false, false},
         {103, true, false, false},  {104, false, false, false}, {200, true, true, true},
         {201, true, true, false},   {202, false, false, false}, {203, true, false, false},

@@ -12,11 +12,14 @@
 #include <fstream>
 
 #include <fcntl.h>
+#include <linux/blkpg.h>
+#include <linux/fs.h>
 #include <linux/loop.h>
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 namespace leasehold {
@@ -411,7 +414,7 @@ TEST_F(Named, TargetThatCannotHaveLeasesIsRefusedWithAReason) {
 // A block device for the length of a test.
 class Loop {
 public:
-    explicit Loop(const std::string& backing) {
+    explicit Loop(const std::string& backing, unsigned flags = 0) {
         os::Fd control;
         int number =
             os::tryOpen("/dev/loop-control", O_RDWR, control) == 0 ? ioctl(control.get(), LOOP_CTL_GET_FREE) : -1;
@@ -420,7 +423,7 @@ public:
         os::Fd file = os::openFile(backing, O_RDWR);
         loop_config config{};
         config.fd = static_cast<std::uint32_t>(file.get());
-        config.info.lo_flags = LO_FLAGS_AUTOCLEAR;
+        config.info.lo_flags = LO_FLAGS_AUTOCLEAR | flags;
         struct stat status;
         if (ioctl(device_.get(), LOOP_CONFIGURE, &config) == 0 && fstat(device_.get(), &status) == 0) {
             path_ = "/dev/loop" + std::to_string(number);
@@ -430,6 +433,8 @@ public:
 
     const std::string& path() const { return path_; } // empty where there are none
     dev_t number() const { return number_; }
+    int fd() const { return device_.get(); }
+    std::string name() const { return path_.substr(std::string("/dev/").size()); }
 
 private:
     os::Fd device_;
@@ -476,6 +481,7 @@ TEST_F(Device, IsOneLeaseUnderAllItsNodes) {
 TEST_F(Device, IsOneLeaseUnderAllItsNodesInALockspaceToo) {
     Settings shared = settings;
     shared.fileLockspaceDir = makePrivate(dir.path("shared"));
+    shared.singleHost = true;
     Engine other{shared, [](const std::string&) {}};
     Qemu qemu(other, web, {{loop->path()}});
     try {
@@ -484,6 +490,199 @@ TEST_F(Device, IsOneLeaseUnderAllItsNodesInALockspaceToo) {
     } catch (const std::runtime_error& error) {
         EXPECT_TRUE(says(error.what(), "in use by guest 'web'"));
     }
+}
+
+TEST_F(Device, ALoopDeviceAndItsFileAreOneResource) {
+    Loop other(image);
+    ASSERT_NE(other.path(), "");
+    for (const std::string& first : {loop->path(), image})
+        for (Mode mode : {Mode::exclusive, Mode::shared, Mode::readOnly}) {
+            Qemu qemu = start(web, {{first, mode}});
+            for (const std::string& then : {loop->path(), other.path(), image}) {
+                std::string refusal = refusalOf(mail, {{then}});
+                EXPECT_TRUE(says(refusal, "in use by guest 'web'")) << first << " and " << then;
+                if (first != image && then != first) {
+                    EXPECT_TRUE(says(refusal, "the file '" + image + "', which '" + first + "' is on"));
+                }
+                if (mode == Mode::readOnly) {
+                    EXPECT_EQ(refusalOf(mail, {{then, mode}}), "granted");
+                }
+            }
+        }
+    EXPECT_TRUE(says(refusalOf(web, {{loop->path()}, {image}}), "twice"));
+    EXPECT_TRUE(says(refusalOf(web, {{loop->path()}, {other.path()}}), "twice"));
+    EXPECT_EQ(refusalOf(web, {{second}, {loop->path()}}), "granted");
+}
+
+TEST_F(Device, LayersComeAndGoWithTheDevice) {
+    Qemu qemu = start(web, {});
+    for (int round = 0; round < 2; round++) {
+        ASSERT_EQ(engine.acquire(web, {{loop->path()}}, ""), std::nullopt);
+        EXPECT_TRUE(held(image));
+        EXPECT_TRUE(says(refusalOf(mail, {{image}}), "guest 'web'"));
+        engine.detach(web, {{loop->path()}});
+        EXPECT_EQ(storedFor(qemu, web), 0u);
+        EXPECT_FALSE(held(image));
+    }
+}
+
+TEST_F(Device, AGuestWithLayersStopsRunsAndMigrates) {
+    const std::vector<Resource> disks{{loop->path()}};
+    Qemu qemu = start(web, disks);
+    ASSERT_EQ(engine.acquire(web, disks, ""), std::nullopt);
+    std::string state = engine.release(web, disks);
+    ASSERT_EQ(engine.acquire(web, disks, state), std::nullopt);
+    std::string cookie = engine.inquire(web, disks);
+    Guest there = web;
+    Qemu target = start(there, disks);
+    (void)engine.release(web, disks);
+    EXPECT_EQ(engine.acquire(there, disks, cookie), std::nullopt);
+    EXPECT_TRUE(engine.acquire(web, disks, cookie)) << "it has gone";
+    qemu.kill();
+    EXPECT_TRUE(says(refusalOf(mail, {{image}}), "guest 'web'"));
+    target.kill();
+    EXPECT_EQ(refusalOf(mail, {{image}}), "granted");
+}
+
+TEST_F(Device, WithLayersIsAsBeforeWhereTheAdministratorSaysSo) {
+    Settings without = settings;
+    without.deviceLayers = false;
+    Engine other{without, [](const std::string&) {}};
+    Qemu qemu(other, web, {{loop->path()}}), rival(other, mail, {{image}});
+}
+
+TEST_F(Device, ALoopDeviceWhoseFileIsNotThereIsRefusedInWords) {
+    std::string moved = dir.path("moved.img");
+    fs::rename(image, moved);
+    EXPECT_EQ(refusalOf(web, {{loop->path()}}), "granted") << "the kernel follows the name";
+    fs::remove(moved);
+    EXPECT_TRUE(says(refusalOf(web, {{loop->path()}}), "was deleted"));
+    os::Fd control = os::openFile("/dev/loop-control", O_RDWR);
+    int number = ioctl(control.get(), LOOP_CTL_GET_FREE);
+    ASSERT_GE(number, 0);
+    EXPECT_TRUE(says(refusalOf(web, {{"/dev/loop" + std::to_string(number)}}), "has no file behind it"));
+}
+
+TEST_F(Device, OfTheHostItselfIsRefusedWithTheReasonUnlessSomebodyKnowsBetter) {
+    os::Fd claim = os::openFile(loop->path(), O_RDONLY | O_EXCL);
+    std::string refusal = refusalOf(web, {{loop->path()}});
+    EXPECT_TRUE(says(refusal, "'" + loop->path() + "'"));
+    EXPECT_TRUE(says(refusal, "in use by this host itself: a program has it open for itself alone"));
+    EXPECT_TRUE(says(refusal, "host_devices"));
+    Settings knowing = settings;
+    std::vector<std::string> told;
+    for (auto what : {Settings::Outsiders::warn, Settings::Outsiders::ignore}) {
+        knowing.hostDevices = what;
+        Engine other{knowing, [&](const std::string& text) { told.push_back(text); }};
+        EXPECT_NO_THROW(openPlace({loop->path()}, {1, 1}, knowing));
+    }
+    EXPECT_TRUE(says(openPlace({loop->path()}, {1, 1},
+                               [&] {
+                                   knowing.hostDevices = Settings::Outsiders::warn;
+                                   return knowing;
+                               }())
+                         .caution,
+                     "in use by this host itself"));
+}
+
+TEST_F(Device, ALockspaceThatOnlyThisHostSeesIsRefusedUnlessOneHostIsMeant) {
+    Settings local = settings;
+    local.fileLockspaceDir = makePrivate(dir.path("not mounted"));
+    std::string error = errorOf([&] { (void)openPlace({node}, {1, 1}, local); });
+    for (const std::string& part : {"'" + local.fileLockspaceDir + "' (file_lockspace_dir)",
+                                    std::string("is it mounted?"), std::string("single_host")})
+        EXPECT_TRUE(says(error, part));
+    local.singleHost = true;
+    EXPECT_EQ(openPlace({node}, {1, 1}, local).caution, "");
+}
+
+// Two partitions of one loop device, as `partx` would add them.
+class Partitions : public Device {
+protected:
+    void SetUp() override {
+        Device::SetUp();
+        if (IsSkipped())
+            return;
+        loop.reset();
+        loop.emplace(image, LO_FLAGS_PARTSCAN);
+        other.emplace(image, LO_FLAGS_PARTSCAN);
+        if (loop->path().empty() || other->path().empty())
+            GTEST_SKIP() << "no two loop devices can be had";
+        for (Loop* disk : {&*loop, &*other})
+            for (int number : {1, 2}) {
+                blkpg_partition partition{};
+                partition.start = number * 65536;
+                partition.length = 65536;
+                partition.pno = number;
+                blkpg_ioctl_arg add{BLKPG_ADD_PARTITION, 0, sizeof partition, &partition};
+                if (ioctl(disk->fd(), BLKPG, &add) < 0)
+                    GTEST_SKIP() << "no partitions of loop devices here";
+                std::string name = disk->name() + "p" + std::to_string(number);
+                unsigned major = 0, minor = 0;
+                std::string text =
+                    os::readFileIfPossible("/sys/block/" + disk->name() + "/" + name + "/dev", 64).value_or("");
+                ASSERT_EQ(std::sscanf(text.c_str(), "%u:%u", &major, &minor), 2);
+                part[disk == &*other][number] = dir.path(name);
+                ASSERT_EQ(mknod(dir.path(name).c_str(), S_IFBLK | 0600, makedev(major, minor)), 0);
+            }
+    }
+    void TearDown() override {
+        for (auto* disk : {&loop, &other})
+            for (int number : {1, 2}) {
+                blkpg_partition partition{};
+                partition.pno = number;
+                blkpg_ioctl_arg del{BLKPG_DEL_PARTITION, 0, sizeof partition, &partition};
+                if (disk->has_value())
+                    (void)ioctl((*disk)->fd(), BLKPG, &del);
+            }
+    }
+
+    std::optional<Loop> other;
+    std::string part[2][3]; // of the loop devices, by number
+};
+
+TEST_F(Partitions, AreForTwoGuestsAndTheWholeIsForNeitherOfThem) {
+    Qemu one = start(web, {{part[0][1]}});
+    EXPECT_EQ(refusalOf(mail, {{part[0][2]}}), "granted");
+    Qemu two = start(mail, {{part[0][2]}});
+    for (const std::string& whole : {loop->path(), other->path(), image})
+        for (Mode mode : {Mode::exclusive, Mode::shared, Mode::readOnly}) {
+            std::string refusal = refusalOf(db, {{whole, mode}});
+            EXPECT_TRUE(says(refusal, "in use by guest '")) << whole;
+            EXPECT_TRUE(says(refusal, ", which '" + dir.path() + "/loop")) << "it says which layer the other has";
+        }
+    EXPECT_TRUE(says(refusalOf(db, {{part[0][1]}}), "guest 'web'"));
+    EXPECT_TRUE(says(refusalOf(db, {{part[1][1]}}), "guest 'web'")) << "the same bytes by way of another loop device";
+}
+
+TEST_F(Partitions, AreKeptFromWhoeverComesWhileTheWholeIsUsed) {
+    for (Mode mode : {Mode::exclusive, Mode::shared, Mode::readOnly})
+        for (const std::string& whole : {loop->path(), image}) {
+            Qemu qemu = start(web, {{whole, mode}});
+            for (int disk : {0, 1})
+                EXPECT_TRUE(says(refusalOf(mail, {{part[disk][1]}}), "in use by guest 'web'")) << whole;
+        }
+    EXPECT_EQ(refusalOf(mail, {{part[0][1]}}), "granted");
+}
+
+TEST_F(Partitions, AreKeptFromAFileThatWasInUseBeforeItHadALoopDevice) {
+    Settings blind = settings;
+    blind.deviceLayers = false; // as if there were no loop device yet
+    Engine earlier{blind, [](const std::string&) {}};
+    Qemu qemu(earlier, web, {{image}});
+    EXPECT_TRUE(says(refusalOf(mail, {{part[0][1]}}), "'" + image + "'"));
+}
+
+TEST_F(Partitions, OfOneDiskInOneGuestHaveItsLayersTogether) {
+    Qemu qemu = start(web, {{part[0][1]}, {part[0][2]}});
+    ASSERT_EQ(engine.acquire(web, {{part[0][1]}, {part[0][2]}}, ""), std::nullopt);
+    qemu.closes(part[0][1]);
+    engine.detach(web, {{part[0][1]}});
+    EXPECT_TRUE(says(refusalOf(mail, {{loop->path()}}), "guest 'web'")) << "the other one still stands on it";
+    qemu.closes(part[0][2]);
+    engine.detach(web, {{part[0][2]}});
+    EXPECT_EQ(refusalOf(mail, {{loop->path()}}), "granted");
+    EXPECT_TRUE(says(refusalOf(db, {{part[0][1]}, {loop->path()}}), "twice"));
 }
 
 TEST_F(Device, LeaseOfThisHostOnlyIsSaidToBeOne) {
@@ -500,7 +699,7 @@ TEST_F(Device, IsRefusedWhereLeasesOfAllHostsAreDemandedUnlessTheLockspaceGivesT
     strict.requireClusterLeases = true;
     EXPECT_TRUE(says(errorOf([&] { (void)openPlace({node}, {1, 1}, strict); }), "require_cluster_leases"));
     strict.fileLockspaceDir = makePrivate(dir.path("shared"));
-    EXPECT_TRUE(says(errorOf([&] { (void)openPlace({node}, {1, 1}, strict); }), "require_cluster_leases"));
+    EXPECT_TRUE(says(errorOf([&] { (void)openPlace({node}, {1, 1}, strict); }), "is it mounted?"));
     strict.storageLocks = {{strict.fileLockspaceDir, storage::LockKind::byteRange, storage::Scope::allHosts}};
     Place place = openPlace({node}, {1, 1}, strict);
     EXPECT_EQ(place.caution, "");

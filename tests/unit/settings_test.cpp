@@ -97,6 +97,9 @@ TEST(Settings, EveryOptionIsRead) {
                                     "guests_without_lease = \"allow\"\n"
                                     "qemu_locks = \"warn\"\n"
                                     "require_cluster_leases = 1\n"
+                                    "single_host = 1\n"
+                                    "host_devices = 'warn'\n"
+                                    "device_layers = 0\n"
                                     "lease_backing_files = 0\n");
     EXPECT_FALSE(settings.autoDiskLeases);
     EXPECT_FALSE(settings.requireLeaseForDisks);
@@ -105,6 +108,9 @@ TEST(Settings, EveryOptionIsRead) {
     EXPECT_EQ(settings.outsiders, Outsiders::warn);
     EXPECT_TRUE(settings.requireClusterLeases);
     EXPECT_FALSE(settings.leaseBackingFiles);
+    EXPECT_TRUE(settings.singleHost);
+    EXPECT_EQ(settings.hostDevices, Outsiders::warn);
+    EXPECT_FALSE(settings.deviceLayers);
     EXPECT_EQ(parse("qemu_locks = \"ignore\"").outsiders, Outsiders::ignore);
 }
 
@@ -163,8 +169,8 @@ TEST(Settings, UnknownKeyThatResemblesNothingIsAnsweredWithAllOptions) {
     EXPECT_EQ(complaintAbout("user = \"root\""),
               "a.conf:1: user: unknown option; the options are auto_disk_leases, require_lease_for_disks, "
               "handoff_wait, storage_timeout, guests_without_lease, qemu_locks, file_lockspace_dir, "
-              "lvm_lockspace_dir, scsi_lockspace_dir, require_cluster_leases, lease_backing_files, storage_locks, "
-              "image_user, image_group");
+              "lvm_lockspace_dir, scsi_lockspace_dir, require_cluster_leases, single_host, host_devices, "
+              "device_layers, lease_backing_files, storage_locks, image_user, image_group");
 }
 
 TEST(Settings, LockspaceDirectoriesAreAbsolutePathsOrNone) {
