@@ -150,8 +150,7 @@ std::string listNames(const Namer& namer, std::vector<Mark> marks) {
 // The programs of this host that lock what is meant for marks, and no mark of ours: who they are, or "".
 std::string findForeigners(const qemu::StoredLease& stored) {
     std::string names;
-    std::size_t hidden = 0;
-    for (const os::Opener& opener : os::findOpeners(stored.leaseFile, std::nullopt, hidden)) {
+    for (const os::Opener& opener : os::OpenTable().openersOf(stored.leaseFile, std::nullopt)) {
         bool foreign = std::any_of(opener.locks.begin(), opener.locks.end(), [](const os::TableLock& lock) {
             if ((lock.kind != os::LockClass::ofd && lock.kind != os::LockClass::posix) ||
                 !os::overlap(lock.range, {lease::kMarkArea, 0}))

@@ -274,12 +274,11 @@ private:
 };
 
 void collectLocks(ImageView& view, const Target& target, const std::vector<TableLock>& table,
-                  const qemu::HostGuests& guests) {
-    Collector collector(view, guests);
-    std::size_t hidden = 0;
+                  const Processes& processes) {
+    Collector collector(view, processes.guests);
     std::vector<TableLock> attributed;
     os::FileId file{target.status.st_dev, target.status.st_ino};
-    for (const os::Opener& opener : os::findOpeners(file, target.node, hidden)) {
+    for (const os::Opener& opener : processes.open.openersOf(file, target.node)) {
         if (opener.pid == getpid())
             continue;
         for (const TableLock& lock : opener.locks) {
@@ -287,7 +286,7 @@ void collectLocks(ImageView& view, const Target& target, const std::vector<Table
             attributed.push_back(lock);
         }
         if (opener.locks.empty())
-            view.openers.push_back(nameOf(opener.pid, guests));
+            view.openers.push_back(nameOf(opener.pid, processes.guests));
     }
     auto isAttributed = [&](const TableLock& lock) {
         return std::any_of(attributed.begin(), attributed.end(),
@@ -321,8 +320,8 @@ void collectLocks(ImageView& view, const Target& target, const std::vector<Table
     if (view.storage.qemuLocksStayLocal)
         view.blindSpots.push_back("QEMU's own locks on other hosts: on " + view.storage.name +
                                   " they stay there; run this there");
-    if (hidden > 0)
-        view.blindSpots.push_back(std::to_string(hidden) +
+    if (processes.open.hidden() > 0)
+        view.blindSpots.push_back(std::to_string(processes.open.hidden()) +
                                   " processes of other users: what they have open, and their names; run this as root");
     view.reader = answerOfQemu(collector.all(), qemu::Use::readOnly);
     view.writer = answerOfQemu(collector.all(), qemu::Use::exclusive);
@@ -406,7 +405,11 @@ std::string answerOfQemu(const std::vector<TableLock>& locks, qemu::Use use) {
     return "";
 }
 
-ImageView inspectImage(const std::string& path, const Place* place) {
+Processes lookAtProcesses() {
+    return {os::OpenTable(), qemu::findGuests(kGuestsLimit)};
+}
+
+ImageView inspectImage(const std::string& path, const Place* place, const Processes& processes) {
     Target target = openTarget(path);
     ImageView view;
     view.path = path;
@@ -429,17 +432,16 @@ ImageView inspectImage(const std::string& path, const Place* place) {
         view.leaseFile = opened.open() ? os::pathOf(opened.get(), "") : "not made yet";
     }
     view.record = recordOn(target, place);
-    const qemu::HostGuests guests = qemu::findGuests(kGuestsLimit);
     for (const Mark& mark : marks) {
         view.foreignMark = view.foreignMark || mark.kind == MarkKind::foreign;
         if (!lease::presentMode(mark))
             continue;
-        view.leases.push_back(viewOf(mark, marks, guests.guests, view.record, target.file,
+        view.leases.push_back(viewOf(mark, marks, processes.guests.guests, view.record, target.file,
                                      isElsewhere(place) ? place->stored.leaseFile : target.file));
         view.recordCurrent = view.recordCurrent || (view.record && mark.id == view.record->incarnation &&
                                                     mark.domain == lease::hashDomain(view.record->uuid));
     }
-    collectLocks(view, target, table, guests);
+    collectLocks(view, target, table, processes);
     return view;
 }
 

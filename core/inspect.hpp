@@ -89,9 +89,16 @@ struct ImageView {
     std::string reader, writer;
 };
 
+// What the processes of this host have open, and whose guests they are: one look serves many images.
+struct Processes {
+    os::OpenTable open;
+    qemu::HostGuests guests;
+};
+Processes lookAtProcesses();
+
 // Throws where there is no such image, or where it is nothing that a guest could have. `place` is where its lease is
 // (findPlace); null if that cannot be told: then it is looked for on the image.
-ImageView inspectImage(const std::string& path, const Place* place);
+ImageView inspectImage(const std::string& path, const Place* place, const Processes& processes);
 
 // What it is on. Throws like inspectImage.
 storage::Storage classifyPath(const std::string& path, std::span<const storage::Override> overrides);

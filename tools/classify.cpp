@@ -92,23 +92,24 @@ int classify(const Words& arguments) {
     Settings settings = loadSettings(config);
     int result = kDone;
     Json all = Json::array();
-    for (const std::string& path : paths) {
-        Json found;
-        auto problem = attempt([&] { found = askStorage(path, timeout, [&] { return leaseToJson(path, settings); }); });
-        if (problem) {
-            found = {{"error", *problem}};
+    auto print = [&](std::size_t i, const EachAnswer& each) {
+        const std::string& path = paths[i];
+        Json found = each.problem ? Json{{"error", *each.problem}} : each.answer;
+        bool none = !each.problem && found["lease"] == "none";
+        if (each.problem)
             result = kFailed;
-        } else if (found["lease"] == "none" && result == kDone) {
+        else if (none && result == kDone)
             result = kProblems;
-        }
-        Colour colour = problem ? Colour::red : found["lease"] == "none" ? Colour::yellow : Colour::green;
+        Colour colour = each.problem ? Colour::red : none ? Colour::yellow : Colour::green;
         if (!json)
             std::cout << paint(Colour::bold, os::printable(path)) << ": "
-                      << paint(colour, problem ? os::printable(*problem) : describeStorage(found)) << '\n';
+                      << paint(colour, each.problem ? os::printable(*each.problem) : describeStorage(found)) << '\n';
         Json entry{{"path", path}, {"error", nullptr}};
         entry.update(found);
         all.push_back(std::move(entry));
-    }
+    };
+    askEachStorage(
+        paths, timeout, [&](std::size_t i) { return leaseToJson(paths[i], settings); }, print);
     if (json)
         printJson({{"paths", all}});
     return result;

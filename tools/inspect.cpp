@@ -220,10 +220,10 @@ void print(const Json& image) {
         line("next", text(advice));
 }
 
-Json look(const std::string& image, const Settings& settings) {
+Json look(const std::string& image, const Settings& settings, const Processes& processes) {
     std::optional<Place> place;
     auto problem = attempt([&] { place = findPlace({.path = image, .mode = lease::Mode::readOnly}, settings); });
-    ImageView view = inspectImage(image, place ? &*place : nullptr);
+    ImageView view = inspectImage(image, place ? &*place : nullptr, processes);
     if (problem && view.leasable)
         view.blindSpots.push_back("where its lease is: " + *problem);
     Json seen = toJson(view);
@@ -249,16 +249,21 @@ int inspect(const Words& arguments) {
     Settings settings = loadSettings(config);
     bool failed = false;
     Json all = Json::array();
-    for (const std::string& image : images) {
-        Json seen;
-        auto problem = attempt([&] { seen = askStorage(image, timeout, [&] { return look(image, settings); }); });
-        if (problem)
-            seen = {{"path", image}, {"target", nullptr}, {"error", *problem}};
-        failed = failed || problem;
+    std::optional<Processes> processes; // in the process that looks
+    auto lookAt = [&](std::size_t i) {
+        if (!processes)
+            processes = lookAtProcesses();
+        return look(images[i], settings, *processes);
+    };
+    auto take = [&](std::size_t i, const EachAnswer& each) {
+        const std::string& image = images[i];
+        Json seen = each.problem ? Json{{"path", image}, {"target", nullptr}, {"error", *each.problem}} : each.answer;
+        failed = failed || each.problem;
         if (!json)
             print(seen);
         all.push_back(std::move(seen));
-    }
+    };
+    askEachStorage(images, timeout, lookAt, take);
     if (json)
         printJson({{"images", all}});
     return failed ? kFailed : kDone;

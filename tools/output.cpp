@@ -3,6 +3,8 @@
 #include "tools/output.hpp"
 
 #include "core/os/deadline.hpp"
+#include "core/os/fd.hpp"
+#include "tools/options.hpp"
 
 #include <cstdio>
 #include <cstdlib>
@@ -11,11 +13,14 @@
 #include <string_view>
 
 #include <glib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 namespace leasehold::tools {
 
 namespace {
+
+constexpr std::size_t kMaxAnswers = std::size_t{1} << 30;
 
 bool onTerminal() {
     static const bool terminal = isatty(STDOUT_FILENO);
@@ -98,11 +103,19 @@ std::optional<Json> tryAskWithin(int seconds, const std::vector<int>& keep, cons
     return answer ? std::optional(Json::parse(*answer)) : std::nullopt;
 }
 
-Json askStorage(const std::string& path, int seconds, const std::function<Json()>& work) {
-    if (auto answer = tryAskWithin(seconds, {}, work))
+namespace {
+
+Json orNoStorage(std::optional<Json> answer, const std::string& path, int seconds) {
+    if (answer)
         return std::move(*answer);
     throw Error(Fault::system, "the storage of '" + path + "' did not answer within " + std::to_string(seconds) +
                                    " s (--timeout): see whether its server or cluster is up");
+}
+
+} // namespace
+
+Json askStorage(const std::string& path, int seconds, const std::function<Json()>& work) {
+    return orNoStorage(tryAskWithin(seconds, {}, work), path, seconds);
 }
 
 Json askLibvirt(int seconds, const std::function<Json()>& work) {
@@ -110,6 +123,39 @@ Json askLibvirt(int seconds, const std::function<Json()>& work) {
         return std::move(*answer);
     throw Error(Fault::system, "libvirt did not answer within " + std::to_string(seconds) +
                                    " s (--timeout): see whether libvirtd or virtqemud hangs");
+}
+
+void askEachStorage(const std::vector<std::string>& paths, int seconds, const std::function<Json(std::size_t)>& work,
+                    const std::function<void(std::size_t, const EachAnswer&)>& take) {
+    for (std::size_t next = 0; next < paths.size();) {
+        // A line for each answer. What a process has written stays when it is given up.
+        os::Fd lines(memfd_create("answers", MFD_CLOEXEC));
+        if (!lines.open())
+            throw SystemError(errno, "make room for", "the answers");
+        auto answerAll = [&] {
+            for (std::size_t i = next; i < paths.size(); i++) {
+                Json line{{"answer", nullptr}};
+                if (auto problem = attempt([&] { line["answer"] = work(i); }))
+                    line["problem"] = *problem;
+                std::string text = line.dump(-1, ' ', false, Json::error_handler_t::replace) + '\n';
+                if (write(lines.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
+                    throw SystemError(errno, "keep", "an answer");
+            }
+            return Json();
+        };
+        auto failed =
+            attempt([&] { (void)orNoStorage(tryAskWithin(seconds, {lines.get()}, answerAll), paths[next], seconds); });
+        std::string text = os::readFile("/proc/self/fd/" + std::to_string(lines.get()), kMaxAnswers);
+        const std::size_t first = next;
+        for (std::size_t begin = 0, end; (end = text.find('\n', begin)) != text.npos; begin = end + 1) {
+            Json line = Json::parse(text.substr(begin, end - begin));
+            bool problem = line.contains("problem");
+            take(next++, {line["answer"], problem ? std::optional(line["problem"].get<std::string>()) : std::nullopt});
+        }
+        // Who is asked in the middle may have had less time than the limit: he is the first of the next ones.
+        if (failed && next == first)
+            take(next++, {{}, failed});
+    }
 }
 
 rlimit allowManyDescriptors() {

@@ -48,6 +48,16 @@ std::optional<Json> tryAskWithin(int seconds, const std::vector<int>& keep, cons
 Json askStorage(const std::string& path, int seconds, const std::function<Json()>& work);
 Json askLibvirt(int seconds, const std::function<Json()>& work);
 
+// What is said of each of many things: an answer, or what is wrong.
+struct EachAnswer {
+    Json answer;
+    std::optional<std::string> problem;
+};
+// The same for many in one process: `work` there, one after the other, and `take` here, in their order. One that does
+// not answer within the limit has a problem, and a new process goes on behind it.
+void askEachStorage(const std::vector<std::string>& paths, int seconds, const std::function<Json(std::size_t)>& work,
+                    const std::function<void(std::size_t, const EachAnswer&)>& take);
+
 // A guest may have more images than a process may have files open. Gives the limit that was there.
 rlimit allowManyDescriptors();
 

@@ -101,14 +101,22 @@ bool parseLine(std::string_view line, TableLock& lock) {
     return parseRange(first, last, lock.range);
 }
 
-// A descriptor of another process, without asking a server that may not answer. False when it is another file.
-bool leadsTo(const std::string& path, const FileId& file, std::optional<std::uint64_t> node) {
+constexpr std::uint64_t kDevice = 0; // as an inode: a device, whatever node leads to it
+
+// Which file a descriptor of another process leads to, without asking a server that may not answer, and which device.
+struct Leads {
+    FileId file;
+    std::optional<std::uint64_t> node;
+};
+
+std::optional<Leads> whereLeads(const std::string& path) {
     struct statx status;
     if (statx(AT_FDCWD, path.c_str(), AT_STATX_DONT_SYNC, STATX_INO | STATX_TYPE, &status) < 0)
-        return false;
-    if (node)
-        return S_ISBLK(status.stx_mode) && makedev(status.stx_rdev_major, status.stx_rdev_minor) == *node;
-    return file == FileId{makedev(status.stx_dev_major, status.stx_dev_minor), status.stx_ino};
+        return std::nullopt;
+    Leads leads{{makedev(status.stx_dev_major, status.stx_dev_minor), status.stx_ino}, std::nullopt};
+    if (S_ISBLK(status.stx_mode))
+        leads.node = makedev(status.stx_rdev_major, status.stx_rdev_minor);
+    return leads;
 }
 
 bool opensForWriting(std::string_view info) {
@@ -133,35 +141,51 @@ std::vector<TableLock> parseLockTable(std::string_view text) {
     return locks;
 }
 
-std::vector<Opener> findOpeners(const FileId& file, std::optional<std::uint64_t> node, std::size_t& hidden) {
-    std::vector<Opener> openers;
+OpenTable::OpenTable() {
     for (pid_t pid : listProcesses()) {
-        std::string folder = "/proc/" + std::to_string(pid);
+        std::string folder = "/proc/" + std::to_string(pid) + "/fd";
         Fd probe;
-        int error = tryOpen(folder + "/fd", O_RDONLY | O_DIRECTORY, probe);
-        hidden += error == EACCES || error == EPERM;
+        int error = tryOpen(folder, O_RDONLY | O_DIRECTORY, probe);
+        hidden_ += error == EACCES || error == EPERM;
         auto process = error == 0 ? Process::openIfExists(pid) : std::nullopt;
         if (!process)
             continue;
-        Opener opener{pid, false, {}};
-        bool found = false;
         for (int number : process->descriptors()) {
-            std::string name = "/" + std::to_string(number);
-            std::string link = folder + "/fd", facts = folder + "/fdinfo";
-            if (!leadsTo(link += name, file, node))
+            auto leads = whereLeads(folder + "/" + std::to_string(number));
+            if (!leads)
                 continue;
-            auto info = readFileIfPossible(facts += name, 1 << 20);
-            if (!info)
-                continue;
-            found = true;
-            opener.writes = opener.writes || opensForWriting(*info);
-            // Two descriptors of one open file description show the same locks.
-            for (TableLock& lock : parseLockTable(*info))
-                if (std::find(opener.locks.begin(), opener.locks.end(), lock) == opener.locks.end())
-                    opener.locks.push_back(lock);
+            entries_.push_back({leads->file.device, leads->file.inode, pid, number});
+            if (leads->node)
+                entries_.push_back({*leads->node, kDevice, pid, number});
         }
-        if (found)
-            openers.push_back(std::move(opener));
+    }
+    std::stable_sort(entries_.begin(), entries_.end(), [](const Entry& one, const Entry& other) {
+        return std::pair(one.inode, one.device) < std::pair(other.inode, other.device);
+    });
+}
+
+std::vector<Opener> OpenTable::openersOf(const FileId& file, std::optional<std::uint64_t> node) const {
+    const std::pair wanted = node ? std::pair(kDevice, *node) : std::pair(file.inode, file.device);
+    auto first = std::lower_bound(entries_.begin(), entries_.end(), wanted, [](const Entry& entry, const auto& value) {
+        return std::pair(entry.inode, entry.device) < value;
+    });
+    std::vector<Opener> openers;
+    for (; first != entries_.end() && std::pair(first->inode, first->device) == wanted; ++first) {
+        std::string folder = "/proc/" + std::to_string(first->pid), name = "/" + std::to_string(first->number);
+        auto leads = whereLeads(folder + "/fd" + name);
+        if (!leads || (node ? leads->node != node : leads->file != file))
+            continue; // closed meanwhile
+        auto info = readFileIfPossible(folder + "/fdinfo" + name, 1 << 20);
+        if (!info)
+            continue;
+        if (openers.empty() || openers.back().pid != first->pid)
+            openers.push_back({first->pid, false, {}});
+        Opener& opener = openers.back();
+        opener.writes = opener.writes || opensForWriting(*info);
+        // Two descriptors of one open file description show the same locks.
+        for (TableLock& lock : parseLockTable(*info))
+            if (std::find(opener.locks.begin(), opener.locks.end(), lock) == opener.locks.end())
+                opener.locks.push_back(lock);
     }
     return openers;
 }

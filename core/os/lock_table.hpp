@@ -8,7 +8,9 @@
 
 #include "core/os/file_lock.hpp"
 
+#include <optional>
 #include <string_view>
+#include <vector>
 
 namespace leasehold::os {
 
@@ -37,9 +39,26 @@ struct Opener {
     std::vector<TableLock> locks;
 };
 
-// Asks no server, so it cannot hang. `node` is the device number if the file is a block device: any node of that device
-// counts, a QEMU of libvirt's has nodes of its own. `hidden` counts the processes that may not be looked at.
-std::vector<Opener> findOpeners(const FileId& file, std::optional<std::uint64_t> node, std::size_t& hidden);
+// What all processes have open, looked at once, for as many files as one likes. Asks no server, so it cannot hang.
+class OpenTable {
+public:
+    OpenTable();
+
+    // Who has the file open now, of what was seen then. `node` is the device number if the file is a block device: any
+    // node of that device counts, a QEMU of libvirt's has nodes of its own.
+    std::vector<Opener> openersOf(const FileId& file, std::optional<std::uint64_t> node) const;
+    // The processes that may not be looked at.
+    std::size_t hidden() const { return hidden_; }
+
+private:
+    struct Entry {
+        std::uint64_t device, inode; // of the node itself, or the device that it stands for and 0
+        pid_t pid;
+        int number;
+    };
+    std::vector<Entry> entries_; // by file, then as they came
+    std::size_t hidden_ = 0;
+};
 
 // All that F_OFD_GETLK finds. Of several read locks on one byte it shows one. Stops at the limit.
 std::vector<FoundLock> findConflicts(int fd, const std::string& what, std::size_t limit);

@@ -407,6 +407,22 @@ def test_classify_tells_what_cannot_be_leased(image):
     assert "no lease can be taken" in call("inspect", "/proc/version").stdout
 
 
+@pytest.mark.parametrize("verb, key", [("classify", "paths"), ("inspect", "images")])
+def test_many_are_answered_in_their_order_in_one_process(tmp_path, verb, key):
+    """One process for each would take minutes for a host's images."""
+    paths = [tmp_path / str(i) for i in range(400)]
+    for path in paths:
+        path.touch()
+    paths[200].unlink()
+    log = tmp_path / "log"
+    result = subprocess.run(["strace", "-f", "-o", log, "-e", "trace=clone,clone3,fork,vfork", LEASEHOLD, verb, "--json",
+                             *paths], capture_output=True, text=True) if shutil.which("strace") else call(verb, "--json", *paths)
+    found = json.loads(result.stdout)[key]
+    assert [entry["path"] for entry in found] == [str(path) for path in paths]
+    assert [i for i, entry in enumerate(found) if entry.get("error")] == [200]
+    assert not log.exists() or sum("clone" in line or "fork" in line for line in log.read_text().splitlines()) <= 3
+
+
 @pytest.mark.parametrize("text, lease", [("file_lockspace_dir = '{dir}'", "lease-file"),
                                          ("storage_locks = [ '{dir}=flock' ]", "file-set")])
 def test_leases_that_are_not_on_the_image_are_found_where_the_configuration_says(image, tmp_path, text, lease):

@@ -117,7 +117,7 @@ class InspectedGuest : public unit::EngineTest {
 protected:
     LeaseView onlyLease(const std::string& path) const {
         Place place = findPlace({.path = path, .mode = lease::Mode::readOnly}, settings);
-        auto leases = inspectImage(path, &place).leases;
+        auto leases = inspectImage(path, &place, lookAtProcesses()).leases;
         EXPECT_EQ(leases.size(), 1u) << path;
         return leases.empty() ? LeaseView() : leases[0];
     }

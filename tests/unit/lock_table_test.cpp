@@ -88,9 +88,8 @@ class OpenersOfAFile : public unit::LeavesNoDescriptor {
 protected:
     // The child of the test that has the file open; nobody else can.
     std::optional<Opener> find(pid_t pid) {
-        std::size_t hidden = 0;
         Fd fd = openFile(image, O_RDONLY);
-        for (Opener& opener : findOpeners(identify(fd.get(), image), std::nullopt, hidden))
+        for (Opener& opener : OpenTable().openersOf(identify(fd.get(), image), std::nullopt))
             if (opener.pid == pid)
                 return std::move(opener);
         return std::nullopt;
