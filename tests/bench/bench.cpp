@@ -6,8 +6,10 @@
 // another order every time, so that a noisy minute, and the cold caches after a fork or a neighbour, hit all alike.
 // Times are reported, never asserted: exit code 0 means that it measured, 1 that it could not, 2 wrong usage.
 
+#include "tests/bench/calls.hpp"
 #include "tests/bench/contestants.hpp"
 #include "tests/bench/report.hpp"
+#include "tests/bench/scale.hpp"
 #include "tests/bench/virtlockd.hpp"
 
 #include <fcntl.h>
@@ -15,6 +17,7 @@
 #include <glob.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -27,6 +30,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <set>
@@ -57,6 +61,7 @@ constexpr Operation kOperations[] = {
     {"register", &Contestant::registerGuest},
     {"acquire", &Contestant::acquire},
     {"release", &Contestant::release},
+    {"resume", &Contestant::acquire}, // with the state that release gave
 };
 
 struct Options {
@@ -64,9 +69,15 @@ struct Options {
     fs::path leaseholdConfig;
     fs::path lockd;
     std::string virtlockd = "/usr/sbin/virtlockd";
+    fs::path sanlockPlugin;
+    std::string sanlock = "/usr/sbin/sanlock";
     fs::path standIn;
     fs::path directory;
+    fs::path command;
     fs::path json;
+    std::vector<std::size_t> crowds{1, 100};
+    std::size_t crowdRepetitions = 10;
+    std::size_t storm = 40;
     std::size_t repetitions = 200;
     std::vector<std::size_t> sizes{kSizes.begin(), kSizes.end()};
     std::set<std::string> without;
@@ -79,7 +90,7 @@ struct UsageError : std::runtime_error {
 void printHelp(const Options& options) {
     std::cout
         << "Usage: bench [OPTION]...\n"
-           "Times register, acquire and release of leases: leasehold, virtlockd, bare system calls.\n\n"
+           "Times register, acquire and release of leases: leasehold, virtlockd, sanlock, bare system calls.\n\n"
            "  --leasehold SO         leasehold's plugin (default "
         << options.leasehold.string()
         << ")\n"
@@ -89,6 +100,12 @@ void printHelp(const Options& options) {
         << ")\n"
            "  --virtlockd PROGRAM    the daemon (default "
         << options.virtlockd
+        << ")\n"
+           "  --sanlock-plugin SO    sanlock's plugin (default "
+        << options.sanlockPlugin.string()
+        << ")\n"
+           "  --sanlock PROGRAM      the daemon (default "
+        << options.sanlock
         << ")\n"
            "  --stand-in PROGRAM     plays QEMU (default "
         << options.standIn.string()
@@ -100,7 +117,14 @@ void printHelp(const Options& options) {
         << options.repetitions
         << ")\n"
            "  --sizes N,N,...        numbers of disks (default 1,4,16,64,256)\n"
-           "  --without NAME         leave out leasehold or virtlockd; may be given twice\n"
+           "  --without NAME         leave out leasehold, virtlockd or sanlock; may be repeated\n"
+           "  --crowds N,N,...       numbers of other guests of one image (default 1,100; 0: none)\n"
+           "  --storm N              guests that start at once, and 2/3 of them on each of two hosts that evacuate\n"
+           "                         (default 40; 0: none)\n"
+           "  --command PROGRAM      the leasehold command (default "
+        << options.command.string()
+        << ")\n"
+           "  --whole                all sizes: --crowds 1,10,100,1000 --storm 300, and more of each\n"
            "  --json FILE            the same as JSON, besides the table\n"
            "  --help\n\n"
            "Needs root for virtlockd, which gets a private /run. An operation is timed from create to destroy of\n"
@@ -127,17 +151,16 @@ std::vector<std::size_t> parseNumbers(std::string_view text) {
 }
 
 // The directory of libvirt's lock drivers is the distribution's choice.
-fs::path findLockd() {
-    for (const char* pattern :
-         {"/usr/lib/*-linux-gnu*/libvirt/lock-driver/lockd.so", "/usr/lib{64,}/libvirt/lock-driver/lockd.so"}) {
+fs::path findDriver(const std::string& name) {
+    for (const char* directory : {"/usr/lib/*-linux-gnu*/libvirt/lock-driver/", "/usr/lib{64,}/libvirt/lock-driver/"}) {
         glob_t found{};
-        const int result = glob(pattern, GLOB_BRACE, nullptr, &found);
+        const int result = glob((directory + name).c_str(), GLOB_BRACE, nullptr, &found);
         fs::path first = result == 0 ? found.gl_pathv[0] : "";
         globfree(&found);
         if (!first.empty())
             return first;
     }
-    return "/usr/lib64/libvirt/lock-driver/lockd.so";
+    return "/usr/lib64/libvirt/lock-driver/" + name;
 }
 
 // Of the build tree that this program is in: BUILD/tests/bench/bench.
@@ -145,9 +168,11 @@ Options defaultOptions() {
     const fs::path here = fs::read_symlink("/proc/self/exe").parent_path();
     Options options;
     options.leasehold = (here / "../../plugin/leasehold.so").lexically_normal();
-    options.standIn = (here / "../support/fake_qemu").lexically_normal();
+    options.command = (here / "../../tools/leasehold").lexically_normal();
+    options.standIn = (here / "../fake_qemu").lexically_normal();
     options.directory = here;
-    options.lockd = findLockd();
+    options.lockd = findDriver("lockd.so");
+    options.sanlockPlugin = findDriver("sanlock.so");
     return options;
 }
 
@@ -157,12 +182,18 @@ bool parseOptions(int argc, char** argv, Options& options) {
                             {"leasehold-config", required_argument, nullptr, 'c'},
                             {"lockd", required_argument, nullptr, 'k'},
                             {"virtlockd", required_argument, nullptr, 'v'},
+                            {"sanlock-plugin", required_argument, nullptr, 'S'},
+                            {"sanlock", required_argument, nullptr, 'L'},
                             {"stand-in", required_argument, nullptr, 's'},
                             {"directory", required_argument, nullptr, 'd'},
                             {"repetitions", required_argument, nullptr, 'n'},
                             {"sizes", required_argument, nullptr, 'z'},
                             {"without", required_argument, nullptr, 'w'},
                             {"json", required_argument, nullptr, 'j'},
+                            {"crowds", required_argument, nullptr, 'r'},
+                            {"storm", required_argument, nullptr, 't'},
+                            {"command", required_argument, nullptr, 'm'},
+                            {"whole", no_argument, nullptr, 'a'},
                             {"help", no_argument, nullptr, 'h'},
                             {}};
     for (int letter; (letter = getopt_long(argc, argv, "h", known, nullptr)) != -1;) {
@@ -179,6 +210,12 @@ bool parseOptions(int argc, char** argv, Options& options) {
         case 'v':
             options.virtlockd = optarg;
             break;
+        case 'S':
+            options.sanlockPlugin = optarg;
+            break;
+        case 'L':
+            options.sanlock = optarg;
+            break;
         case 's':
             options.standIn = optarg;
             break;
@@ -192,9 +229,24 @@ bool parseOptions(int argc, char** argv, Options& options) {
             options.sizes = parseNumbers(optarg);
             break;
         case 'w':
-            if (std::string_view(optarg) != kLeasehold && std::string_view(optarg) != kVirtlockd)
-                throw UsageError("--without takes leasehold or virtlockd");
+            if (std::string_view(optarg) != kLeasehold && std::string_view(optarg) != kVirtlockd &&
+                std::string_view(optarg) != kSanlock)
+                throw UsageError("--without takes leasehold, virtlockd or sanlock");
             options.without.insert(optarg);
+            break;
+        case 'r':
+            options.crowds = std::string_view(optarg) == "0" ? std::vector<std::size_t>() : parseNumbers(optarg);
+            break;
+        case 't':
+            options.storm = std::string_view(optarg) == "0" ? 0 : parseNumber(optarg);
+            break;
+        case 'm':
+            options.command = optarg;
+            break;
+        case 'a':
+            options.crowds = {1, 10, 100, 1000};
+            options.crowdRepetitions = 50;
+            options.storm = 300;
             break;
         case 'j':
             options.json = optarg;
@@ -277,6 +329,7 @@ struct Entry {
     std::unique_ptr<Contestant> contestant;
     std::vector<support::Disk> disks;                                            // of the largest size
     std::array<std::vector<Contestant::Time>, std::size(kOperations)> samples{}; // of the current size
+    std::size_t mostDisks = std::numeric_limits<std::size_t>::max();             // that it takes of one guest
 };
 
 std::vector<support::Disk> makeImages(const fs::path& directory, std::size_t count) {
@@ -297,6 +350,8 @@ void repeatOnce(std::vector<Entry>& entries, const std::vector<std::size_t>& ord
     for (std::size_t operation = 0; operation < std::size(kOperations); ++operation) {
         for (const std::size_t index : order) {
             Entry& entry = entries[index];
+            if (disks > entry.mostDisks)
+                continue;
             const std::vector<support::Disk> part(entry.disks.begin(),
                                                   entry.disks.begin() + static_cast<std::ptrdiff_t>(disks));
             const Contestant::Time elapsed = ((*entry.contestant).*kOperations[operation].run)(part);
@@ -306,28 +361,6 @@ void repeatOnce(std::vector<Entry>& entries, const std::vector<std::size_t>& ord
     }
     for (Entry& entry : entries)
         entry.contestant->endGuest();
-}
-
-std::vector<Row> measure(std::vector<Entry>& entries, const Options& options) {
-    std::vector<Row> rows;
-    std::vector<std::size_t> order(entries.size());
-    std::iota(order.begin(), order.end(), 0);
-    for (const std::size_t disks : options.sizes) {
-        for (Entry& entry : entries)
-            entry.samples = {};
-        for (std::size_t i = 0; i < kWarmUps + options.repetitions; ++i) {
-            stopIfInterrupted();
-            repeatOnce(entries, order, disks, i >= kWarmUps);
-            std::ranges::next_permutation(order);
-        }
-        for (std::size_t operation = 0; operation < std::size(kOperations); ++operation) {
-            Row row{disks, kOperations[operation].name, {}};
-            for (const Entry& entry : entries)
-                row.contestants[entry.contestant->name()] = summarise(entry.samples[operation]);
-            rows.push_back(std::move(row));
-        }
-    }
-    return rows;
 }
 
 // Leaves out what cannot run here, aloud; a contestant that is there but fails is an error.
@@ -343,15 +376,109 @@ bool wanted(const Options& options, const char* name, std::initializer_list<fs::
     return true;
 }
 
-bool wantVirtlockd(const Options& options, const fs::path& directory) {
-    if (!wanted(options, kVirtlockd, {options.lockd, options.virtlockd}))
+// leasehold's system calls, by operation.
+std::array<std::optional<long>, std::size(kOperations)> countCalls(std::vector<Entry>& entries, std::size_t disks) {
+    for (Entry& entry : entries) {
+        if (entry.contestant->name() != kLeasehold)
+            continue;
+        const std::vector<support::Disk> part(entry.disks.begin(),
+                                              entry.disks.begin() + static_cast<std::ptrdiff_t>(disks));
+        Contestant& leasehold = *entry.contestant;
+        std::array<std::optional<long>, std::size(kOperations)> calls;
+        calls[0] = countSystemCalls([&] { leasehold.registerHere(part); });
+        (void)leasehold.registerGuest(part);
+        for (std::size_t operation = 1; operation < std::size(kOperations); ++operation) {
+            // Counted in a child, which changes nothing that the next one needs, and then done here.
+            auto run = [&] { (void)(leasehold.*kOperations[operation].run)(part); };
+            calls[operation] = countSystemCalls(run);
+            run();
+        }
+        leasehold.endGuest();
+        return calls;
+    }
+    return {};
+}
+
+// One row: how long the command takes for so many images that nobody uses.
+ScaleRow measureCommand(const Options& options, const fs::path& directory, const char* verb, std::size_t count) {
+    std::vector<std::string> words{options.command, verb, "--json"};
+    for (const support::Disk& disk : makeImages(directory / verb, count))
+        words.push_back(disk.path);
+    std::vector<char*> arguments;
+    for (std::string& word : words)
+        arguments.push_back(word.data());
+    arguments.push_back(nullptr);
+    stopIfInterrupted();
+    const auto begin = std::chrono::steady_clock::now();
+    const pid_t pid = fork();
+    if (pid < 0)
+        throw std::system_error(errno, std::generic_category(), "fork");
+    if (pid == 0) {
+        dup2(open("/dev/null", O_WRONLY), STDOUT_FILENO);
+        execv(arguments[0], arguments.data());
+        _exit(EXIT_FAILURE);
+    }
+    int status = 0;
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+    }
+    const std::chrono::nanoseconds elapsed = std::chrono::steady_clock::now() - begin;
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != EXIT_SUCCESS)
+        throw std::runtime_error("leasehold " + std::string(verb) + " has failed");
+    return {.scene = "command", .medium = "", .guests = count, .operation = verb, .time = summarise({elapsed})};
+}
+
+// Where many guests are, or many images.
+std::vector<ScaleRow> measureScale(const Options& options, const fs::path& directory) {
+    const ScaleOptions scale{options.leasehold, options.standIn, directory, stopIfInterrupted};
+    std::vector<ScaleRow> all;
+    auto add = [&](std::vector<ScaleRow> rows) { std::ranges::move(rows, std::back_inserter(all)); };
+    if (!options.crowds.empty())
+        add(measureCrowds(scale, options.crowds, options.crowdRepetitions));
+    if (options.storm > 0) {
+        add(measureStarts(scale, options.storm));
+        add(measureEvacuation(scale, std::max<std::size_t>(options.storm * 2 / 3, 1)));
+    }
+    if (wanted(options, "the command", {options.command})) {
+        all.push_back(measureCommand(options, directory, "classify", 2000));
+        all.push_back(measureCommand(options, directory, "inspect", 300));
+    }
+    return all;
+}
+
+std::vector<Row> measure(std::vector<Entry>& entries, const Options& options) {
+    std::vector<Row> rows;
+    std::vector<std::size_t> order(entries.size());
+    std::iota(order.begin(), order.end(), 0);
+    for (const std::size_t disks : options.sizes) {
+        for (Entry& entry : entries)
+            entry.samples = {};
+        for (std::size_t i = 0; i < kWarmUps + options.repetitions; ++i) {
+            stopIfInterrupted();
+            repeatOnce(entries, order, disks, i >= kWarmUps);
+            std::ranges::next_permutation(order);
+        }
+        const std::array<std::optional<long>, std::size(kOperations)> calls = countCalls(entries, disks);
+        for (std::size_t operation = 0; operation < std::size(kOperations); ++operation) {
+            Row row{disks, kOperations[operation].name, {}, calls[operation]};
+            for (const Entry& entry : entries)
+                if (disks <= entry.mostDisks)
+                    row.contestants[entry.contestant->name()] = summarise(entry.samples[operation]);
+            rows.push_back(std::move(row));
+        }
+    }
+    return rows;
+}
+
+bool wantDaemon(const Options& options, const char* name, std::initializer_list<fs::path> needs,
+                const fs::path& directory) {
+    if (!wanted(options, name, needs))
         return false;
     if (geteuid() != 0) {
-        std::cerr << "bench: without virtlockd: it needs root, for a private /run\n";
+        std::cerr << "bench: without " << name << ": it needs root, for a private /run\n";
         return false;
     }
     if (directory.string().starts_with("/run/"))
-        throw UsageError("virtlockd gets a private /run: --directory must be elsewhere");
+        throw UsageError(std::string(name) + " gets a private /run: --directory must be elsewhere");
     return true;
 }
 
@@ -378,8 +505,9 @@ void run(const Options& options) {
     result.repetitions = options.repetitions;
 
     const std::size_t most = std::ranges::max(options.sizes);
-    std::unique_ptr<Virtlockd>
-        virtlockd; // outlives the entries: a guest that dies after it cannot give back its leases
+    // Outlive the entries: a guest that dies after them cannot give back its leases.
+    std::unique_ptr<Virtlockd> virtlockd;
+    std::unique_ptr<Sanlock> sanlock;
     std::vector<Entry> entries;
     if (wanted(options, kLeasehold, {options.leasehold})) {
         const fs::path config =
@@ -387,17 +515,32 @@ void run(const Options& options) {
         entries.push_back({std::make_unique<PluginContestant>(kLeasehold, options.leasehold, config, options.standIn),
                            makeImages(directory / kLeasehold, most)});
     }
-    if (wantVirtlockd(options, directory)) {
+    const bool withVirtlockd = wantDaemon(options, kVirtlockd, {options.lockd, options.virtlockd}, directory);
+    const bool withSanlock = wantDaemon(options, kSanlock, {options.sanlockPlugin, options.sanlock}, directory);
+    if (withVirtlockd || withSanlock)
         enterPrivateRun();
+    if (withVirtlockd) {
         virtlockd = std::make_unique<Virtlockd>(options.virtlockd, directory / "daemon");
         entries.push_back({std::make_unique<PluginContestant>(kVirtlockd, options.lockd, virtlockd->pluginConfig(),
                                                               options.standIn, loadLibvirt()),
                            makeImages(directory / kVirtlockd, most)});
     }
+    if (withSanlock) {
+        sanlock = std::make_unique<Sanlock>(options.sanlock, directory / "sanlock-daemon");
+        entries.push_back({std::make_unique<PluginContestant>(kSanlock, options.sanlockPlugin, sanlock->pluginConfig(),
+                                                              options.standIn, loadLibvirt()),
+                           makeImages(directory / kSanlock, most),
+                           {},
+                           Sanlock::kMostDisks});
+    }
     entries.push_back({std::make_unique<BareContestant>(), makeImages(directory / kBare, most)});
 
     result.rows = measure(entries, options);
     printTable(std::cout, result);
+    if (wanted(options, kLeasehold, {options.leasehold})) {
+        result.scale = measureScale(options, directory);
+        printScale(std::cout, result);
+    }
     printGoals(std::cout, result);
     if (json.is_open()) {
         printJson(json, result);

@@ -2,6 +2,8 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "tests/bench/contestants.hpp"
 
+#include "tests/bench/report.hpp"
+
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/wait.h>
@@ -62,23 +64,38 @@ Contestant::Time PluginContestant::check(const support::Outcome& outcome, const 
     return outcome.elapsed;
 }
 
+void PluginContestant::registerHere(const std::vector<support::Disk>& disks) {
+    check(host_.registerHere(guest_, disks), "register");
+}
+
 Contestant::Time PluginContestant::registerGuest(const std::vector<support::Disk>& disks) {
     support::Registration registration = host_.registerGuest(guest_, disks);
     const Time elapsed = check(registration, "register");
+    disks_ = disks;
     process_ = std::move(registration.process);
     return elapsed;
 }
 
 Contestant::Time PluginContestant::acquire(const std::vector<support::Disk>& disks) {
-    return check(host_.acquire(guest_, process_->pid(), disks), "acquire");
+    return check(host_.acquire(guest_, process_->pid(), disks, {.state = state_}), "acquire");
 }
 
 Contestant::Time PluginContestant::release(const std::vector<support::Disk>& disks) {
-    return check(host_.release(guest_, process_->pid(), disks), "release");
+    support::StateOutcome outcome = host_.release(guest_, process_->pid(), disks);
+    state_ = outcome.state;
+    return check(outcome, "release");
 }
 
 void PluginContestant::endGuest() {
+    // sanlock's daemon notices a death when it looks, and keeps the leases until then.
+    if (name() == kSanlock && process_)
+        (void)host_.release(guest_, process_->pid(), disks_);
     process_.reset();
+    state_.reset();
+}
+
+void BareContestant::registerHere(const std::vector<support::Disk>& disks) {
+    (void)openLockClose(disks);
 }
 
 // Forked like the others' register: a fresh child pays for copying pages, and that is not the plugins' doing.

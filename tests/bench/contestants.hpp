@@ -26,6 +26,8 @@ public:
 
     const std::string& name() const { return name_; }
 
+    // The calls of register alone, in this process, which becomes no guest: for who counts them.
+    virtual void registerHere(const std::vector<support::Disk>& disks) = 0;
     // In a child that was just forked, as libvirtd does it.
     virtual Time registerGuest(const std::vector<support::Disk>& disks) = 0;
     // In the calling process.
@@ -44,6 +46,7 @@ public:
     PluginContestant(const std::string& name, const std::string& plugin, const std::filesystem::path& config,
                      const std::string& standIn, std::function<std::string()> errorSource = {});
 
+    void registerHere(const std::vector<support::Disk>& disks) override;
     Time registerGuest(const std::vector<support::Disk>& disks) override;
     Time acquire(const std::vector<support::Disk>& disks) override;
     Time release(const std::vector<support::Disk>& disks) override;
@@ -55,6 +58,8 @@ private:
     support::PluginHost host_;
     support::Guest guest_;
     std::optional<support::GuestProcess> process_;
+    std::vector<support::Disk> disks_; // that it has
+    std::optional<std::string> state_; // that release gave
 };
 
 // The floor: per disk one open, one F_OFD_SETLK, one close; the same for all three operations.
@@ -62,6 +67,7 @@ class BareContestant : public Contestant {
 public:
     BareContestant() : Contestant("bare") {}
 
+    void registerHere(const std::vector<support::Disk>& disks) override;
     Time registerGuest(const std::vector<support::Disk>& disks) override;
     Time acquire(const std::vector<support::Disk>& disks) override;
     Time release(const std::vector<support::Disk>& disks) override;

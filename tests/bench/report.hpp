@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <iosfwd>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,7 @@ namespace leasehold::bench {
 
 constexpr char kLeasehold[] = "leasehold";
 constexpr char kVirtlockd[] = "virtlockd";
+constexpr char kSanlock[] = "sanlock";
 constexpr char kBare[] = "bare";
 
 struct Summary {
@@ -32,6 +34,17 @@ struct Row {
     std::size_t disks;
     std::string operation;
     std::map<std::string, Summary> contestants;
+    std::optional<long> calls{}; // leasehold's system calls; they do not depend on the machine
+};
+
+// What happens where many guests are (scale.hpp), and what the command takes for many images.
+struct ScaleRow {
+    std::string scene;  // "reader", "shared": beside so many of them; "storm", "evacuation", "command"
+    std::string medium; // "bytes", "files", or nothing
+    std::size_t guests;
+    std::string operation;
+    Summary time;
+    std::optional<long> calls{};
 };
 
 struct Run {
@@ -42,9 +55,11 @@ struct Run {
     double loadBefore = 0; // of the last minute
     std::size_t repetitions = 0;
     std::vector<Row> rows;
+    std::vector<ScaleRow> scale;
 };
 
 void printTable(std::ostream& out, const Run& run);
+void printScale(std::ostream& out, const Run& run);
 void printGoals(std::ostream& out, const Run& run);
 void printJson(std::ostream& out, const Run& run);
 

@@ -341,6 +341,20 @@ Outcome PluginHost::request(const Guest& guest, pid_t pid, const char* uri, std:
     return outcome;
 }
 
+Outcome PluginHost::registerHere(const Guest& guest, std::span<const Disk> disks, const CallOptions& options,
+                                 int& fdForLabelling) {
+    return request(guest, getpid(), kUri, disks, LOCK_NEW_STARTED, options, [&](LockManager& manager) {
+        return driver_->acquire(&manager, options.state ? options.state->c_str() : nullptr,
+                                LOCK_ACQUIRE_REGISTER_ONLY | LOCK_ACQUIRE_RESTRICT | options.callFlags,
+                                options.failureAction, &fdForLabelling);
+    });
+}
+
+Outcome PluginHost::registerHere(const Guest& guest, std::span<const Disk> disks, const CallOptions& options) {
+    int fdForLabelling = -1;
+    return registerHere(guest, disks, options, fdForLabelling);
+}
+
 void PluginHost::becomeGuest(const Guest& guest, std::span<const Disk> disks, const CallOptions& options,
                              int reportPipe) {
     // libvirt closes what its child inherited before it calls the lock driver: a plugin that relies on a descriptor
@@ -352,11 +366,7 @@ void PluginHost::becomeGuest(const Guest& guest, std::span<const Disk> disks, co
     std::optional<rlim_t> limit;
     if (options.childDescriptorLimit)
         limit = limitDescriptors(*options.childDescriptorLimit);
-    const Outcome outcome = request(guest, getpid(), kUri, disks, LOCK_NEW_STARTED, options, [&](LockManager& manager) {
-        return driver_->acquire(&manager, options.state ? options.state->c_str() : nullptr,
-                                LOCK_ACQUIRE_REGISTER_ONLY | LOCK_ACQUIRE_RESTRICT | options.callFlags,
-                                options.failureAction, &fdForLabelling);
-    });
+    const Outcome outcome = registerHere(guest, disks, options, fdForLabelling);
     if (limit)
         limitDescriptors(*limit); // the stand-in's dynamic linker has to open files
     writeAll(reportPipe, encodeReport(outcome, fdForLabelling));

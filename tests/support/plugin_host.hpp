@@ -136,6 +136,9 @@ public:
     // acquire(REGISTER_ONLY|RESTRICT, &fd), destroy, exec. Returns after the exec, or when a refused child is reaped.
     Registration registerGuest(const Guest& guest, std::span<const Disk> disks, const CallOptions& options = {});
 
+    // The calls of that child alone, in this process, which becomes no guest: for who counts them.
+    Outcome registerHere(const Guest& guest, std::span<const Disk> disks, const CallOptions& options = {});
+
     // The calls of libvirtd itself, with the pid of the guest's QEMU.
     Outcome acquire(const Guest& guest, pid_t pid, std::span<const Disk> disks, const CallOptions& options = {});
     StateOutcome release(const Guest& guest, pid_t pid, std::span<const Disk> disks, const CallOptions& options = {});
@@ -148,6 +151,8 @@ private:
 
     Outcome request(const Guest& guest, pid_t pid, const char* uri, std::span<const Disk> disks, unsigned createFlags,
                     const CallOptions& options, const Call& call);
+    Outcome registerHere(const Guest& guest, std::span<const Disk> disks, const CallOptions& options,
+                         int& fdForLabelling);
     [[noreturn]] void becomeGuest(const Guest& guest, std::span<const Disk> disks, const CallOptions& options,
                                   int reportPipe);
     void finish(Outcome& outcome, bool ok);

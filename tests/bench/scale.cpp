@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#include "tests/bench/scale.hpp"
+
+#include "tests/bench/calls.hpp"
+#include "tests/support/plugin_host.hpp"
+
+#include <atomic>
+#include <chrono>
+#include <exception>
+#include <fstream>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+
+namespace leasehold::bench {
+namespace {
+
+namespace fs = std::filesystem;
+using support::Disk;
+using support::Guest;
+using Time = std::chrono::nanoseconds;
+using Clock = std::chrono::steady_clock;
+
+// As many as libvirtd has workers (max_workers in libvirtd.conf).
+constexpr std::size_t kWorkers = 20;
+
+void demand(const support::Outcome& outcome, const char* operation) {
+    if (!outcome)
+        throw std::runtime_error(std::string("refused: ") + operation + ": " + outcome.message());
+}
+
+std::string makeImage(const fs::path& path) {
+    std::ofstream(path).close();
+    fs::resize_file(path, 1 << 20);
+    return path;
+}
+
+fs::path makeConfig(const fs::path& directory, bool files) {
+    fs::create_directories(directory);
+    fs::path config = directory / "qemu-leasehold.conf";
+    std::ofstream text(config);
+    if (files)
+        text << "storage_locks = [ \"" << directory.string() << "=flock\" ]\n";
+    return config;
+}
+
+class Host {
+public:
+    // A copy of the plugin: one that is loaded already has another configuration.
+    Host(const ScaleOptions& options, const fs::path& config)
+        : host_(copyOf(options.plugin, config.parent_path()), options.standIn) {
+        demand(host_.init(config), "init");
+    }
+
+    support::PluginHost& operator*() { return host_; }
+    support::PluginHost* operator->() { return &host_; }
+
+private:
+    static std::string copyOf(const std::string& plugin, const fs::path& directory) {
+        const fs::path copy = directory / "plugin.so";
+        fs::copy_file(plugin, copy);
+        return copy;
+    }
+
+    support::PluginHost host_;
+};
+
+support::Registration start(support::PluginHost& host, const Guest& guest, const std::vector<Disk>& disks,
+                            const support::CallOptions& options = {}) {
+    support::Registration registration = host.registerGuest(guest, disks, options);
+    demand(registration, "register");
+    return registration;
+}
+
+std::vector<ScaleRow> measureCrowd(const ScaleOptions& options, const std::vector<std::size_t>& sizes,
+                                   std::size_t repetitions, bool files, bool shared) {
+    const fs::path directory =
+        options.directory / (std::string(files ? "files-" : "bytes-") + (shared ? "shared" : "reader"));
+    Host host(options, makeConfig(directory, files));
+    const std::vector<Disk> disks{
+        {.path = makeImage(directory / "image"),
+         .flags = static_cast<unsigned>(shared ? LOCK_RESOURCE_SHARED : LOCK_RESOURCE_READONLY)}};
+    std::vector<support::GuestProcess> there;
+    unsigned next = 1;
+    std::vector<ScaleRow> rows;
+    for (const std::size_t size : sizes) {
+        while (there.size() < size) {
+            options.pulse();
+            const Guest guest = support::makeGuest("crowd", next++);
+            there.push_back(std::move(*start(*host, guest, disks).process));
+            demand(host->acquire(guest, there.back().pid(), disks), "acquire");
+        }
+        std::vector<Time> times[3];
+        std::optional<long> calls[3];
+        for (std::size_t i = 0; i < repetitions; i++) {
+            options.pulse();
+            const Guest guest = support::makeGuest("newcomer", next++);
+            if (i == 0)
+                calls[0] = countSystemCalls([&] { demand(host->registerHere(guest, disks), "register"); });
+            support::Registration newcomer = start(*host, guest, disks);
+            const pid_t pid = newcomer.process->pid();
+            if (i == 0) {
+                calls[1] = countSystemCalls([&] { demand(host->acquire(guest, pid, disks), "acquire"); });
+                calls[2] = countSystemCalls([&] { demand(host->release(guest, pid, disks), "release"); });
+            }
+            const support::Outcome acquired = host->acquire(guest, pid, disks);
+            demand(acquired, "acquire");
+            const support::StateOutcome released = host->release(guest, pid, disks);
+            demand(released, "release");
+            times[0].push_back(newcomer.elapsed);
+            times[1].push_back(acquired.elapsed);
+            times[2].push_back(released.elapsed);
+        }
+        const char* const names[] = {"register", "acquire", "release"};
+        for (int i = 0; i < 3; i++)
+            rows.push_back({.scene = shared ? "shared" : "reader",
+                            .medium = files ? "files" : "bytes",
+                            .guests = size,
+                            .operation = names[i],
+                            .time = summarise(times[i]),
+                            .calls = calls[i]});
+    }
+    return rows;
+}
+
+// Work for `count` guests, done by so many workers as a libvirtd has. The first exception of any of them comes out.
+void inParallel(std::size_t count, const std::function<void(std::size_t)>& work) {
+    std::atomic<std::size_t> next{0};
+    std::mutex mutex;
+    std::exception_ptr problem;
+    std::vector<std::thread> workers;
+    for (std::size_t worker = 0; worker < std::min(count, kWorkers); worker++)
+        workers.emplace_back([&] {
+            try {
+                for (std::size_t i; (i = next++) < count;)
+                    work(i);
+            } catch (...) {
+                next = count;
+                std::lock_guard lock(mutex);
+                problem = std::current_exception();
+            }
+        });
+    for (std::thread& worker : workers)
+        worker.join();
+    if (problem)
+        std::rethrow_exception(problem);
+}
+
+// A guest with a disk of its own, and what all of them read.
+struct Member {
+    Guest guest;
+    std::vector<Disk> disks;
+    std::optional<support::GuestProcess> process{};
+};
+
+std::vector<Member> makeMembers(const fs::path& directory, std::size_t count, const char* name, unsigned first) {
+    std::vector<Member> members;
+    for (std::size_t i = 0; i < count; i++)
+        members.push_back({support::makeGuest(name, first + static_cast<unsigned>(i)),
+                           {{makeImage(directory / (std::string(name) + std::to_string(i)))},
+                            {directory / "template", LOCK_RESOURCE_READONLY},
+                            {directory / "iso", LOCK_RESOURCE_READONLY}}});
+    return members;
+}
+
+ScaleRow rowOf(const char* scene, bool files, std::size_t guests, const char* operation, std::vector<Time> times) {
+    return {.scene = scene,
+            .medium = files ? "files" : "bytes",
+            .guests = guests,
+            .operation = operation,
+            .time = summarise(std::move(times)),
+            .calls = std::nullopt};
+}
+
+void startAll(Host& host, std::vector<Member>& members, std::vector<Time>& times) {
+    inParallel(members.size(), [&](std::size_t i) {
+        Member& member = members[i];
+        support::Registration registration = start(*host, member.guest, member.disks);
+        member.process = std::move(registration.process);
+        const support::Outcome acquired = host->acquire(member.guest, member.process->pid(), member.disks);
+        demand(acquired, "acquire");
+        times[i] = registration.elapsed + acquired.elapsed;
+    });
+}
+
+} // namespace
+
+std::vector<ScaleRow> measureCrowds(const ScaleOptions& options, const std::vector<std::size_t>& others,
+                                    std::size_t repetitions) {
+    std::vector<ScaleRow> all;
+    for (const bool files : {false, true})
+        for (const bool shared : {false, true})
+            for (ScaleRow& row : measureCrowd(options, others, repetitions, files, shared))
+                all.push_back(std::move(row));
+    return all;
+}
+
+std::vector<ScaleRow> measureStarts(const ScaleOptions& options, std::size_t guests) {
+    std::vector<ScaleRow> rows;
+    for (const bool files : {false, true}) {
+        const fs::path directory = options.directory / (files ? "storm-files" : "storm-bytes");
+        Host host(options, makeConfig(directory, files));
+        makeImage(directory / "template");
+        makeImage(directory / "iso");
+        std::vector<Member> members = makeMembers(directory, guests, "storm", 100000);
+        std::vector<Time> times(guests);
+        options.pulse();
+        const auto begin = Clock::now();
+        startAll(host, members, times);
+        rows.push_back(rowOf("storm", files, guests, "all start", {Clock::now() - begin}));
+        rows.push_back(rowOf("storm", files, guests, "start", times));
+    }
+    return rows;
+}
+
+std::vector<ScaleRow> measureEvacuation(const ScaleOptions& options, std::size_t guests) {
+    std::vector<ScaleRow> rows;
+    for (const bool files : {false, true}) {
+        const fs::path directory = options.directory / (files ? "evacuation-files" : "evacuation-bytes");
+        Host host(options, makeConfig(directory, files));
+        makeImage(directory / "template");
+        makeImage(directory / "iso");
+        std::vector<Member> sides[] = {makeMembers(directory, guests, "left", 200000),
+                                       makeMembers(directory, guests, "right", 300000)};
+        std::vector<Time> ignored(guests), times[2] = {std::vector<Time>(guests), std::vector<Time>(guests)};
+        for (auto& side : sides)
+            startAll(host, side, ignored);
+        options.pulse();
+        // From where it stops here to where it may run there: what nobody works meanwhile.
+        auto migrate = [&](Member& member) {
+            const support::StateOutcome begun = host->inquire(member.guest, member.process->pid(), member.disks);
+            demand(begun, "inquire");
+            support::Registration incoming = start(*host, member.guest, member.disks);
+            const support::StateOutcome stopped = host->release(member.guest, member.process->pid(), member.disks);
+            demand(stopped, "release");
+            const support::Outcome runs =
+                host->acquire(member.guest, incoming.process->pid(), member.disks, {.state = begun.state});
+            demand(runs, "acquire of a destination");
+            member.process = std::move(incoming.process);
+            return stopped.elapsed + runs.elapsed;
+        };
+        const auto begin = Clock::now();
+        std::exception_ptr problem;
+        std::thread other([&] {
+            try {
+                inParallel(guests, [&](std::size_t i) { times[1][i] = migrate(sides[1][i]); });
+            } catch (...) {
+                problem = std::current_exception();
+            }
+        });
+        try {
+            inParallel(guests, [&](std::size_t i) { times[0][i] = migrate(sides[0][i]); });
+        } catch (...) {
+            other.join();
+            throw;
+        }
+        other.join();
+        if (problem)
+            std::rethrow_exception(problem);
+        rows.push_back(rowOf("evacuation", files, 2 * guests, "all migrate", {Clock::now() - begin}));
+        times[0].insert(times[0].end(), times[1].begin(), times[1].end());
+        rows.push_back(rowOf("evacuation", files, 2 * guests, "stop and go on", times[0]));
+    }
+    return rows;
+}
+
+} // namespace leasehold::bench

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-FileCopyrightText: The leasehold authors
+#ifndef LEASEHOLD_TESTS_BENCH_SCALE_HPP
+#define LEASEHOLD_TESTS_BENCH_SCALE_HPP
+
+// What happens where many guests are: what one more costs, and what becomes of many that come or go at once. At the
+// level of the plugin, with a process for each guest. Throws where anybody is refused: nobody is in anybody's way.
+
+#include "tests/bench/report.hpp"
+
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace leasehold::bench {
+
+struct ScaleOptions {
+    std::string plugin, standIn;
+    std::filesystem::path directory;
+    std::function<void()> pulse; // called now and then: may throw to end it all
+};
+
+// A newcomer's register, acquire and release beside so many others of one image, for reading and shared, with byte
+// ranges and with files.
+std::vector<ScaleRow> measureCrowds(const ScaleOptions& options, const std::vector<std::size_t>& others,
+                                    std::size_t repetitions);
+
+// So many guests start at once, each with a disk of its own, a template and an ISO that all read.
+std::vector<ScaleRow> measureStarts(const ScaleOptions& options, std::size_t guests);
+
+// Two hosts with so many guests each evacuate to each other at once.
+std::vector<ScaleRow> measureEvacuation(const ScaleOptions& options, std::size_t guests);
+
+} // namespace leasehold::bench
+
+#endif
