@@ -534,10 +534,9 @@ int bytesIn(int socket) {
 }
 
 bool isSeqpacket(int fd) {
-    int domain = 0, type = 0;
-    socklen_t size = sizeof domain;
-    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX &&
-           getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET;
+    int type = 0;
+    socklen_t size = sizeof type;
+    return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET;
 }
 
 // Who called socketpair(2) for it (unix(7), SO_PEERCRED). Nobody if it is an end of no pair: who is connected to a
@@ -545,10 +544,12 @@ bool isSeqpacket(int fd) {
 std::optional<ucred> makerOf(int socket) {
     ucred maker{};
     socklen_t size = sizeof maker;
-    sockaddr_un peer;
+    sockaddr_un peer{};
     socklen_t length = sizeof peer;
+    // The name of the other end tells the family, too: one question less in each call.
     if (!isSeqpacket(socket) || getpeername(socket, reinterpret_cast<sockaddr*>(&peer), &length) < 0 ||
-        length != sizeof peer.sun_family || getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &maker, &size) < 0)
+        length != sizeof peer.sun_family || peer.sun_family != AF_UNIX ||
+        getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &maker, &size) < 0)
         return std::nullopt;
     return maker;
 }
