@@ -88,7 +88,8 @@ std::string Engine::bounded(bool mayHang, Call& call, std::span<const int> keep,
     throw Error(Fault::system, "the storage of its disks ('" + path + "') did not answer for " +
                                    std::to_string(settings_.storageTimeout.count() / 1000) +
                                    " s: see whether its server and its cluster are up, and try again (option "
-                                   "storage_timeout in qemu-leasehold.conf)");
+                                   "storage_timeout in qemu-leasehold.conf)" +
+                                   storage::causeOfSilence(path));
 }
 
 std::string Engine::callFor(const os::Process& process, Call& call, const Work& work) const {

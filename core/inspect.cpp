@@ -453,15 +453,31 @@ std::string mediumName(const qemu::StoredLease& stored) {
     return stored.directory.open() ? "file-set" : stored.onImage() ? "byte-range" : "lease-file";
 }
 
+namespace {
+
+// The record may say anything, and people copy commands into a shell.
+bool isHostName(const std::string& name) {
+    return !name.empty() && name[0] != '-' && std::all_of(name.begin(), name.end(), [](unsigned char letter) {
+        return (letter >= 'a' && letter <= 'z') || (letter >= 'A' && letter <= 'Z') ||
+               (letter >= '0' && letter <= '9') || letter == '-' || letter == '.';
+    });
+}
+
+} // namespace
+
 std::vector<std::string> adviseOn(const ImageView& image) {
     std::vector<std::string> advice;
     bool distant = false;
+    std::string dead = "HOST"; // who would have to be dead
     for (const LeaseView& lease : image.leases) {
         bool named = lease.source != LeaseView::Source::nobody;
         std::string who = named                  ? "guest '" + lease.guest + "' on host '" + lease.host + "'"
                           : image.storage.remote ? "the guest on another host that has it"
                                                  : "the guest that has it, another user's or in a container,";
-        distant = distant || (lease.source != LeaseView::Source::vessel && image.storage.remote);
+        if (lease.source != LeaseView::Source::vessel && image.storage.remote) {
+            distant = true;
+            dead = isHostName(lease.host) ? lease.host : dead;
+        }
         switch (lease.state) {
         case LeaseState::held:
             advice.push_back("shut " + who + " down, or detach the image from it");
@@ -488,13 +504,19 @@ std::vector<std::string> adviseOn(const ImageView& image) {
         }
     }
     if (distant && image.storage.hidesReadLocks)
-        // Living clients get their locks back in the grace period, because sm-notify tells them; the dead one asks for
-        // none. unlock_ip and unlock_filesystem in /proc/fs/nfsd would take the locks of the living as well.
+        // On the server: living clients get their locks back in the grace period, because sm-notify tells them; the
+        // dead one asks for none. unlock_ip and unlock_filesystem in /proc/fs/nfsd would take those of the living, too.
         advice.push_back(
-            "if that host is dead: its locks stay until it boots again (its statd tells the server). If it "
-            "never will, make sure that it is off, and on the NFS server" +
-            (image.server.empty() ? "" : " '" + image.server + "'") +
-            " run: systemctl restart nfs-server && sm-notify -f; living hosts get their locks back");
+            "if that host is dead: its locks stay until it boots again (its statd tells the server). Make sure that "
+            "it is off, and run: leasehold fenced " +
+            dead + "; or on the NFS server" + (image.server.empty() ? "" : " '" + image.server + "'") +
+            ": systemctl restart nfs-server && sm-notify -f; living hosts get their locks back");
+    else if (distant && image.storage.name.starts_with("CephFS"))
+        advice.push_back("if that host is dead: its locks stay until its client is evicted, by itself after "
+                         "session_autoclose (300 s). At once, when you have made sure that it is off: leasehold "
+                         "fenced " +
+                         dead + "; or find its client with ceph tell mds.0 client ls, and run: ceph tell mds.0 " +
+                         "client evict id=NUMBER. An evicted client can write no more");
     else if (distant)
         advice.push_back("if that host is dead: the storage gives its locks up by itself, on NFSv4 when somebody asks "
                          "after the lease time (90 s), on a cluster file system after it was fenced");

@@ -69,8 +69,9 @@ std::optional<std::string> findLoss(const StoredLease& stored, const Incarnation
     int error = tryReadPastTheCache(stored);
     if (error == 0)
         return std::nullopt;
-    // EIO is NFSv4's word for it, EBADFD that of GlusterFS with client.strict-locks; a file that is gone has no lease.
-    if (error == EIO || error == EBADFD || error == EBADF || error == ESTALE)
+    // EIO is NFSv4's word for it, EBADFD that of GlusterFS with client.strict-locks, ESHUTDOWN that of CephFS for a
+    // client that was evicted (EBLOCKLISTED: Linux include/linux/ceph/rados.h); a file that is gone has no lease.
+    if (error == EIO || error == EBADFD || error == ESHUTDOWN || error == EBADF || error == ESTALE)
         return std::string("was lost, or its storage is broken (") + SystemError(error, "read", stored.path).what() +
                ")";
     throw SystemError(error, "read", stored.path);

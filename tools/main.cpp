@@ -30,6 +30,7 @@ constexpr std::array kVerbs{
     Verb{"probe", probe, "whether locks in a directory really cross between hosts"},
     Verb{"run", run, "run a command (qemu-img, ...) with a lease on its images"},
     Verb{"watch", watch, "act when the storage has lost a lease of a running guest"},
+    Verb{"fenced", fenced, "tell the storage that a host is dead, once it is off"},
     Verb{"enable", enable, "make leasehold libvirt's lock manager"},
     Verb{"disable", disable, "make libvirt go without it"},
 };

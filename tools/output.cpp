@@ -4,6 +4,7 @@
 
 #include "core/os/deadline.hpp"
 #include "core/os/fd.hpp"
+#include "core/storage/mount.hpp"
 #include "tools/options.hpp"
 
 #include <cstdio>
@@ -109,7 +110,8 @@ Json orNoStorage(std::optional<Json> answer, const std::string& path, int second
     if (answer)
         return std::move(*answer);
     throw Error(Fault::system, "the storage of '" + path + "' did not answer within " + std::to_string(seconds) +
-                                   " s (--timeout): see whether its server or cluster is up");
+                                   " s (--timeout): see whether its server or cluster is up" +
+                                   storage::causeOfSilence(path));
 }
 
 } // namespace

@@ -33,6 +33,7 @@ int check(const Words& arguments);
 int probe(const Words& arguments);
 int run(const Words& arguments);
 int watch(const Words& arguments);
+int fenced(const Words& arguments);
 int enable(const Words& arguments);
 int disable(const Words& arguments);
 

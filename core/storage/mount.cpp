@@ -70,25 +70,56 @@ std::vector<std::string> Mount::values(std::string_view key) const {
     return all;
 }
 
-std::optional<Mount> findMount(std::string_view mountinfo, int id) {
+namespace {
+
+std::optional<Mount> parseMount(std::string_view line) {
     // 36 35 98:0 /root /mountpoint rw,noatime shared:1 - ext4 /dev/sda1 rw,errors=continue
-    for (std::string_view line : split(mountinfo, '\n')) {
-        std::vector<std::string_view> words = split(line, ' ');
-        auto dash = std::find(words.begin(), words.end(), "-");
-        if (words.size() < 6 || parseId(words[0]) != id || words.end() - dash < 3)
-            continue;
-        // An empty source leaves only two words behind the type.
-        bool source = words.end() - dash > 3;
-        Mount mount{id, unescape(words[4]), std::string(dash[1]), source ? unescape(dash[2]) : "", {}, 0};
-        unsigned major = 0, minor = 0;
-        if (std::sscanf(std::string(words[2]).c_str(), "%u:%u", &major, &minor) == 2)
-            mount.device = makedev(major, minor);
-        for (std::size_t field : {std::size_t{5}, words.size() - 1})
-            for (std::string_view option : split(words[field], ','))
-                mount.options.emplace_back(option);
-        return mount;
-    }
+    std::vector<std::string_view> words = split(line, ' ');
+    auto dash = std::find(words.begin(), words.end(), "-");
+    if (words.size() < 6 || words.end() - dash < 3)
+        return std::nullopt;
+    // An empty source leaves only two words behind the type.
+    bool source = words.end() - dash > 3;
+    Mount mount{parseId(words[0]), unescape(words[4]), std::string(dash[1]), source ? unescape(dash[2]) : "", {}, 0};
+    unsigned major = 0, minor = 0;
+    if (std::sscanf(std::string(words[2]).c_str(), "%u:%u", &major, &minor) == 2)
+        mount.device = makedev(major, minor);
+    for (std::size_t field : {std::size_t{5}, words.size() - 1})
+        for (std::string_view option : split(words[field], ','))
+            mount.options.emplace_back(option);
+    return mount;
+}
+
+} // namespace
+
+std::optional<Mount> findMount(std::string_view mountinfo, int id) {
+    for (std::string_view line : split(mountinfo, '\n'))
+        if (parseId(line) == id)
+            if (auto mount = parseMount(line))
+                return mount;
     return std::nullopt;
+}
+
+std::vector<Mount> allMounts() {
+    std::vector<Mount> mounts;
+    std::string table = os::readFileIfPossible(kMountinfo, 8 << 20).value_or("");
+    for (std::string_view line : split(table, '\n'))
+        if (auto mount = parseMount(line))
+            mounts.push_back(std::move(*mount));
+    return mounts;
+}
+
+std::string causeOfSilence(std::string_view path) {
+    Mount nearest;
+    for (Mount& mount : allMounts())
+        if (path.starts_with(mount.point) && mount.point.size() >= nearest.point.size() &&
+            (mount.point == "/" || path.size() == mount.point.size() || path[mount.point.size()] == '/'))
+            nearest = std::move(mount);
+    // Whoever asks waits for the capabilities of a client that is dead (Ceph doc/cephfs/eviction.rst).
+    return nearest.type == "ceph" || nearest.type == "fuse.ceph-fuse"
+               ? "; on CephFS a host that died while it had the image open keeps others waiting until its client is "
+                 "evicted: make sure that it is off, and run leasehold fenced HOST"
+               : "";
 }
 
 bool anyRemote(std::string_view mountinfo) {

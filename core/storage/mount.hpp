@@ -37,6 +37,13 @@ std::string unescape(std::string_view text);
 // The mount with this id in a mountinfo text.
 std::optional<Mount> findMount(std::string_view mountinfo, int id);
 
+// All mounts of this host; none when /proc does not tell.
+std::vector<Mount> allMounts();
+
+// Why storage may be silent though its servers are up, as a clause that follows "and try again"; "" where there is no
+// such reason. Goes by the name alone, so it does not touch the storage.
+std::string causeOfSilence(std::string_view path);
+
 // The mount of an open file. Nothing when /proc does not tell.
 std::optional<Mount> mountOf(int fd);
 

@@ -36,7 +36,8 @@ def pytest_configure(config):
 
 
 # What is quick and tells most comes first.
-FILES = ("test_locks", "test_leases", "test_file_sets", "test_devices", "test_inspect", "test_accidents")
+FILES = ("test_locks", "test_leases", "test_file_sets", "test_devices", "test_inspect", "test_ceph", "test_accidents",
+         "test_fenced")
 
 
 @pytest.hookimpl(trylast=True)  # after pytest's own sorting by parameter
@@ -79,7 +80,10 @@ def bring_up(lab_of):
         if name not in kinds:
             kind = storages.KINDS[name]
             kinds[name] = kind(lab_of(labs.Lab if kind.own_kernels else labs.NamespaceLab))
-        return kinds[name].ready()
+        try:
+            return kinds[name].ready()
+        except labs.Missing as missing:
+            return pytest.skip(str(missing))
     return ready
 
 

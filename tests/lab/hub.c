@@ -2,17 +2,18 @@
  * SPDX-FileCopyrightText: The leasehold authors */
 
 /* The network of the lab: gives every Ethernet frame that comes from one host to all others, except where the cable is
- * cut. Usage: hub FD..., a datagram socket for each host, connected to its QEMU. Orders come on standard input, one a
+ * cut. Usage: hub FD..., for each host a datagram socket that is connected to its QEMU, or a tap device (this machine's own
+ * kernel). Orders come on standard input, one a
  * line, and are confirmed on standard output: "cut A B", "heal A B" (positions of the sockets, from 1). Ends with its
  * standard input. */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 enum { MOST_HOSTS = 8, LARGEST_FRAME = 70000 };
@@ -20,17 +21,19 @@ enum { MOST_HOSTS = 8, LARGEST_FRAME = 70000 };
 static int sockets[MOST_HOSTS], hosts;
 static bool is_cut[MOST_HOSTS][MOST_HOSTS];
 
-static void forward(int from) {
+/* False when there is nobody any more at that end: a tap device that went with its network namespace. */
+static bool forward(int from) {
     static char frame[LARGEST_FRAME];
     ssize_t length;
     int to;
 
-    while ((length = recv(sockets[from], frame, sizeof frame, MSG_DONTWAIT)) > 0) {
+    while ((length = read(sockets[from], frame, sizeof frame)) > 0) {
         for (to = 0; to < hosts; to++)
             /* A host that is frozen, dead or too slow loses the frame, as on a real wire. */
             if (to != from && !is_cut[from][to])
-                (void)!send(sockets[to], frame, length, MSG_DONTWAIT);
+                (void)!write(sockets[to], frame, length);
     }
+    return length >= 0 || errno != EBADFD;
 }
 
 static void obey(const char* order) {
@@ -65,6 +68,7 @@ int main(int argc, char** argv) {
     hosts = argc - 1 < MOST_HOSTS ? argc - 1 : MOST_HOSTS;
     for (i = 0; i < hosts; i++) {
         sockets[i] = atoi(argv[i + 1]);
+        fcntl(sockets[i], F_SETFL, O_NONBLOCK);
         polls[i + 1] = (struct pollfd){.fd = sockets[i], .events = POLLIN};
     }
     for (;;) {
@@ -73,7 +77,7 @@ int main(int argc, char** argv) {
         if (polls[0].revents && !take_order())
             return 0;
         for (i = 0; i < hosts; i++)
-            if (polls[i + 1].revents)
-                forward(i);
+            if (polls[i + 1].revents && !forward(i))
+                polls[i + 1].fd = -1;
     }
 }

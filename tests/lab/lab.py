@@ -8,6 +8,9 @@ Lab    a temporary directory, the network, the shared disk, a folder that every 
 Host   one QEMU that runs a Debian kernel. It can be cut off, frozen, killed (a power cut) and started again.
 Actor  a process on a host that plays libvirtd with the built plugin, or takes locks by hand: see actor.cpp.
 
+Machine  this machine's own kernel as one more host of a Lab, with the hosts' root image: for servers that would take
+       minutes on an emulated processor.
+
 NamespaceLab and NamespaceHost are the same without kernels of their own: namespaces of this machine, for storage that
 is a process, as FUSE file systems are. They start at once.
 
@@ -19,12 +22,14 @@ Run as a program it boots hosts and opens a shell-like prompt: tests/lab/lab.py 
 import concurrent.futures
 import contextlib
 import dataclasses
+import fcntl
 import itertools
 import os
 import pathlib
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -111,17 +116,32 @@ def connected_sockets():
     return pair
 
 
+def tap_device(name):
+    """One that goes when its descriptor is closed (tuntap.rst; linux/if_tun.h). None where there is none."""
+    try:
+        tap = os.open("/dev/net/tun", os.O_RDWR)
+        fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x1002))  # TUNSETIFF; IFF_TAP, IFF_NO_PI
+        return tap
+    except OSError:
+        return None
+
+
 class Network:
-    """The wire between the hosts: hub.c, and a socket for each host's QEMU."""
+    """The wire between the hosts: hub.c, a socket for each host's QEMU, and one for this machine."""
 
     def __init__(self, lab, hosts):
         pairs = [connected_sockets() for _ in range(hosts)]
         self.plugs = [qemu for qemu, _ in pairs]
         ends = [hub.fileno() for _, hub in pairs]
+        self.tap_name = f"lab{os.getpid()}"
+        if tap := tap_device(self.tap_name):
+            ends.append(tap)
         self.hub = subprocess.Popen([*CHILD, lab.compiled("hub", "cc", HERE / "hub.c"), *map(str, ends)], pass_fds=ends,
                                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _, hub in pairs:
             hub.close()
+        if tap:
+            os.close(tap)
 
     def order(self, word, a, b):
         self.hub.stdin.write(f"{word} {a} {b}\n")
@@ -293,6 +313,8 @@ class Host(AnyHost):
 class NamespaceHost(AnyHost):
     """Processes, mounts and a host name of its own. /run and /mnt are empty there at first."""
 
+    enter = "-m", "-u", "-p"
+
     def power_on(self):
         self.kill()
         self.process = subprocess.Popen([*CHILD, "unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child",
@@ -314,11 +336,65 @@ class NamespaceHost(AnyHost):
 
     def run(self, command, timeout=PATIENCE):
         with tempfile.TemporaryFile("w+", errors="replace") as output:  # a pipe would wait for daemons that keep it
-            done = subprocess.run([*CHILD, "nsenter", "-t", self.init, "-m", "-u", "-p", "bash", "-c", command],
+            done = subprocess.run([*CHILD, "nsenter", "-t", self.init, *self.enter, "bash", "-c", command],
                                   stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, timeout=timeout,
                                   check=False)
             output.seek(0)
             return Result(f"{self.name}$ {command}", done.returncode, output.read())
+
+
+class Machine(NamespaceHost):
+    """This machine's kernel, in the hosts' root image and on their network."""
+
+    def __init__(self, lab, number):
+        require("ip", "unshare", "nsenter")
+        super().__init__(lab, number)
+        self.address = f"10.77.0.{number}"
+
+    def power_on(self):
+        tap, root = self.lab.network.tap_name, self.lab.dir / self.name
+        if subprocess.run(["ip", "link", "show", tap], capture_output=True, check=False).returncode != 0:
+            raise Missing("needs /dev/net/tun")
+        self.process = subprocess.Popen([*CHILD, "unshare", "--mount", "--uts", "--pid", "--net", "--fork",
+                                         "--kill-child", "--mount-proc", "bash", "-c", f"""set -e
+            hostname {self.name}
+            mkdir -p {root}/image {root}/changes {root}/root
+            mount -o ro,loop,noload {self.lab.image.root} {root}/image
+            mount -t tmpfs tmpfs {root}/changes
+            mkdir {root}/changes/upper {root}/changes/work
+            mount -t overlay -o lowerdir={root}/image,upperdir={root}/changes/upper,workdir={root}/changes/work \
+                root {root}/root
+            cd {root}/root
+            mount -t proc proc proc
+            mount -t tmpfs tmpfs run
+            mount --rbind /dev dev
+            mount --bind {self.lab.share} share
+            cp -r share {GUEST_DIR[1:]}
+            echo named
+            read go
+            ip link set {tap} name eth1
+            ip addr add {self.address}/24 dev eth1
+            ip link set lo up
+            ip link set eth1 up
+            echo ready
+            exec chroot . sleep infinity"""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "named\n", f"{self.name} has not started"
+        inside = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().strip()
+        subprocess.run(["ip", "link", "set", tap, "netns", inside], check=True)
+        self.process.stdin.write("go\n")
+        self.process.stdin.close()
+
+    enter = "-m", "-u", "-p", "-n", "-r", "-w"
+
+    def wait_ready(self):
+        super().wait_ready()
+        # Until then commands would run in this machine's own root.
+        wait_until(lambda: os.readlink(f"/proc/{self.init}/root") != "/", f"{self.name} has its own root")
+        return self
+
+    def log(self):
+        return ""
+
 
 # --- actors -------------------------------------------------------------------------------------------------------
 
@@ -494,6 +570,7 @@ class Lab(AnyLab):
         self.scsi_disks = [self.sparse_file(f"scsi{index}.img", 64 << 20) for index in range(2)]
         self.network = Network(self, hosts)
         self.hosts = [Host(self, number) for number in range(1, hosts + 1)]
+        self.machine = Machine(self, hosts + 1)  # not started with the others
 
     def sparse_file(self, name, size):
         path = self.dir / name
@@ -510,6 +587,7 @@ class Lab(AnyLab):
         return [other for other in self.hosts if other is not host]
 
     def close(self):
+        self.machine.kill()
         super().close()
         self.network.close()
 

@@ -30,6 +30,7 @@ nfs-kernel-server nfs-common rpcbind
 ocfs2-tools corosync dlm-controld gfs2-utils
 samba cifs-utils
 glusterfs-server glusterfs-client
+ceph-mon ceph-osd ceph-mds ceph-common ceph-fuse
 lvm2 dmsetup libvirt0 libaugeas0
 """.split()
 
@@ -43,7 +44,7 @@ BOOT_MODULES = "virtio_pci virtio_blk crc32c_generic ext4 overlay".split()
 MODULES = """
 virtio_net virtio_rng 9p 9pnet_virtio configfs
 nfs nfsv3 nfsv4 nfs_layout_nfsv41_files nfsd rpcsec_gss_krb5 auth_rpcgss
-ocfs2 ocfs2_dlmfs ocfs2_stack_o2cb ocfs2_stack_user gfs2 dlm sctp cifs fuse
+ocfs2 ocfs2_dlmfs ocfs2_stack_o2cb ocfs2_stack_user gfs2 dlm sctp cifs fuse ceph ipvlan macvlan
 virtio_scsi sd_mod dm_mod nls_utf8
 """.split()
 

@@ -35,6 +35,8 @@ FACTS = {
     "ocfs2": Facts("0x7461636f", byte_ranges_cross=False, one_table=False),
     "ocfs2pcmk": Facts("0x7461636f", one_table=False, remote_pid=True),
     "gfs2": Facts("0x1161970", one_table=False, remote_pid=True),
+    "cephfs": Facts("0xc36400", one_table=False),
+    "cephfuse": Facts("0x65735546", one_table=False, listed_as=("nothing",)),
     # Its process takes all locks of a mount as its own POSIX locks: they do not exclude each other, and end with any
     # close.
     "bindfs": Facts("0x65735546", one_table=False, per_description=False, survives_dup=False, listed_as=("nothing",)),

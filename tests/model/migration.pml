@@ -204,6 +204,8 @@ inline ACQUIRE(i,S) {
   :: cr -> skip
   :: !cr && HAD(i) -> atomic { OWNOK(t,i,S); r=t }        /* 1. noted: owner is not placed again, and there is no second look */
   :: !cr && !HAD(i) ->
+     /* one that no note tells of is not placed once more: it goes first (ceph-fuse; at once, or not at all) */
+     if :: owner==i+1 -> d_step { SAY(i,"  owner without a note down"); owner=0; OFF(lo,i); UPD; NOW(i) } :: skip fi;
      if
      :: atomic { (owner==0 || owner==i+1) && HAS(alive,i) -> ALLOWED(t,i,S);                    /* 2. 3. */
            if :: t -> TOOK(i); d_step { SAY(i,"  owner taken"); owner=i+1; ON(lo,i); UPD; NOW(i); r=1; go=1 } :: else fi }

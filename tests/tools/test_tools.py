@@ -662,6 +662,51 @@ def disable(conf, *words):
     return call("disable", "--force", "--qemu-conf", conf, *words)
 
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and ip (iproute2)")
+
+
+@needs_root
+@pytest.mark.parametrize(("host", "words"), [
+    (os.uname().nodename, "is this host"), ("127.0.0.1", "is this host"), ("no.such.host.invalid", "nobody knows")])
+def test_who_was_fenced_is_a_known_host_and_another_one(host, words):
+    result = call("fenced", host, "--i-made-sure-it-is-off")
+    assert (result.returncode, result.stdout) == (1, "") and words in result.stderr, result
+
+
+@contextlib.contextmanager
+def network():
+    """Words that run a command in a network of its own."""
+    with running("unshare", "--net", "sh", "-c", "ip link set lo up; echo here; exec sleep infinity") as there:
+        assert there.stdout.readline() == "here\n"
+        yield ["nsenter", "-t", str(there.pid), "-n"]
+
+
+@needs_root
+def test_a_host_that_lets_nothing_through_but_answers_for_its_address_lives():
+    address = "198.51.100.2"  # RFC 5737, for documentation
+    with network() as here, network() as there:
+        def run(where, command):
+            return subprocess.run([*where, *command.split()], capture_output=True, text=True, timeout=PATIENCE,
+                                  check=False)
+
+        def ok(where, command):
+            result = run(where, command)
+            assert result.returncode == 0, result
+        ok(here, f"ip link add name eth0 type veth peer name eth0 netns {there[2]}")
+        ok(here, "ip addr add 198.51.100.1/30 dev eth0")
+        ok(here, "ip link set eth0 up")
+        fenced = f"{LEASEHOLD} fenced {address} --i-made-sure-it-is-off"
+        result = run(here, fenced)
+        assert (result.returncode, result.stderr) == (0, ""), result
+        ok(there, f"ip addr add {address}/30 dev eth0")
+        ok(there, "ip link set eth0 up")
+        result = run(here, fenced)
+        assert result.returncode == REFUSED and "lives" in result.stderr, result
+        ok(there, "ip route add blackhole 198.51.100.1")
+        result = run(here, fenced)
+        assert result.returncode == REFUSED and f"{address} answers for its address" in result.stderr, result
+
+
 def test_enable_adds_one_line_behind_its_explanation_and_disable_takes_it_away(conf):
     shipped = conf.read_text()
     result = enable(conf)

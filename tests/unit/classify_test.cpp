@@ -66,6 +66,8 @@ TEST(Classify, SharedFileSystemsWhoseByteRangeLocksCrossHostsCarryLeasesOfAllHos
         {NFS_SUPER_MAGIC, mounted("nfs", {"vers=3", "local_lock=flock"}), "NFSv3"},
         {kGfs2, mounted("gfs2", {"rw"}), "GFS2"},
         {OCFS2_SUPER_MAGIC, mounted("ocfs2", {"rw", "cluster_stack=pcmk"}), "OCFS2 (pcmk)"},
+        {kCeph, mounted("ceph", {"rw", "name=admin", "acl"}), "CephFS"},
+        {kFuse, mounted("fuse.ceph-fuse"), "CephFS (ceph-fuse)"},
     };
     for (const Row& row : rows) {
         Storage storage = classifyMount(row.magic, row.mount);
@@ -112,8 +114,6 @@ TEST(Classify, StorageWithoutALockToTrustIsRefusedByNameWithAReason) {
         {{OCFS2_SUPER_MAGIC, mounted("ocfs2", {"cluster_stack=o2cb", "localflocks"}), "OCFS2"}, "localflocks"},
         {{OCFS2_SUPER_MAGIC, mounted("ocfs2", {"cluster_stack=pcmk", "localflocks"}), "OCFS2"}, "localflocks"},
         {{kGfs2, mounted("gfs2", {"localflocks"}), "GFS2"}, "lock_nolock if only one host"},
-        {{kCeph, mounted("ceph"), "CephFS"}, "not been tried"},
-        {{kFuse, mounted("fuse.ceph"), "CephFS (FUSE)"}, "not been tried"},
         {{kFuse, mounted("fuse.glusterfs"), "GlusterFS"}, "client.strict-locks on"},
         {{kFuse, mounted("fuse.sshfs"), "fuse.sshfs"}, "stay on this host"},
         {{kFuse, mounted("fuse.unheard-of"), "fuse.unheard-of"}, "own process"},

@@ -83,8 +83,8 @@ TEST(Advice, NamesTheServersRemedyForADeadHostOnNfs3AndBreaksNothing) {
     std::string all;
     for (const std::string& sentence : adviseOn(image))
         all += sentence + "\n";
-    EXPECT_NE(all.find("on the NFS server 'filer' run: systemctl restart nfs-server && sm-notify -f"),
-              std::string::npos)
+    EXPECT_NE(all.find("run: leasehold fenced alpha"), std::string::npos) << all;
+    EXPECT_NE(all.find("on the NFS server 'filer': systemctl restart nfs-server && sm-notify -f"), std::string::npos)
         << all;
     image.leases[0].source = LeaseView::Source::vessel; // it runs here
     for (const std::string& sentence : adviseOn(image))
@@ -111,6 +111,17 @@ TEST(Advice, SpeaksOfOtherHostsOnlyWhereTheyReachTheImage) {
             all += sentence + "\n";
         EXPECT_EQ(all.find("host") != std::string::npos, remote) << all;
     }
+}
+
+TEST(Advice, NamesTheCommandThatEvictsTheClientOfADeadHostOnCephFs) {
+    ImageView image;
+    image.storage = {.name = "CephFS", .lock = storage::LockKind::byteRange, .remote = true, .reason = ""};
+    image.leases.push_back({.source = LeaseView::Source::record, .guest = "db", .host = "alpha"});
+    std::string all;
+    for (const std::string& sentence : adviseOn(image))
+        all += sentence + "\n";
+    EXPECT_NE(all.find("leasehold fenced alpha"), std::string::npos) << all;
+    EXPECT_NE(all.find("client evict id="), std::string::npos) << all;
 }
 
 class InspectedGuest : public unit::EngineTest {

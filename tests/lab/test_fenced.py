@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+
+"""leasehold fenced: storage that waits for a dead host is told that it is dead. It is told nothing about the living."""
+
+import time
+
+import conftest
+import lab as labs
+import pytest
+
+WAITING = [name for name in ("nfs3", "cephfs", "cephfuse") if name in conftest.KINDS]
+pytestmark = [pytest.mark.skipif(not WAITING, reason="no storage was asked for that waits for dead hosts"),
+              pytest.mark.last]
+
+
+def fenced(host, *words, rc=None):
+    result = host.run(f"{labs.GUEST_DIR}/leasehold fenced {' '.join(words)}", timeout=240)
+    assert rc is None or result.rc == rc, str(result)
+    return result
+
+
+@pytest.fixture(scope="module")
+def kinds(bring_up):
+    if not labs.command().exists():
+        pytest.skip(f"{labs.command()} was not built")
+    made = {name: bring_up(name) for name in WAITING}
+    for name, kind in made.items():
+        if name.startswith("ceph"):
+            kind.be_patient(300)  # the default
+    yield made
+    for name, kind in made.items():
+        if name.startswith("ceph"):
+            kind.be_patient()
+
+
+@pytest.fixture(scope="module")
+def deaths(kinds):
+    """h1 and h2 have a guest on each storage, and h1 dies. {what was asked before and after: answer}, the guests of h2,
+    their images, and for each storage the seconds from the order to the start of the dead guest's successor."""
+    dying, living = next(iter(kinds.values())).clients
+    guests = {name: (kind.actor(dying), kind.image(), kind.actor(living), kind.image()) for name, kind in kinds.items()}
+    for holder, image, neighbour, other in guests.values():
+        for actor, guest, number, path in ((holder, "db", 1, image), (neighbour, "web", 2, other)):
+            actor.ok("register", guest, number, path)
+            actor.ok("acquire", guest)
+    said = {"alive": fenced(living, "h1", "--i-made-sure-it-is-off")}
+    after_that = {name: guests[name][0].ask("acquire", "db") for name in kinds}
+    dying.kill()
+    takers = {name: kind.actor(living) for name, kind in kinds.items()}
+    said["unsure"] = fenced(living, "h1")
+    refused = {name: taker.ask("register", "late", 3, guests[name][1], timeout=60) for name, taker in takers.items()
+               if name == "nfs3"}  # on CephFS a start waits until it is refused
+    start = time.monotonic()
+    said["sure"] = fenced(living, "h1", "--i-made-sure-it-is-off")
+    free = {}
+    for name, taker in takers.items():
+        labs.wait_until(lambda name=name, taker=taker: taker.ask("register", "late", 3, guests[name][1], timeout=60),
+                        f"the image on {name} is free", 60)
+        free[name] = time.monotonic() - start
+    said["again"] = fenced(living, "h1", "--i-made-sure-it-is-off")
+    yield said, guests, free, after_that, refused
+    for _, _, neighbour, _ in guests.values():
+        neighbour.quit()
+    for taker in takers.values():
+        taker.quit()
+
+
+def test_a_host_that_answers_is_not_told_dead(deaths):
+    said, _, _, after_that, _ = deaths
+    assert said["alive"].rc == 75 and "lives" in said["alive"].out, str(said["alive"])
+    assert all(after_that.values()), [*map(str, after_that.values())]
+
+
+def test_without_being_told_that_the_host_is_off_it_shows_what_would_be_done_and_does_nothing(deaths, kinds):
+    said, _, _, _, refused = deaths
+    assert said["unsure"].rc == 2 and "--i-made-sure-it-is-off" in said["unsure"].out, str(said["unsure"])
+    assert said["unsure"].out.count("would") == ("nfs3" in kinds) + len([name for name in kinds if name != "nfs3"])
+    assert all(answer.status == "refused" for answer in refused.values()), [*map(str, refused.values())]
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_the_guests_of_a_fenced_host_start_elsewhere_at_once(deaths, table, name):
+    said, _, free, _, _ = deaths
+    assert said["sure"].rc == 0, str(said["sure"])
+    table.add(name, "host killed, leasehold fenced", f"lease free after: {free[name]:.0f} s")
+    assert said["again"].rc == 0, str(said["again"])
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_nobody_else_s_lease_goes(deaths, kinds, actor, name):
+    _, guests, *_ = deaths
+    _, _, neighbour, other = guests[name]
+    neighbour.ok("acquire", "web")
+    assert "guest 'web'" in actor(kinds[name].clients[1], kinds[name].plugin_conf).refused("register", "thief", 4, other)
+
+
+def test_the_living_host_keeps_its_own_number_and_addresses(deaths, kinds):
+    living = next(iter(kinds.values())).clients[1]
+    addresses = living.ok("ip -o addr show dev eth1")
+    assert "10.77.0.1/" not in addresses
+    if "nfs3" in kinds:
+        assert int(living.ok("cat /proc/sys/fs/nfs/nsm_local_state")) < 1000
+
+
+def test_hosts_that_nobody_knows_and_the_host_itself_are_refused(deaths, kinds):
+    living = next(iter(kinds.values())).clients[1]
+    assert "nobody knows" in fenced(living, "stranger", "--i-made-sure-it-is-off", rc=1).out
+    assert "is this host" in fenced(living, living.name, "--i-made-sure-it-is-off", rc=1).out
+    assert "is this host" in fenced(living, living.address, "--i-made-sure-it-is-off", rc=1).out
