@@ -3,10 +3,7 @@
 #include "core/os/file_lock.hpp"
 
 #include "core/os/error.hpp"
-
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
+#include "core/os/lock_table.hpp"
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -66,22 +63,10 @@ std::optional<FoundLock> findConflict(int fd, LockType type, Range range, const 
 
 std::vector<FoundLock> parseFdinfoLocks(const std::string& text) {
     std::vector<FoundLock> locks;
-    // lock:\t1: OFDLCK  ADVISORY  WRITE -1 fe:00:131 4611686018427387904 4611686018427387904
-    for (std::size_t at = text.find("lock:"); at != std::string::npos; at = text.find("\nlock:", at + 1)) {
-        char kind[8], type[8], last[24];
-        long long first = 0;
-        FoundLock lock;
-        if (std::sscanf(text.c_str() + at, " lock: %*d: %7s %*s %7s %*d %*s %lld %23s", kind, type, &first, last) != 4)
-            continue;
+    for (const TableLock& lock : parseLockTable(text))
         // The NFS client calls open-file-description locks POSIX ones.
-        if (std::strcmp(kind, "OFDLCK") != 0 && std::strcmp(kind, "POSIX") != 0)
-            continue;
-        lock.type = type[0] == 'W' ? LockType::write : LockType::read;
-        lock.range.start = first;
-        if (last[0] != 'E') // EOF: length 0
-            lock.range.length = std::strtoll(last, nullptr, 10) - first + 1;
-        locks.push_back(lock);
-    }
+        if (lock.kind == LockClass::ofd || lock.kind == LockClass::posix)
+            locks.push_back({lock.type, lock.range});
     return locks;
 }
 

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <limits>
 #include <memory>
 
 #include <fcntl.h>
@@ -264,6 +265,9 @@ private:
         if (header.leases > kMaxDescriptorsPerMessage || header.totalLeases > kMaxLeases || header.parts == 0 ||
             header.parts > kMaxMessages || header.part >= header.parts)
             hostile("impossible counts");
+        // Another one has to come after it.
+        if (header.generation == 0 || header.generation == std::numeric_limits<std::uint64_t>::max())
+            hostile("an impossible generation");
         return header;
     }
 

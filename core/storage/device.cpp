@@ -141,7 +141,9 @@ public:
           folder_(root + "/sys/dev/block/" + number_), udev_(root + "/run/udev/data/b" + number_) {}
 
     Device identify() const {
-        Device device = file("dm/name") ? deviceMapper() : file("partition") ? partition() : disk(folder_);
+        // Each is read once: a device may vanish while it is looked at.
+        auto mapped = file("dm/name"), part = mapped ? std::nullopt : file("partition");
+        Device device = mapped ? deviceMapper(*mapped) : part ? partition(*part) : disk(folder_);
         if (!device.identity.empty())
             device.identity = asFileName(device.identity);
         device.words = os::printable(device.words);
@@ -165,9 +167,8 @@ private:
 
     // Linux drivers/md/dm-sysfs.c. The prefixes are those of lvm2, of multipath-tools (libmultipath/devmapper.h) and of
     // kpartx (kpartx/devmapper.c).
-    Device deviceMapper() const {
+    Device deviceMapper(const std::string& name) const {
         std::string uuid = file("dm/uuid").value_or("");
-        std::string name = *file("dm/name");
         std::string part;
         std::string in;
         if (std::size_t dash = uuid.find('-'); uuid.starts_with("part") && dash != std::string::npos) {
@@ -197,10 +198,9 @@ private:
         return wwid;
     }
 
-    Device partition() const {
+    Device partition(const std::string& number) const {
         // The disk's folder is above that of the partition, and sysfs is reached through a symbolic link.
         Device whole = disk(folder_ + "/..");
-        std::string number = *file("partition");
         whole.words = "partition " + number + " of " + whole.words;
         if (!whole.identity.empty())
             whole.identity += "-part" + number;

@@ -195,7 +195,11 @@ TEST(FdinfoLocks, AreReadFromTheTextOfTheKernel) {
 
 TEST(FdinfoLocks, AreNoneInGarbage) {
     for (const char* text : {"", "lock:", "lock:\n", "lock:\t1: OFDLCK", "lock:\t1: OFDLCK  ADVISORY  WRITE -1 x y z\n",
-                             "\nlock:\nlock:\nlock:\n"})
+                             "\nlock:\nlock:\nlock:\n",
+                             // no bytes that a lock can have
+                             "lock:\t1: OFDLCK  ADVISORY  WRITE -1 fe:00:131 -9 9223372036854775807\n",
+                             "lock:\t1: OFDLCK  ADVISORY  WRITE -1 fe:00:131 6 5\n",
+                             "lock:\t1: OFDLCK  ADVISORY  WRITE -1 fe:00:131 5 99999999999999999999\n"})
         EXPECT_TRUE(parseFdinfoLocks(text).empty()) << text;
 }
 

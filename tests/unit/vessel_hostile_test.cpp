@@ -119,6 +119,8 @@ TEST_F(HostileVessel, WithASpoiltMessageIsRefused) {
         {"4 G leases in all", Reading::invalid, [](Forgery& m) { m.header.totalLeases = ~0u; }},
         {"fewer in all than here", Reading::invalid, [](Forgery& m) { m.header.totalLeases = 1; }},
         {"more in all than ever come", Reading::invalid, [](Forgery& m) { m.header.totalLeases = 3; }},
+        {"the last generation of all", Reading::invalid, [](Forgery& m) { m.header.generation = ~std::uint64_t{0}; }},
+        {"no generation", Reading::invalid, [](Forgery& m) { m.header.generation = 0; }},
         {"no parts", Reading::invalid, [](Forgery& m) { m.header.parts = 0; }},
         {"4 G parts", Reading::invalid, [](Forgery& m) { m.header.parts = ~0u; }},
         {"part that is not one of them", Reading::invalid, [](Forgery& m) { m.header.part = 1; }},
