@@ -233,3 +233,35 @@ def test_a_guest_started_before_leasehold_resumes_where_the_administrator_allows
     gamma.destroy(older)
     gamma.ok("start", older.name)
     expect.taken(gamma, older.disks[0].path, by=(older, gamma))
+
+
+# --- a host after the other
+
+def test_a_guest_migrates_in_from_a_host_without_leasehold_and_is_protected_afterwards(alpha, beta, image, guest):
+    disk = image()
+    mover = guest(disk)
+    with alpha.configured(lock_manager="none"):
+        alpha.boot(mover)
+        refused = alpha.migrate_to(beta, mover, "--live")
+        assert not refused and 'qemu_locks = "warn"' in refused.err, refused
+        assert alpha.state(mover) == "running"
+        expect.not_leased(disk)
+        with beta.configured(plugin_conf='qemu_locks = "warn"\n'):
+            assert (result := alpha.migrate_to(beta, mover, "--live")), result
+            expect.runs(beta, mover)
+        expect.taken(beta, disk, by=(mover, beta))
+        beta.destroy(mover)
+
+
+def test_guests_keep_their_leases_when_leasehold_is_turned_off_in_an_emergency(alpha, beta, image, guest):
+    disk = image()
+    mover = guest(disk)
+    alpha.boot(mover)
+    with alpha.configured(lock_manager="none"):
+        alpha.suspend(mover)
+        alpha.resume(mover)
+        expect.taken(beta, disk, by=(mover, alpha))
+        refused = alpha.migrate_to(beta, mover, "--live")
+        assert not refused and "already runs elsewhere" in refused.err, refused
+        alpha.destroy(mover)
+        expect.free(beta, disk)
