@@ -326,7 +326,8 @@ std::string explainOutsider(const qemu::StoredLease& stored, const std::string& 
         who = stored.remote ? "a program on another host, or one that may not be looked at"
                             : "a program that may not be looked at";
     return image + " is in use outside leasehold by " + who + ", which " + words +
-           ": end it, or wait for it, and try again. If that is this guest itself, which migrates in from a host without "
+           ": end it, or wait for it, and try again. If that is this guest itself, which migrates in from a host "
+           "without "
            "leasehold, say qemu_locks = \"warn\" in qemu-leasehold.conf until it is here";
 }
 

@@ -36,7 +36,8 @@ def test_everything_is_where_fedora_has_it(rpm):
                      "/usr/share/augeas/lenses/tests/test_libvirt_leasehold.aug",
                      "/usr/share/man/man5/qemu-leasehold.conf.5", "/usr/sbin/leasehold",
                      "/usr/lib/systemd/system/leasehold-watch.service", "/usr/lib/tmpfiles.d/leasehold.conf",
-                     "/usr/share/doc/leasehold/README.md"}
+                     "/usr/share/doc/leasehold/README.md", "/usr/share/doc/leasehold/OPERATIONS.md",
+                     "/usr/share/doc/leasehold/docs/hosts.svg"}
     assert not [file for file in files if "apparmor" in file]
     assert hosts.ok("rpm", "-qpc", rpm).split() == [CONF]
 
