@@ -37,8 +37,9 @@ struct Output {
     std::string text, errors;
 };
 
-Output capture(int seconds, Words words) {
-    words.insert(words.begin(), {"timeout", "-k", "2", std::to_string(seconds)});
+// `limit` is in seconds.
+Output capture(int limit, Words words) {
+    words.insert(words.begin(), {"timeout", "-k", "2", std::to_string(limit)});
     std::vector<char*> arguments;
     for (std::string& word : words)
         arguments.push_back(word.data());
