@@ -95,7 +95,7 @@ TEST_F(BadImage, CharacterDeviceIsRefused) {
 }
 
 TEST_F(BadImage, FileSystemWithoutTrustedLocksIsNamed) {
-    expectRefused({"/proc/version", kReadOnly}, kUnsupported, {"/proc/version", "proc", "file_lockspace_dir"});
+    expectRefused({"/proc/version"}, kUnsupported, {"/proc/version", "proc", "file_lockspace_dir"});
 }
 
 TEST_F(BadImage, EmptyAndAbsurdNamesAreRefused) {

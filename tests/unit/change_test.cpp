@@ -15,6 +15,9 @@
 #include <cstdio>
 #include <map>
 
+#include <fcntl.h>
+#include <unistd.h>
+
 namespace leasehold {
 namespace {
 
@@ -125,7 +128,20 @@ protected:
              disk,
              {},
              linked},
+            {"suspend", [this] { boot(disk); }, givingAState(&Engine::release), disk, disk, one, one},
+            {"begin of a migration", [this] { boot(disk); }, givingAState(&Engine::inquire), disk, disk, one, one},
+            {"resume",
+             [this] {
+                 boot(disk);
+                 state = engine.release(web, disk);
+             },
+             [this](const Engine& by) { return answerOf(by.acquire(web, disk, state)); }, disk, disk, one, one},
         };
+    }
+
+    using StateCall = std::string (Engine::*)(const Guest&, const std::vector<Resource>&) const;
+    std::function<Answer(const Engine&)> givingAState(StateCall call) {
+        return [this, call](const Engine& by) { return (by.*call)(web, disk).empty() ? "no state" : Answer(); };
     }
 
     // What every change must come to, when QEMU has what it has open.
@@ -147,6 +163,7 @@ protected:
     }
 
     std::optional<Qemu> qemu;
+    std::string state;
     std::string base = dir.file("base.img");
     const std::vector<Resource> disk{{image, Mode::exclusive}}, added{{second, Mode::exclusive}};
 };
@@ -214,6 +231,70 @@ TEST_P(EngineChanges, ASystemCallThatFailsLeavesWhatWasOrWhatIsToBe) {
     qemu.reset();
 }
 
+// In doubt whoever is new is refused.
+TEST_P(EngineChanges, WhateverFailsNobodyGetsWhatAnotherGuestHas) {
+    boot(disk);
+    Qemu other = start(mail, added);
+    ASSERT_EQ(engine.acquire(mail, added, ""), std::nullopt);
+    constexpr int kNaming = 61;            // a refusal looks at all processes, to name the holder: thousands of calls
+    const std::string granted = "GRANTED"; // and "" is the answer that must come
+    auto refused = [&](const std::function<Engine::Answer()>& call) {
+        return [call, granted] { return call() ? Answer() : granted; };
+    };
+    const std::pair<const char*, std::function<Answer()>> entries[] = {
+        {"start", refused([&] { return engine.registerGuest(db, disk); })},
+        {"plug", refused([&] { return engine.acquire(mail, disk, ""); })},
+        {"run", refused([&] {
+             return engine.acquire(mail, {added[0], disk[0]}, "");
+         })},
+    };
+    for (const auto& [name, entry] : entries) {
+        int faults = unit::failAtEverySystemCall(
+            1, unit::isLongRun() ? 1 : kNaming * step(), [] {}, entry,
+            [&](const unit::InjectedFault& fault) {
+                EXPECT_NE(fault.outcome, granted) << name << ", " << fault.what;
+                EXPECT_EQ(fault.outcome.find("CRASH"), std::string::npos) << name << ", " << fault.what;
+                EXPECT_EQ(leaseOf(*qemu, web, image), "exclusive") << name << ", " << fault.what;
+            });
+        if (faults < 0)
+            GTEST_SKIP() << "tracing is forbidden here";
+        EXPECT_GT(faults, 0) << name;
+        std::printf("%s, %s of what is taken: %d faults\n", GetParam().name, name, faults);
+    }
+    EXPECT_EQ(pauseAndRun(engine, web, disk), "");
+    EXPECT_EQ(pauseAndRun(engine, mail, added), "");
+    qemu.reset();
+}
+
+TEST_P(EngineChanges, AStartThatFailsOrDiesLeavesTheImageFree) {
+    // The ends of its vessel are left to QEMU, which is none here.
+    auto firstFree = [](int from) { return os::Fd(fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, from)).get(); };
+    const int in = firstFree(250), out = firstFree(in + 1);
+    auto expectFree = [&](const std::string& when) { EXPECT_EQ(refusalOf(mail, disk), "granted") << when; };
+    auto startAndEnd = [&] {
+        Answer answer = answerOf(engine.registerGuest(web, disk));
+        close(in);
+        close(out);
+        return answer;
+    };
+    int faults = unit::failAtEverySystemCall(
+        unit::isLongRun() ? 5 : 1, step(), [] {}, startAndEnd,
+        [&](const unit::InjectedFault& fault) {
+            // or they are elsewhere, or still open
+            bool ours = fault.what.find("close") == std::string::npos && fault.what.find("fcntl") == std::string::npos;
+            EXPECT_FALSE(ours && fault.outcome.starts_with("CRASH")) << fault.what << ": " << fault.outcome;
+            expectFree(fault.what);
+        });
+    if (faults < 0)
+        GTEST_SKIP() << "tracing is forbidden here";
+    int deaths =
+        unit::killAtEverySystemCall([&] { (void)engine.registerGuest(web, disk); },
+                                    [&](int stop) { expectFree("killed at stop " + std::to_string(stop)); }, step());
+    EXPECT_GT(faults * step(), 10);
+    EXPECT_GT(deaths * step(), 10);
+    std::printf("%s, start: %d faults, %d deaths\n", GetParam().name, faults, deaths);
+}
+
 TEST_P(EngineChanges, TheBaseOfACommitIsOfferedWhenTheGuestStopsAndTakenBackWhenItRuns) {
     beginCommit();
     std::string first = engine.release(web, added);
@@ -227,7 +308,7 @@ TEST_P(EngineChanges, TheBaseOfACommitIsOfferedWhenTheGuestStopsAndTakenBackWhen
 TEST_P(EngineChanges, AGuestThatStopsByItselfInTheMiddleOfTheBeginOfACommitKeepsTheBase) {
     finishSnapshot();
     ASSERT_EQ(engine.acquire(web, disk, ""), std::nullopt);
-    std::string state = engine.release(web, added); // before QEMU has opened it for writing
+    state = engine.release(web, added); // before QEMU has opened it for writing
     qemu->writes(image);
     engine.inquire(web, added);
     EXPECT_EQ(engine.acquire(web, added, engine.release(web, added)), std::nullopt);
