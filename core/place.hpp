@@ -45,7 +45,7 @@ struct Place {
     bool tellsOutsiders = true; // QEMU's locks on the image mean something, and asking for them is no error
     bool guardable = false;     // QEMU's locks keep nobody out on another host: who joins puts up the guard
     bool ofThisHost = false;    // the lease itself is among those of this host
-    std::string partOf; // of a layer: see Below
+    std::string partOf;         // of a layer: see Below
     std::string caution;        // what an administrator should know though the lease is given; or empty
 };
 
@@ -96,8 +96,8 @@ std::optional<os::FileId> tryIdentifyResource(const Resource& resource, const Se
 // taken for unseen where mounts and files have different ones (btrfs, overlayfs). The storage is not asked.
 bool isOnUnseenMount(const os::FileId& file);
 
-// Throws Error where a lease that came out of a QEMU is in a file or a directory that leasehold cannot have made: a QEMU
-// that was broken into may name any file that it can open. Not for leases on images, which are QEMU's own files.
+// Throws Error where a lease that came out of a QEMU is in a file or a directory that leasehold cannot have made: a
+// QEMU that was broken into may name any file that it can open. Not for leases on images, which are QEMU's own files.
 void checkOurs(const qemu::StoredLease& lease);
 
 // The marks of a stored lease. The descriptors stay where they are.

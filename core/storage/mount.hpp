@@ -55,8 +55,8 @@ bool anyRemote(std::string_view mountinfo);
 // overlayfs files have other numbers than the mount.
 bool isMounted(std::uint64_t device);
 
-// The same as anyRemote() for this host, remembered until the kernel reports a change (proc(5), mountinfo can be polled). Not for a
-// forked child: it has a mutex.
+// The same as anyRemote() for this host, remembered until the kernel reports a change (proc(5), mountinfo can be
+// polled). Not for a forked child: it has a mutex.
 class MountTable {
 public:
     MountTable();

@@ -2,10 +2,9 @@
  * SPDX-FileCopyrightText: The leasehold authors */
 
 /* The network of the lab: gives every Ethernet frame that comes from one host to all others, except where the cable is
- * cut. Usage: hub FD..., for each host a datagram socket that is connected to its QEMU, or a tap device (this machine's own
- * kernel). Orders come on standard input, one a
- * line, and are confirmed on standard output: "cut A B", "heal A B" (positions of the sockets, from 1). Ends with its
- * standard input. */
+ * cut. Usage: hub FD..., for each host a datagram socket that is connected to its QEMU, or a tap device (this machine's
+ * own kernel). Orders come on standard input, one a line, and are confirmed on standard output: "cut A B", "heal A B"
+ * (positions of the sockets, from 1). Ends with its standard input. */
 
 #include <errno.h>
 #include <fcntl.h>

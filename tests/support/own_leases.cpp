@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // SPDX-FileCopyrightText: The leasehold authors
 
-// Linked into a test, gives it a /run/leasehold of its own: the plugin knows no other place for leases of this host, and
-// those of the machine that runs the tests are not the tests' to make or to meet. Without the rights for that (nobody but
-// root makes mounts) the plugin cannot write to the real one either.
+// Linked into a test, gives it a /run/leasehold of its own: the plugin knows no other place for leases of this host,
+// and those of the machine that runs the tests are not the tests' to make or to meet. Without the rights for that
+// (nobody but root makes mounts) the plugin cannot write to the real one either.
 
 #include <cstdio>
 #include <cstdlib>

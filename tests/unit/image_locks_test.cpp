@@ -71,12 +71,13 @@ TEST_F(QemusLocks, StopEachUseByTheBytesThatQemuItselfTests) {
         std::int64_t byte;
         bool exclusive, shared, readOnly;
     };
-    const Row rows[] = {
-        {1, false, false, false},   {99, false, false, false},
-        {100, false, false, false}, {101, true, false, true},   {102, false, false, false},
-        {103, true, false, false},  {104, false, false, false}, {200, true, true, true},
-        {201, true, true, false},   {202, false, false, false}, {203, true, false, false},
-        {204, false, false, false}, {263, false, false, false}, {INT64_C(1) << 62, false, false, false}};
+    const Row rows[] = {{1, false, false, false},   {99, false, false, false},
+                        {100, false, false, false}, {101, true, false, true},
+                        {102, false, false, false}, {103, true, false, false},
+                        {104, false, false, false}, {200, true, true, true},
+                        {201, true, true, false},   {202, false, false, false},
+                        {203, true, false, false},  {204, false, false, false},
+                        {263, false, false, false}, {INT64_C(1) << 62, false, false, false}};
     for (const Row& row : rows)
         for (os::LockType type : {os::LockType::read, os::LockType::write}) {
             os::Fd holder = os::openFile(image, O_RDWR);
