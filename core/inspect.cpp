@@ -580,14 +580,14 @@ bool isQemu(pid_t pid) {
 // What libvirt calls its QEMUs: it writes that down where only root can (virPidFileBuildPath). No public API tells.
 std::map<pid_t, std::string> namesOfLibvirt() {
     std::map<pid_t, std::string> names;
-    const std::string folder = "/run/libvirt/qemu", end = ".pid";
+    const std::string folder = "/run/libvirt/qemu/", end = ".pid";
     std::unique_ptr<DIR, int (*)(DIR*)> dir(opendir(folder.c_str()), closedir);
     while (dirent* entry = dir ? readdir(dir.get()) : nullptr) {
         std::string file = entry->d_name;
         if (!file.ends_with(end) || file.size() == end.size())
             continue;
         auto pid = static_cast<pid_t>(
-            std::strtol(os::readFileIfPossible(folder + "/" + file, 32).value_or("").c_str(), nullptr, 10));
+            std::strtol(os::readFileIfPossible(folder + file, 32).value_or("").c_str(), nullptr, 10));
         if (pid > 0)
             names[pid] = file.substr(0, file.size() - end.size());
     }

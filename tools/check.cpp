@@ -181,7 +181,9 @@ std::vector<Finding> checkLockspaces(const Settings& settings, int timeout) {
     const std::pair<const char*, const std::string*> all[] = {{"file_lockspace_dir", &settings.fileLockspaceDir},
                                                               {"lvm_lockspace_dir", &settings.lvmLockspaceDir},
                                                               {"scsi_lockspace_dir", &settings.scsiLockspaceDir}};
-    for (const auto& [option, path] : all) {
+    for (const auto& entry : all) {
+        const char* option = entry.first;
+        const std::string* path = entry.second; // a lambda captures no binding, says clang
         if (path->empty())
             continue;
         Json storage;

@@ -172,10 +172,11 @@ std::vector<Opener> OpenTable::openersOf(const FileId& file, std::optional<std::
     std::vector<Opener> openers;
     for (; first != entries_.end() && std::pair(first->inode, first->device) == wanted; ++first) {
         std::string folder = "/proc/" + std::to_string(first->pid), name = "/" + std::to_string(first->number);
-        auto leads = whereLeads(folder + "/fd" + name);
+        const std::string links = folder + "/fd", infos = folder + "/fdinfo";
+        auto leads = whereLeads(links + name);
         if (!leads || (node ? leads->node != node : leads->file != file))
             continue; // closed meanwhile
-        auto info = readFileIfPossible(folder + "/fdinfo" + name, 1 << 20);
+        auto info = readFileIfPossible(infos + name, 1 << 20);
         if (!info)
             continue;
         if (openers.empty() || openers.back().pid != first->pid)

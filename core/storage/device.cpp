@@ -344,10 +344,11 @@ private:
         std::string inner = uuid.starts_with("part") ? "-" + uuid.substr(0, uuid.find('-')) : "";
         bool slice = uuid.starts_with("LVM-") || !inner.empty();
         std::uint64_t size = readNumber(folder + "/size");
-        for (const std::string& slave : listFolder(folder + "/slaves"))
-            if (auto below = numberIn(folder + "/slaves/" + slave)) {
+        const std::string slaves = folder + "/slaves/";
+        for (const std::string& slave : listFolder(slaves))
+            if (const std::string path = slaves + slave; auto below = numberIn(path)) {
                 // Two devices that each cover more than half of a third one overlap.
-                bool covers = size > readNumber(folder + "/slaves/" + slave + "/size") / 2;
+                bool covers = size > readNumber(path + "/size") / 2;
                 down(*below, here, whole && !slice && covers, inner, depth);
             }
     }
@@ -443,9 +444,10 @@ bool isReadOnly(dev_t device) {
 std::string findHostUse(dev_t device) {
     std::string folder = folderOf(device, "");
     std::string name = nameIn(folder, device);
+    const std::string inside = folder + "/";
     std::vector<std::pair<std::string, dev_t>> all{{name, device}};
     for (const std::string& child : listFolder(folder))
-        if (auto part = child.starts_with(name) ? numberIn(folder + "/" + child) : std::nullopt)
+        if (auto part = child.starts_with(name) ? numberIn(inside + child) : std::nullopt)
             all.emplace_back(child, *part);
     std::string swaps = os::readFileIfPossible("/proc/swaps", 65536).value_or("");
     for (const auto& [known, number] : all) {
