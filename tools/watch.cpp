@@ -87,7 +87,9 @@ bool sendToJournal(const std::vector<std::pair<std::string, std::string>>& field
     std::string text;
     for (const auto& [name, value] : fields)
         text += name + "=" + os::printable(value) + "\n";
-    sockaddr_un address{.sun_family = AF_UNIX, .sun_path = "/run/systemd/journal/socket"};
+    constexpr char kSocket[] = "/run/systemd/journal/socket";
+    sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}};
+    std::copy(std::begin(kSocket), std::end(kSocket), address.sun_path);
     os::Fd socket(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
     return sendto(socket.get(), text.data(), text.size(), MSG_NOSIGNAL, reinterpret_cast<sockaddr*>(&address),
                   sizeof address) == static_cast<ssize_t>(text.size());
