@@ -33,7 +33,7 @@ def test_the_guest_of_another_host_is_named_while_it_lives(leased, inspect, one,
     one.ok("acquire", "db")
     [lease] = inspect(image)["leases"]
     # NFSv3 has no extended attributes, so the owner record does not get there.
-    known = ("", "") if leased.name == "nfs3" else ("db", hosts[0].ok("uname -n").strip())
+    known = (None, None) if leased.name == "nfs3" else ("db", hosts[0].ok("uname -n").strip())
     assert (lease["guest"], lease["host"]) == known, lease
     assert (lease["mode"], lease["state"]) == ("exclusive", "held"), lease
     one.ok("release", "db")
