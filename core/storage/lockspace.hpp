@@ -54,6 +54,7 @@ bool isTrusted(int fd, const std::string& path);
 
 // The same for a file that is only to be locked: it may also have nothing in it, where the host lost its power before
 // the inscription was on the disk.
+// What cannot be read may be one, too: NFS gives EIO where a lock was lost.
 bool mayCarryLease(int fd, const std::string& path);
 
 // Which file or directory that is; nothing when there is none.
