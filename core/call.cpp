@@ -411,8 +411,7 @@ bool Call::agree(Naming naming, bool runs) {
     if (naming == Naming::all && !h.inherited() && std::none_of(h.leases().begin(), h.leases().end(), isUnsettled))
         return true;
     const OpenFiles& opened = h.opened();
-    if (!mayWait() && std::any_of(opened.all().begin(), opened.all().end(),
-                                  [](const os::OpenFile& open) { return isOnUnseenMount(open.file); }))
+    if (!mayWait() && anyOnUnseenMount(opened))
         throw qemu::RemoteLeases();
     looked_ = opened.complete();
     changed_ = heal() || (h.inherited() && looked_ && !isFirstRun());

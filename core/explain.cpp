@@ -75,11 +75,13 @@ public:
     std::string name(const Mark& mark, const std::string& more) const {
         Mode use = lease::presentMode(mark).value_or(Mode::exclusive);
         const qemu::RunningGuest* local = find(mark);
-        std::string layer = local ? qemu::layerWords(*local, leaseFile_) : isCurrent(mark) ? record_->as : "";
+        const qemu::BelowUse below = local ? qemu::findBelowUse(*local, file_, leaseFile_)
+                                           : qemu::BelowUse{isCurrent(mark) ? record_->as : "", false};
+        const std::string& layer = below.layer;
         std::string mode = layer.empty() ? describeMode(use) : "using " + lease::cleanName(layer);
         if (isCurrent(mark) && record_->since > 0)
             mode += ", since " + formatTime(record_->since);
-        if (local && use == Mode::readOnly && qemu::readsBelow(*local, file_))
+        if (use == Mode::readOnly && below.reads)
             mode += ", as a backing file";
         mode += more;
         if (local)

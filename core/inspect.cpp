@@ -198,8 +198,9 @@ LeaseView viewOf(const Mark& present, const std::vector<Mark>& marks, const std:
         view.uuid = local->tag.uuid;
         view.host = os::hostName();
         view.pid = local->pid;
-        view.lower = view.mode == Mode::readOnly && qemu::readsBelow(*local, file);
-        view.layer = lease::cleanName(qemu::layerWords(*local, leaseFile));
+        qemu::BelowUse use = qemu::findBelowUse(*local, file, leaseFile);
+        view.lower = view.mode == Mode::readOnly && use.reads;
+        view.layer = lease::cleanName(use.layer);
     } else if (sameGuest) {
         view.source = current ? LeaseView::Source::record : LeaseView::Source::olderRecord;
         view.guest = record->domain;

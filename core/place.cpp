@@ -7,6 +7,7 @@
 #include "core/storage/lockspace.hpp"
 #include "core/storage/mount.hpp"
 
+#include <algorithm>
 #include <cstdio>
 
 #include <fcntl.h>
@@ -700,8 +701,15 @@ std::optional<FileId> identifyResource(const Resource& resource, const Settings&
     return storage::findLease(at.lockspace, at.name);
 }
 
-bool isOnUnseenMount(const FileId& file) {
-    return major(file.device) == 0 && !storage::isMounted(file.device);
+bool anyOnUnseenMount(const os::OpenFiles& opened) {
+    std::optional<std::vector<storage::Mount>> mounts; // hardly ever asked for
+    return std::any_of(opened.all().begin(), opened.all().end(), [&](const os::OpenFile& open) {
+        if (major(open.file.device) != 0)
+            return false;
+        if (!mounts)
+            mounts = storage::allMounts();
+        return !storage::isAmong(*mounts, open.file.device);
+    });
 }
 
 void checkOurs(const qemu::StoredLease& lease) {

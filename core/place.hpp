@@ -9,6 +9,7 @@
 #include "core/lease/byte_range.hpp"
 #include "core/lease/file_set.hpp"
 #include "core/lease/record.hpp"
+#include "core/os/open_files.hpp"
 #include "core/qemu/vessel.hpp"
 #include "core/settings.hpp"
 #include "core/storage/classify.hpp"
@@ -91,10 +92,11 @@ std::optional<os::FileId> identifyResource(const Resource& resource, const Setti
 // The same where what cannot be told is as good as nothing.
 std::optional<os::FileId> tryIdentifyResource(const Resource& resource, const Settings& settings);
 
-// Whether no mount tells what storage the file is on: the mount is gone (umount -l), or is in another namespace. Told
-// by the number of its file system: network storage has one that is no device's, and so has other storage, which is
-// taken for unseen where mounts and files have different ones (btrfs, overlayfs). The storage is not asked.
-bool isOnUnseenMount(const os::FileId& file);
+// Whether no mount tells what storage one of the files is on: the mount is gone (umount -l), or is in another
+// namespace. Told by the number of its file system: network storage has one that is no device's, and so has other
+// storage, which is taken for unseen where mounts and files have different ones (btrfs, overlayfs). The storage is not
+// asked.
+bool anyOnUnseenMount(const os::OpenFiles& opened);
 
 // Throws Error where a lease that came out of a QEMU is in a file or a directory that leasehold cannot have made: a
 // QEMU that was broken into may name any file that it can open. Not for leases on images, which are QEMU's own files.

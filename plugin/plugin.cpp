@@ -238,17 +238,18 @@ int acquire(LockManager* manager, const char* state, unsigned int flags, int, in
     Request& request = requestOf(manager);
     return guarded(&request, [&] {
         const Engine& current = theEngine();
-        std::optional<LastResort> lastResort;
-        if ((flags & LOCK_ACQUIRE_REGISTER_ONLY) && getpid() != libvirtd)
-            lastResort.emplace(LastResort::limitFor(current.settings()));
+        const bool starts = flags & LOCK_ACQUIRE_REGISTER_ONLY;
         // libvirt's Xen driver asks without forking: the leases would be put into libvirtd and stay there.
-        if ((flags & LOCK_ACQUIRE_REGISTER_ONLY) && getpid() == libvirtd)
+        if (starts && getpid() == libvirtd)
             throw Error(Fault::unsupported, "leasehold protects QEMU guests only: remove lock_manager from the "
                                             "configuration of this driver");
+        std::optional<LastResort> lastResort;
+        if (starts)
+            lastResort.emplace(LastResort::limitFor(current.settings()));
         if (request.resources.empty() && request.unleasedDisk && current.settings().requireLeaseForDisks)
             throw Error(Fault::unsupported, "it has disks that it writes to but no lease: set auto_disk_leases = 1 or "
                                             "require_lease_for_disks = 0 in qemu-leasehold.conf");
-        if (flags & LOCK_ACQUIRE_REGISTER_ONLY)
+        if (starts)
             return answer(current.registerGuest(request.guest, request.resources));
         return answer(current.acquire(request.guest, request.resources, state ? state : ""));
     });

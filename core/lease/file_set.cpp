@@ -13,10 +13,8 @@
 #include <charconv>
 #include <chrono>
 #include <functional>
-#include <memory>
 #include <thread>
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
 #include <unistd.h>
@@ -177,8 +175,8 @@ public:
     bool visit(const Interest& interest, Visit visit) {
         if (!index_ || (interest.readers && index_->get().readers))
             return visitAll(visit);
-        const std::vector<Index::Line> lines = index_->get().lines;
-        for (const Index::Line& line : lines) {
+        // A line that is there may change meanwhile, and none is added.
+        for (const Index::Line line : index_->get().lines) {
             bool concerned =
                 line.marks == Index::Marks::anything || (line.marks == Index::Marks::shared && interest.sharers &&
                                                          interest.domain.value_or(line.who.domain) == line.who.domain);
@@ -229,14 +227,9 @@ private:
 
 template <typename Visit>
 bool Others::visitAll(Visit visit) {
-    // A description of its own: the place where one reads a directory belongs to it.
-    os::Fd reader;
-    if (int error = os::tryOpenAt(directory_, ".", O_RDONLY | O_DIRECTORY, 0, reader))
-        throw SystemError(error, "read the lease of", name_);
-    std::unique_ptr<DIR, int (*)(DIR*)> list(fdopendir(reader.get()), closedir);
+    os::Listing list = os::listAt(directory_);
     if (!list)
         throw SystemError(errno, "read the lease of", name_);
-    reader.release();
     found_ = {};
     std::size_t files = 0;
     while (dirent* entry = (errno = 0, readdir(list.get()))) {

@@ -117,6 +117,18 @@ Fd openFile(const std::string& path, int flags) {
     return fd;
 }
 
+Listing listAt(int directory) {
+    Fd reader;
+    if (int error = tryOpenAt(directory, ".", O_RDONLY | O_DIRECTORY, 0, reader)) {
+        errno = error;
+        return nullptr;
+    }
+    Listing list(fdopendir(reader.get()));
+    if (list)
+        reader.release();
+    return list;
+}
+
 // The group first: without the privileges that setfsuid(2) takes away it could not be set.
 FileSystemUser::FileSystemUser(uid_t user, gid_t group)
     : user_(static_cast<uid_t>(setfsuid(static_cast<uid_t>(-1)))),

@@ -6,10 +6,12 @@
 // O_CLOEXEC from the first instant; only the vessel (core/qemu) makes exceptions.
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 
+#include <dirent.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 
@@ -70,6 +72,14 @@ Fd openFile(const std::string& path, int flags);
 // The same without throwing: 0, or the error number. A relative path starts at `directory`.
 [[nodiscard]] int tryOpen(const std::string& path, int flags, Fd& fd);
 [[nodiscard]] int tryOpenAt(int directory, const std::string& path, int flags, mode_t mode, Fd& fd);
+
+// What an open directory has in it (readdir(3)), from the beginning, whoever else reads it: the place where one reads
+// belongs to the open file description. Null with errno where that fails.
+struct CloseListing {
+    void operator()(DIR* list) const { closedir(list); }
+};
+using Listing = std::unique_ptr<DIR, CloseListing>;
+Listing listAt(int directory);
 
 // This thread accesses files as this user and group while the object lives (setfsuid(2)); other threads are not
 // touched. Supplementary groups stay.

@@ -144,10 +144,7 @@ std::vector<TableLock> parseLockTable(std::string_view text) {
 OpenTable::OpenTable() {
     for (pid_t pid : listProcesses()) {
         std::string folder = "/proc/" + std::to_string(pid) + "/fd";
-        Fd probe;
-        int error = tryOpen(folder, O_RDONLY | O_DIRECTORY, probe);
-        hidden_ += error == EACCES || error == EPERM;
-        auto process = error == 0 ? Process::openIfExists(pid) : std::nullopt;
+        auto process = Process::openToLookAt(pid, hidden_);
         if (!process)
             continue;
         for (int number : process->descriptors()) {

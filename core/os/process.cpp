@@ -77,6 +77,13 @@ Process::Process(pid_t pid) : pid_(pid), pidfd_(pidfdOpen(pid)) {
         throw SystemError(errno, "open process", std::to_string(pid));
 }
 
+std::optional<Process> Process::openToLookAt(pid_t pid, std::size_t& hidden) {
+    Fd probe;
+    int error = tryOpen("/proc/" + std::to_string(pid) + "/fd", O_RDONLY | O_DIRECTORY, probe);
+    hidden += error == EACCES || error == EPERM;
+    return error == 0 ? openIfExists(pid) : std::nullopt;
+}
+
 std::optional<Process> Process::openIfExists(pid_t pid) {
     Fd pidfd(pidfdOpen(pid));
     if (pidfd.open())

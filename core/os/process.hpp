@@ -20,6 +20,8 @@ public:
     // Throws SystemError(ESRCH) when there is no such process.
     explicit Process(pid_t pid);
     static std::optional<Process> openIfExists(pid_t pid);
+    // One whose descriptors may be listed. Adds to `hidden` where that is forbidden.
+    static std::optional<Process> openToLookAt(pid_t pid, std::size_t& hidden);
 
     pid_t pid() const { return pid_; }
     // The pidfd, as what a forked helper has to keep.

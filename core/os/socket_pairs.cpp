@@ -85,10 +85,7 @@ SocketPairs findSocketPairs(Clock::time_point deadline, int likely) {
             found.complete = false;
             break;
         }
-        Fd probe;
-        int error = tryOpen(folderOf(pid) + "/fd", O_RDONLY | O_DIRECTORY, probe);
-        found.hidden += error == EACCES || error == EPERM;
-        auto process = error == 0 ? Process::openIfExists(pid) : std::nullopt;
+        auto process = Process::openToLookAt(pid, found.hidden);
         if (!process)
             continue;
         std::size_t before = sockets.size();

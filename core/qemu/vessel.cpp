@@ -976,17 +976,15 @@ std::vector<StoredLease> leasesOf(const RunningGuest& guest) {
 
 } // namespace
 
-std::string layerWords(const RunningGuest& guest, const os::FileId& leaseFile) {
-    for (const StoredLease& lease : leasesOf(guest))
-        if (lease.isLayer() && lease.leaseFile == leaseFile)
-            return lease.path;
-    return "";
-}
-
-bool readsBelow(const RunningGuest& guest, const os::FileId& file) {
-    std::vector<StoredLease> leases = leasesOf(guest);
-    return std::any_of(leases.begin(), leases.end(),
-                       [&](const StoredLease& lease) { return lease.lower && !lease.isLayer() && lease.file == file; });
+BelowUse findBelowUse(const RunningGuest& guest, const os::FileId& file, const os::FileId& leaseFile) {
+    BelowUse use;
+    for (const StoredLease& lease : leasesOf(guest)) {
+        if (!lease.isLayer())
+            use.reads = use.reads || (lease.lower && lease.file == file);
+        else if (use.layer.empty() && lease.leaseFile == leaseFile)
+            use.layer = lease.path;
+    }
+    return use;
 }
 
 } // namespace leasehold::qemu

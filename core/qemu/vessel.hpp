@@ -206,12 +206,11 @@ struct HostGuests {
 };
 HostGuests findGuests(std::chrono::milliseconds limit);
 
-// In the words of that guest's own lease, what of it stands on the device or file whose lease that is; empty where
-// nothing does.
-std::string layerWords(const RunningGuest& guest, const os::FileId& leaseFile);
-
-// Whether that guest keeps a lease of the file because it reads it below an image of its own. False where its vessel
-// cannot be read: for messages only.
-bool readsBelow(const RunningGuest& guest, const os::FileId& file);
+// What a guest does below its own disks and images, for messages: nothing where its vessel cannot be read.
+struct BelowUse {
+    std::string layer;  // in the words of its own lease, what of it stands on the device or file with that lease file
+    bool reads = false; // it keeps a lease of the file because it reads it below an image of its own
+};
+BelowUse findBelowUse(const RunningGuest& guest, const os::FileId& file, const os::FileId& leaseFile);
 
 } // namespace leasehold::qemu

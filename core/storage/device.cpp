@@ -449,6 +449,7 @@ std::string findHostUse(dev_t device) {
     for (const std::string& child : listFolder(folder))
         if (auto part = child.starts_with(name) ? numberIn(inside + child) : std::nullopt)
             all.emplace_back(child, *part);
+    const std::vector<Mount> mounts = allMounts();
     std::string swaps = os::readFileIfPossible("/proc/swaps", 65536).value_or("");
     for (const auto& [known, number] : all) {
         std::vector<std::string> holders = listFolder(folderOf(number, "") + "/holders");
@@ -456,7 +457,7 @@ std::string findHostUse(dev_t device) {
             auto holder = numberIn("/sys/class/block/" + holders.front());
             return (holder ? identifyDevice(*holder).words : os::printable(holders.front())) + " is made of " + known;
         }
-        if (isMounted(number))
+        if (isAmong(mounts, number))
             return known + " is mounted";
         if (("\n" + swaps).find("\n/dev/" + known + " ") != std::string::npos)
             return "it swaps to " + known;

@@ -9,11 +9,9 @@
 #include <chrono>
 #include <cstdio>
 #include <ctime>
-#include <memory>
 #include <random>
 #include <thread>
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -111,13 +109,9 @@ constexpr time_t kFresh = 60; // seconds
 
 std::vector<std::string> drawSome(const Lockspace& lockspace) {
     std::vector<std::string> drawn;
-    std::unique_ptr<DIR, int (*)(DIR*)> list(nullptr, closedir);
-    os::Fd reader;
-    if (os::tryOpenAt(lockspace.directory.get(), ".", O_RDONLY | O_DIRECTORY, 0, reader) == 0)
-        list.reset(fdopendir(reader.get()));
+    os::Listing list = os::listAt(lockspace.directory.get());
     if (!list)
         return drawn;
-    reader.release();
     std::minstd_rand random(static_cast<unsigned>(getpid()));
     std::size_t count = 0;
     while (dirent* entry = readdir(list.get())) {

@@ -53,8 +53,7 @@ os::Fd openLeaseIfExists(const Lockspace& lockspace, const std::string& name);
 bool isTrusted(int fd, const std::string& path);
 
 // The same for a file that is only to be locked: it may also have nothing in it, where the host lost its power before
-// the inscription was on the disk.
-// What cannot be read may be one, too: NFS gives EIO where a lock was lost.
+// the inscription was on the disk, and what cannot be read may be one, too: NFS gives EIO where a lock was lost.
 bool mayCarryLease(int fd, const std::string& path);
 
 // Which file or directory that is; nothing when there is none.

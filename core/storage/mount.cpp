@@ -72,6 +72,11 @@ std::vector<std::string> Mount::values(std::string_view key) const {
 
 namespace {
 
+// Nothing where it cannot be read: a host has mounts.
+std::string readMounts() {
+    return os::readFileIfPossible(kMountinfo, 8 << 20).value_or("");
+}
+
 std::optional<Mount> parseMount(std::string_view line) {
     // 36 35 98:0 /root /mountpoint rw,noatime shared:1 - ext4 /dev/sda1 rw,errors=continue
     std::vector<std::string_view> words = split(line, ' ');
@@ -102,11 +107,15 @@ std::optional<Mount> findMount(std::string_view mountinfo, int id) {
 
 std::vector<Mount> allMounts() {
     std::vector<Mount> mounts;
-    std::string table = os::readFileIfPossible(kMountinfo, 8 << 20).value_or("");
+    std::string table = readMounts();
     for (std::string_view line : split(table, '\n'))
         if (auto mount = parseMount(line))
             mounts.push_back(std::move(*mount));
     return mounts;
+}
+
+bool isAmong(const std::vector<Mount>& mounts, std::uint64_t device) {
+    return std::any_of(mounts.begin(), mounts.end(), [&](const Mount& mount) { return mount.device == device; });
 }
 
 std::string causeOfSilence(std::string_view path) {
@@ -141,24 +150,6 @@ bool anyRemote(std::string_view mountinfo) {
     return false;
 }
 
-namespace {
-
-std::string readMounts() {
-    return os::readFileIfPossible(kMountinfo, 8 << 20).value_or("");
-}
-
-} // namespace
-
-bool isMounted(std::uint64_t device) {
-    std::string mounts = readMounts();
-    std::string number = std::to_string(major(device)) + ":" + std::to_string(minor(device));
-    auto lines = split(mounts, '\n');
-    return std::any_of(lines.begin(), lines.end(), [&](std::string_view line) {
-        std::vector<std::string_view> words = split(line, ' ');
-        return words.size() > 2 && words[2] == number;
-    });
-}
-
 bool hostHasRemoteMounts() {
     std::string mounts = readMounts();
     return mounts.empty() || anyRemote(mounts); // what cannot be read is not known to be local
@@ -184,8 +175,7 @@ std::optional<Mount> mountOf(int fd) {
     at = info.find_first_of("0123456789", at);
     if (at == std::string::npos)
         return std::nullopt;
-    return findMount(os::readFileIfPossible(kMountinfo, 8 << 20).value_or(""),
-                     parseId(std::string_view(info).substr(at)));
+    return findMount(readMounts(), parseId(std::string_view(info).substr(at)));
 }
 
 } // namespace leasehold::storage

@@ -37,8 +37,11 @@ std::string unescape(std::string_view text);
 // The mount with this id in a mountinfo text.
 std::optional<Mount> findMount(std::string_view mountinfo, int id);
 
-// All mounts of this host; none when /proc does not tell.
+// All mounts that this process sees; none when /proc does not tell.
 std::vector<Mount> allMounts();
+// Whether a file system with this number (stat(2), st_dev) is among them. Of btrfs and overlayfs files have other
+// numbers than the mount.
+bool isAmong(const std::vector<Mount>& mounts, std::uint64_t device);
 
 // Why storage may be silent though its servers are up, as a clause that follows "and try again"; "" where there is no
 // such reason. Goes by the name alone, so it does not touch the storage.
@@ -50,10 +53,6 @@ std::optional<Mount> mountOf(int fd);
 // Whether any of the mounts is of a type whose calls can hang until somebody else answers. Told by the type alone: not
 // one of them is touched.
 bool anyRemote(std::string_view mountinfo);
-
-// Whether a file system with this number (stat(2), st_dev) is among the mounts that this process sees. Of btrfs and
-// overlayfs files have other numbers than the mount.
-bool isMounted(std::uint64_t device);
 
 // The same as anyRemote() for this host, remembered until the kernel reports a change (proc(5), mountinfo can be
 // polled). Not for a forked child: it has a mutex.

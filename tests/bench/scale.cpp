@@ -155,6 +155,11 @@ struct Member {
     std::optional<support::GuestProcess> process{};
 };
 
+void makeShared(const fs::path& directory) {
+    makeImage(directory / "template");
+    makeImage(directory / "iso");
+}
+
 std::vector<Member> makeMembers(const fs::path& directory, std::size_t count, const char* name, unsigned first) {
     std::vector<Member> members;
     for (std::size_t i = 0; i < count; i++)
@@ -202,8 +207,7 @@ std::vector<ScaleRow> measureStarts(const ScaleOptions& options, std::size_t gue
     for (const bool files : {false, true}) {
         const fs::path directory = options.directory / (files ? "storm-files" : "storm-bytes");
         Host host(options, makeConfig(directory, files));
-        makeImage(directory / "template");
-        makeImage(directory / "iso");
+        makeShared(directory);
         std::vector<Member> members = makeMembers(directory, guests, "storm", 100000);
         std::vector<Time> times(guests);
         options.pulse();
@@ -220,8 +224,7 @@ std::vector<ScaleRow> measureEvacuation(const ScaleOptions& options, std::size_t
     for (const bool files : {false, true}) {
         const fs::path directory = options.directory / (files ? "evacuation-files" : "evacuation-bytes");
         Host host(options, makeConfig(directory, files));
-        makeImage(directory / "template");
-        makeImage(directory / "iso");
+        makeShared(directory);
         std::vector<Member> sides[] = {makeMembers(directory, guests, "left", 200000),
                                        makeMembers(directory, guests, "right", 300000)};
         std::vector<Time> ignored(guests), times[2] = {std::vector<Time>(guests), std::vector<Time>(guests)};

@@ -601,6 +601,20 @@ class NamespaceLab(AnyLab):
         self.hosts = [NamespaceHost(self, number) for number in range(1, hosts + 1)]
 
 
+def kill_a_handover(storage, one, two, call, step):
+    """Guest db goes from actor one to actor two, whose process is killed at the so-manieth call of that name while it takes
+    over: the image, the state that names the handover, and what became of it."""
+    image = storage.image()
+    one.ok("register", "db", 1, image)
+    one.ok("acquire", "db")
+    state = one.ok("inquire", "db")
+    two.ok("register", "db", 1, image)
+    one.ok("release", "db")
+    with two.accident(call, step, "KILL"):
+        acquired = two.ask("acquire", "db", state)
+    return image, state, acquired
+
+
 def prompt(hosts):
     """"1 uname -a" runs a command on host 1; "cut 1", "heal 1", "freeze 1", "thaw 1", "kill 1", "boot 1"."""
     with Lab(hosts) as lab:

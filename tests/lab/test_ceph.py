@@ -41,14 +41,7 @@ def test_a_handover_that_is_killed_before_its_note_and_repeated_leaves_no_lock_b
     """The note is the file position (core/lease/note): the owner mark is up when it is set, and placed again by the next
     call."""
     for step in range(1, 20):
-        image = storage.image()
-        one.ok("register", "db", 1, image)
-        one.ok("acquire", "db")
-        state = one.ok("inquire", "db")
-        two.ok("register", "db", 1, image)
-        one.ok("release", "db")
-        with two.accident("lseek", step, "KILL"):
-            acquired = two.ask("acquire", "db", state)
+        image, state, acquired = labs.kill_a_handover(storage, one, two, "lseek", step)
         two.ok("acquire", "db", state)
         two.ok("acquire", "db", state)
         for actor in (one, two):

@@ -49,14 +49,7 @@ def test_a_handover_that_is_killed_at_any_step_lets_nobody_else_in_and_can_be_re
     if storage.own_kernels and call == "flock":
         pytest.skip("each step takes a second there; bindfs is quick")
     for step in range(1, 100):
-        image = storage.image()
-        one.ok("register", "db", 1, image)
-        one.ok("acquire", "db")
-        state = one.ok("inquire", "db")
-        two.ok("register", "db", 1, image)
-        one.ok("release", "db")
-        with two.accident(call, step, "KILL"):
-            acquired = two.ask("acquire", "db", state)
+        image, state, acquired = labs.kill_a_handover(storage, one, two, call, step)
         one.refused("register", "web", 2, image)
         two.ok("acquire", "db", state)
         one.refused("acquire", "db", state)

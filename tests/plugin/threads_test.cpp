@@ -5,10 +5,12 @@
 
 #include "tests/plugin/libvirtd.hpp"
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <ctime>
 #include <fstream>
+#include <functional>
 #include <mutex>
 #include <thread>
 
@@ -188,6 +190,29 @@ TEST_F(Threads, TwoThatServeTheSameGuestDoNotSpoilItsVessel) {
               "");
 }
 
+// Two threads of libvirtd that do nothing else, for as long as this lives.
+class Busy {
+public:
+    explicit Busy(const std::function<void()>& work) {
+        for (std::thread& thread : threads_)
+            thread = std::thread([this, work] {
+                while (!stop_)
+                    work();
+            });
+    }
+    Busy(const Busy&) = delete;
+    Busy& operator=(const Busy&) = delete;
+    ~Busy() {
+        stop_ = true;
+        for (std::thread& thread : threads_)
+            thread.join();
+    }
+
+private:
+    std::atomic<bool> stop_{false};
+    std::array<std::thread, 2> threads_;
+};
+
 // The forked child has one thread. A lock of the C library that another one held at the fork is held for ever: neither
 // a grant nor a refusal with all its words may need one.
 TEST_F(Threads, ForkedChildWaitsForNoLockOfAThreadThatItDoesNotHave) {
@@ -199,25 +224,17 @@ TEST_F(Threads, ForkedChildWaitsForNoLockOfAThreadThatItDoesNotHave) {
     const Started running = boot(other, rival_, disk);
     EXPECT_EQ(inOwnProcess([&](support::PluginHost& host) -> std::string {
                   host.init(path("none"));
-                  std::atomic<bool> stop{false};
-                  std::vector<std::thread> threads;
-                  for (int i = 0; i < 2; i++)
-                      threads.emplace_back([&] {
-                          while (!stop) {
-                              std::time_t now = 0;
-                              std::tm parts{};
-                              localtime_r(&now, &parts);
-                              gmtime_r(&now, &parts);
-                          }
-                      });
+                  const Busy busy([] {
+                      std::time_t now = 0;
+                      std::tm parts{};
+                      localtime_r(&now, &parts);
+                      gmtime_r(&now, &parts);
+                  });
                   std::string problem;
                   for (int round = 0; round < 40 && problem.empty(); round++)
                       if (const auto started = host.registerGuest(guest_, disk);
                           started || started.message().find("'rival'") == std::string::npos)
                           problem = "not refused: " + started.message();
-                  stop = true;
-                  for (std::thread& thread : threads)
-                      thread.join();
                   return problem;
               }),
               "");
@@ -230,16 +247,12 @@ TEST_F(Threads, ForkedChildEndsThoughOtherThreadsThrow) {
     const std::vector<Disk> missing{{path("missing.img")}};
     EXPECT_EQ(inOwnProcess([&](support::PluginHost& host) -> std::string {
                   host.init(path("impatient.conf"));
-                  std::atomic<bool> stop{false};
-                  std::vector<std::thread> threads;
-                  for (int i = 0; i < 2; i++)
-                      threads.emplace_back([&] {
-                          while (!stop)
-                              try {
-                                  throw std::runtime_error("in another thread");
-                              } catch (const std::runtime_error&) {
-                              }
-                      });
+                  const Busy busy([] {
+                      try {
+                          throw std::runtime_error("in another thread");
+                      } catch (const std::runtime_error&) {
+                      }
+                  });
                   std::string problem;
                   for (int round = 0; round < (kMayHang ? 2 : 40) && problem.empty(); round++)
                       try {
@@ -249,9 +262,6 @@ TEST_F(Threads, ForkedChildEndsThoughOtherThreadsThrow) {
                       } catch (const std::exception& error) { // it ended without an answer
                           problem = kMayHang ? "" : error.what();
                       }
-                  stop = true;
-                  for (std::thread& thread : threads)
-                      thread.join();
                   return problem;
               }),
               "");

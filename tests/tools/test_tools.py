@@ -58,6 +58,20 @@ def image(tmp_path):
     return path
 
 
+@pytest.fixture
+def loop_device():
+    """loop_device(file): a device of that file, for one test."""
+    with contextlib.ExitStack() as devices:
+        def attach(file):
+            found = subprocess.run(["losetup", "--find", "--show", file], capture_output=True, text=True)
+            if found.returncode != 0:
+                pytest.skip(f"no loop devices here: {found.stderr.strip()}")
+            device = found.stdout.strip()
+            devices.callback(subprocess.run, ["losetup", "--detach", device], check=True)
+            return device
+        yield attach
+
+
 @contextlib.contextmanager
 def leased(image, *options):
     """A command that has a lease and waits for the end of its input."""
@@ -340,19 +354,14 @@ def test_a_reader_of_another_user_is_not_said_to_be_on_another_host(of_nobody):
             assert "another host" not in text, text
 
 
-def test_a_user_is_told_why_he_can_have_no_device_in_words_that_he_can_follow(of_nobody):
+def test_a_user_is_told_why_he_can_have_no_device_in_words_that_he_can_follow(of_nobody, loop_device):
     image, command = of_nobody
-    device = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True)
-    if device.returncode != 0:
-        pytest.skip(f"no loop devices here: {device.stderr.strip()}")
+    device = loop_device(image)
     node = image.parent / "device"
-    try:
-        os.mknod(node, 0o600 | stat.S_IFBLK, os.stat(device.stdout.strip()).st_rdev)
-        os.chown(node, 65534, 65534)
-        result = subprocess.run([*command, "run", node, "--", "true"], capture_output=True, text=True, timeout=PATIENCE)
-        assert result.returncode == 125 and "qemu:///system" in result.stderr, result
-    finally:
-        subprocess.run(["losetup", "--detach", device.stdout.strip()], check=True)
+    os.mknod(node, 0o600 | stat.S_IFBLK, os.stat(device).st_rdev)
+    os.chown(node, 65534, 65534)
+    result = subprocess.run([*command, "run", node, "--", "true"], capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 125 and "qemu:///system" in result.stderr, result
 
 
 def test_what_inherits_leases_is_no_guest_of_its_own(image, tmp_path):
@@ -446,26 +455,20 @@ def test_leases_that_are_not_on_the_image_are_found_where_the_configuration_says
     assert look()["leases"] == []
 
 
-def test_a_block_device_is_inspected_with_its_lease_of_this_host(image):
-    device = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True)
-    if device.returncode != 0:
-        pytest.skip(f"no loop devices here: {device.stderr.strip()}")
-    path = device.stdout.strip()
-    try:
-        seen = inspect(path)
-        assert (seen["kind"], seen["leases"]) == ("block", [])
-        assert "this host only" in call("classify", path).stdout
-        with running(LEASEHOLD, "run", path, "--", "cat") as holder:
-            wait_until(lambda: inspect(path)["leases"])
-            [lease] = inspect(path)["leases"]
-            assert (lease["guest"], lease["pid"]) == ("leasehold run cat", holder.pid)
-            assert "lease" in inspect(path)["lease_file"]
-            said, classified = call("inspect", path).stdout, call("classify", "--json", path).stdout
-            assert "no lease can be taken" not in said and "cannot lease it" not in said, said
-            facts = json.loads(classified)["paths"][0]
-            assert facts.pop("path") == path and facts.pop("error") is None and inspect(path)["storage"] == facts, "they say the same"
-    finally:
-        subprocess.run(["losetup", "--detach", path], check=True)
+def test_a_block_device_is_inspected_with_its_lease_of_this_host(image, loop_device):
+    path = loop_device(image)
+    seen = inspect(path)
+    assert (seen["kind"], seen["leases"]) == ("block", [])
+    assert "this host only" in call("classify", path).stdout
+    with running(LEASEHOLD, "run", path, "--", "cat") as holder:
+        wait_until(lambda: inspect(path)["leases"])
+        [lease] = inspect(path)["leases"]
+        assert (lease["guest"], lease["pid"]) == ("leasehold run cat", holder.pid)
+        assert "lease" in inspect(path)["lease_file"]
+        said, classified = call("inspect", path).stdout, call("classify", "--json", path).stdout
+        assert "no lease can be taken" not in said and "cannot lease it" not in said, said
+        facts = json.loads(classified)["paths"][0]
+        assert facts.pop("path") == path and facts.pop("error") is None and inspect(path)["storage"] == facts, "they say the same"
 
 
 def test_check_finds_a_lockspace_that_is_not_there_or_not_shared(tmp_path):
@@ -483,20 +486,14 @@ def test_check_finds_a_lockspace_that_is_not_there_or_not_shared(tmp_path):
     assert lockspace("") == []
 
 
-def test_a_refusal_and_inspect_name_the_layer_that_the_other_has(image):
-    device = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True)
-    if device.returncode != 0:
-        pytest.skip(f"no loop devices here: {device.stderr.strip()}")
-    path = device.stdout.strip()
-    try:
-        with running(LEASEHOLD, "run", path, "--", "cat"):
-            wait_until(lambda: inspect(path)["leases"])
-            layer = f"the file '{image}', which '{path}' is on"
-            assert layer in call("run", image, "--", "true").stderr
-            assert inspect(image)["leases"][0]["layer"] == layer
-            assert f"using {layer}" in call("inspect", image).stdout
-    finally:
-        subprocess.run(["losetup", "--detach", path], check=True)
+def test_a_refusal_and_inspect_name_the_layer_that_the_other_has(image, loop_device):
+    path = loop_device(image)
+    with running(LEASEHOLD, "run", path, "--", "cat"):
+        wait_until(lambda: inspect(path)["leases"])
+        layer = f"the file '{image}', which '{path}' is on"
+        assert layer in call("run", image, "--", "true").stderr
+        assert inspect(image)["leases"][0]["layer"] == layer
+        assert f"using {layer}" in call("inspect", image).stdout
 
 
 def test_check_reports_the_worst(tmp_path):

@@ -28,7 +28,18 @@ using lease::Mode;
 using unit::isFree;
 using unit::StandIn;
 
-class EngineWithGuests : public unit::EngineTest {};
+class EngineWithGuests : public unit::EngineTest {
+protected:
+    // A program outside leasehold that says when it has the image locked.
+    unit::Child lockingProgram(os::LockType type, os::Range range) const {
+        return unit::Child([this, type, range](unit::Line& line) {
+            os::Fd fd = os::openFile(image, O_RDWR);
+            unit::demand(os::tryLock(fd.get(), type, range, image) == os::LockOutcome::granted, "no lock");
+            line.say();
+            line.hear();
+        });
+    }
+};
 
 TEST_F(EngineWithGuests, OneFileUnderTwoNamesIsOneResource) {
     std::filesystem::create_symlink(image, dir.path("symbolic"));
@@ -85,12 +96,7 @@ TEST_F(EngineWithGuests, RefusalNamesImageGuestUuidPidHostAndWhatToDo) {
 }
 
 TEST_F(EngineWithGuests, RefusalNamesTheProgramThatLocksTheWholeFile) {
-    unit::Child program([&](unit::Line& line) {
-        os::Fd fd = os::openFile(image, O_RDWR);
-        unit::demand(os::tryLock(fd.get(), os::LockType::write, {0, 0}, image) == os::LockOutcome::granted, "no lock");
-        line.say();
-        line.hear();
-    });
+    unit::Child program = lockingProgram(os::LockType::write, {0, 0});
     program.line().hear();
     std::string text = refusalOf(web, {{image, Mode::exclusive}});
     EXPECT_TRUE(unit::says(text, "locked as a whole"));
@@ -171,12 +177,7 @@ TEST_F(EngineWithGuests, RefusalNamesTheGuestWithoutExtendedAttributesToo) {
 }
 
 TEST_F(EngineWithGuests, RefusalNamesTheProgramOutsideLeasehold) {
-    unit::Child program([&](unit::Line& line) {
-        os::Fd fd = os::openFile(image, O_RDWR);
-        unit::demand(os::tryLock(fd.get(), os::LockType::read, {201, 1}, image) == os::LockOutcome::granted, "no lock");
-        line.say();
-        line.hear();
-    });
+    unit::Child program = lockingProgram(os::LockType::read, {201, 1});
     program.line().hear();
     std::string text = refusalOf(web, {{image, Mode::exclusive}});
     EXPECT_NE(text.find("(pid " + std::to_string(program.pid()) + ")"), std::string::npos) << text;
