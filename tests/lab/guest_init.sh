@@ -29,7 +29,7 @@ ip link set eth1 up
 
 # SCSI disks get their names as they are found. So one is looked for after the other: the kernel would look at all at once.
 place=0
-for name in sda sdb; do
+for name in sda sdb sdc; do
     echo "0 $place 0" >/sys/class/scsi_host/host0/scan
     until [ -b "/dev/$name" ]; do
         sleep 0.1

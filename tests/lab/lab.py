@@ -246,8 +246,8 @@ class Host(AnyHost):
         return "-drive", drive, "-device", device
 
     def scsi_disk(self, index, path):
-        """With an identity of its own, and other names on other hosts: those with even numbers see them in reverse."""
-        place = index if self.number % 2 else len(self.lab.scsi_disks) - 1 - index
+        """With an identity of its own, and another name on each host: what h1 calls sda is sdb on h2."""
+        place = (index + self.number - 1) % len(self.lab.scsi_disks)
         drive, device = f"scsi{index}", f"scsi-hd,drive=scsi{index},scsi-id={place},share-rw=on"
         return ("-drive", f"file={path},format=raw,if=none,id={drive},file.locking=off,cache=none",
                 "-device", f"{device},serial=disk{index},wwn={scsi_name(index)}")
@@ -566,8 +566,8 @@ class Lab(AnyLab):
         require(QEMU, "mkfs.ext4", "cc", "c++", "apt-get", "dpkg-deb", "chroot", "ldconfig", "setpriv")
         super().__init__()
         self.image = root_image.prepared(root_image.cache_folder())
-        self.shared_disks = {name: self.sparse_file(f"{name}.img", 1 << 30) for name in ("shared1", "shared2")}
-        self.scsi_disks = [self.sparse_file(f"scsi{index}.img", 64 << 20) for index in range(2)]
+        self.shared_disks = {name: self.sparse_file(f"{name}.img", 1 << 30) for name in ("shared1", "shared2", "shared3")}
+        self.scsi_disks = [self.sparse_file(f"scsi{index}.img", 64 << 20) for index in range(3)]
         self.network = Network(self, hosts)
         self.hosts = [Host(self, number) for number in range(1, hosts + 1)]
         self.machine = Machine(self, hosts + 1)  # not started with the others

@@ -12,7 +12,7 @@ SERVER_LEASE = 15  # seconds that an NFSv4 client may be silent; Linux' default 
 CEPH_PATIENCE = 30  # seconds that a client may be silent (session_autoclose), the least there may be; the default is 300
 CEPH_MDS_GRACE = 15  # seconds until another metadata server takes over; the default
 GLUSTER_PATIENCE = 12  # seconds that a client may be silent (server.tcp-user-timeout); the default is 42
-OWN_DISK, OCFS2_DISK, GFS2_DISK = "/dev/vdb", "/dev/vdc", "/dev/vdd"
+OWN_DISK, OCFS2_DISK, GFS2_DISK, FREE_DISK = "/dev/vdb", "/dev/vdc", "/dev/vdd", "/dev/vde"
 
 
 class Storage:
@@ -140,8 +140,8 @@ class Nfs3(Nfs):
 
 
 class Devices(Nfs42):
-    """Logical volumes of a SCSI disk that h1 calls sda and h2 sdb; h2 has other device numbers for them, too. The other
-    disk, sdb and sda, is free."""
+    """Logical volumes of a SCSI disk that h1 calls sdc and h2 sda; h2 has other device numbers for them, too. The other
+    two, sda and sdb on h1, sdb and sdc on h2, are free."""
 
     name = "devices"
     lockspace = "/mnt/nfs42/lockspace"
@@ -159,7 +159,7 @@ class Devices(Nfs42):
         if host is self.clients[1]:
             host.ok("dmsetup create first --notable")
         if not self.formatted:
-            host.ok("vgcreate -qq --physicalextentsize 1M lab /dev/sda")
+            host.ok("vgcreate -qq --physicalextentsize 1M lab /dev/sdc")
             self.formatted = True
         host.ok("vgchange -qq -ay lab")
 
@@ -171,8 +171,8 @@ class Devices(Nfs42):
 
     @property
     def scsi_disk(self):
-        """The free disk, as h1 and as h2 calls it."""
-        return "/dev/sdb", "/dev/sda"
+        """A free disk, as h1 and as h2 calls it. What h2 calls as h1 calls this one is free, too."""
+        return "/dev/sdb", "/dev/sdc"
 
 
 # --- SMB ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import os
 
 import conftest
 import pytest
+import storage as storages
 
 pytestmark = pytest.mark.skipif("devices" not in conftest.KINDS, reason="devices were not asked for")
 
@@ -112,12 +113,12 @@ def test_a_lease_of_one_host_is_refused_where_leases_have_to_reach_all(hosts, st
 def test_a_device_without_an_identity_goes_by_its_path(hosts, storage, actor):
     """virtio disks have none."""
     one, two = (actor(host) for host in hosts)
-    one.ok("register", "db", 1, "/dev/vdd")
+    one.ok("register", "db", 1, storages.FREE_DISK)
     assert "on this host only" in one.said()
-    two.ok("register", "web", 2, "/dev/vdd")
+    two.ok("register", "web", 2, storages.FREE_DISK)
     one.ok("kill", "db")
     two.ok("kill", "web")
     conf = f'file_lockspace_dir = "{storage.lockspace}"'
     one, two = (actor(host, conf) for host in hosts)
-    one.ok("register", "db", 1, "/dev/vdd")
-    two.refused("register", "web", 2, "/dev/vdd")
+    one.ok("register", "db", 1, storages.FREE_DISK)
+    two.refused("register", "web", 2, storages.FREE_DISK)
