@@ -314,12 +314,15 @@ std::string explainOutsider(const qemu::StoredLease& stored, const std::string& 
                " (pid " + std::to_string(pid) + ")";
     }
     std::string image = "image " + quote(stored.path);
+    const std::string movesIn = ". If that is this guest itself, which migrates in from a host without leasehold, say "
+                                "qemu_locks = \"warn\" in qemu-leasehold.conf until it is here";
     if (words.find("virtlockd") != std::string::npos) // its daemon has the lock, on whichever host
         return image + " is in use outside leasehold by " +
                (who.empty() ? "a program on another host, or one that may not be looked at" : who) + ", which " +
                words +
                ": shut that guest down on the host where virtlockd is the lock manager, and let all hosts use "
-               "leasehold (option qemu_locks in qemu-leasehold.conf)";
+               "leasehold" +
+               movesIn;
     if (guests)
         return image + " is in use by " + who +
                " without a lease of its own, as a backing file for instance, and that one " + words +
@@ -328,9 +331,7 @@ std::string explainOutsider(const qemu::StoredLease& stored, const std::string& 
         who = stored.remote ? "a program on another host, or one that may not be looked at"
                             : "a program that may not be looked at";
     return image + " is in use outside leasehold by " + who + ", which " + words +
-           ": end it, or wait for it, and try again. If that is this guest itself, which migrates in from a host "
-           "without "
-           "leasehold, say qemu_locks = \"warn\" in qemu-leasehold.conf until it is here";
+           ": end it, or wait for it, and try again" + movesIn;
 }
 
 std::string explainNoVessel(const Guest& guest) {

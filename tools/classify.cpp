@@ -38,9 +38,9 @@ std::string describeStorage(const Json& storage) {
     if (storage["lease"] == "none")
         return name + ": no lease can be taken; " + note +
                (storage["readers"].is_null() ? "" : "; a <readonly/> disk is leased on this host only");
-    std::string where = storage.contains("where") && storage["where"].is_string()
-                            ? " in " + os::printable(storage["where"].get<std::string>())
-                            : "";
+    std::string where = !storage.contains("where")   ? ""
+                        : storage["where"].is_null() ? ", on the image"
+                                                     : " in " + os::printable(storage["where"].get<std::string>());
     return name + ": leases hold for " + (storage["scope"] == "all-hosts" ? "all hosts" : "this host") + " (" +
            storage["lease"].get<std::string>() + where + ")" + (note.empty() ? "" : "; " + note);
 }

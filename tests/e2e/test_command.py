@@ -197,27 +197,3 @@ def test_of_two_lock_managers_in_qemu_conf_libvirt_takes_the_first(alpha, image,
         found = alpha.inside(COMMAND, "check", "--json", "--qemu-conf", "/etc/libvirt/qemu.conf").out
         [finding] = [each for each in json.loads(found)["findings"] if each["about"] == "lock_manager"]
         assert finding["level"] == "ok", finding
-
-
-def test_a_backup_is_read_below_an_overlay_while_the_guest_runs(alpha, image, images, guest):
-    # The commands of OPERATIONS.md, "Backups of running guests".
-    disk, copy = image("disk.qcow2", format="qcow2"), images / "copy.qcow2"
-    runs = guest(hosts.Disk(disk, "vda", format="qcow2"))
-    alpha.start_guest(runs)
-    words = ("run", "--read-only", "--config", "/etc/libvirt/qemu-leasehold.conf", disk, "--")
-    refused = alpha.inside(COMMAND, *words, "true")
-    assert refused.rc == 75 and "virsh backup-begin" in refused.err, str(refused)
-    alpha.ok("snapshot-create-as", runs.name, "backup", "--disk-only", "--no-metadata")
-    blocker = alpha.spawn(COMMAND, *words, "sleep", "60", log="run.log")
-    try:
-        hosts.wait_until(lambda: len(inspect(alpha, disk)["leases"]) == 2, "the command has its lease beside the guest")
-        assert "leasehold run sleep" in alpha.refused("blockcommit", runs.name, "vda", "--active", "--pivot")
-    finally:
-        os.kill(hosts.only_child(blocker.pid), 9)
-        blocker.wait()
-    assert (result := alpha.inside(COMMAND, *words, "qemu-img", "convert", "-O", "qcow2", disk, copy)), result
-    hosts.wait_until(lambda: len(inspect(alpha, disk)["leases"]) == 1, "only the guest has its lease")
-    alpha.ok("blockcommit", runs.name, "vda", "--active", "--pivot")
-    lease = inspect(alpha, disk)["leases"][0]
-    assert lease["mode"] == "exclusive" and copy.exists(), lease
-    alpha.ok("backup-begin", runs.name)

@@ -251,17 +251,3 @@ def test_a_guest_migrates_in_from_a_host_without_leasehold_and_is_protected_afte
             expect.runs(beta, mover)
         expect.taken(beta, disk, by=(mover, beta))
         beta.destroy(mover)
-
-
-def test_guests_keep_their_leases_when_leasehold_is_turned_off_in_an_emergency(alpha, beta, image, guest):
-    disk = image()
-    mover = guest(disk)
-    alpha.boot(mover)
-    with alpha.configured(lock_manager="none"):
-        alpha.suspend(mover)
-        alpha.resume(mover)
-        expect.taken(beta, disk, by=(mover, alpha))
-        refused = alpha.migrate_to(beta, mover, "--live")
-        assert not refused and "already runs elsewhere" in refused.err, refused
-        alpha.destroy(mover)
-        expect.free(beta, disk)

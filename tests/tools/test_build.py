@@ -6,10 +6,13 @@ import json
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+from documents import documented  # noqa: E402
 
 
 @pytest.fixture
@@ -18,7 +21,8 @@ def setup(tmp_path):
         if not shutil.which("meson"):
             pytest.skip("meson is not installed")
         build = tmp_path / "build"
-        result = subprocess.run(["meson", "setup", build, ROOT, "-Dtests=false", *options], capture_output=True, text=True)
+        words = documented("meson setup build --buildtype=release -Dtests=false", build=build)
+        result = subprocess.run([*words, *options], cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout[-2000:]
         plan = json.loads(subprocess.run(["meson", "introspect", "--installed", build], capture_output=True, text=True,
                                          check=True).stdout)

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+
+"""What README.md and OPERATIONS.md tell people to type, typed, and what README.md says that virsh prints, printed."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import sys
+
+import expect
+import hosts
+import pytest
+
+sys.path.insert(0, str(hosts.ROOT / "tests" / "support"))
+from documents import documented  # noqa: E402
+
+COMMAND = hosts.command()
+SANLOCK = pathlib.Path("/usr/lib") / f"{os.uname().machine}-linux-gnu" / "libvirt" / "lock-driver" / "sanlock.so"
+AGENT = pathlib.Path("/usr/lib/ocf/resource.d/heartbeat/VirtualDomain")
+
+pytestmark = [pytest.mark.skipif(not COMMAND.exists(), reason=f"{COMMAND} was not built"),
+              pytest.mark.skipif(hosts.lock_manager() != "leasehold", reason="about leasehold's leases")]
+
+
+def words_on(host, command, **places):
+    words = documented(command, **places)
+    if words[0] == "leasehold":
+        words[0] = COMMAND
+    if words[1] in ("enable", "check"):
+        words += ["--plugin", host.lab.plugin_dir / "leasehold.so"]
+    return words
+
+
+def typed(host, command, **places):
+    """A printed command, typed on that host."""
+    words = words_on(host, command, **places)
+    return host.virsh(*words[1:]) if words[0] == "virsh" else host.inside(*words)
+
+
+def restart(host):
+    """systemctl restart libvirtd, where there is no systemd: the manager may be another one by now."""
+    host.kill_libvirtd()
+    named = re.search('^lock_manager = "(.*)"', (host.dir / "etc" / "qemu.conf").read_text(), re.MULTILINE)
+    host.manager = named[1] if named else "none"
+    host.start_libvirtd()
+
+
+def test_what_the_readme_shows_is_what_virsh_prints(alpha, beta, image):
+    disk = image("db.img")
+    db, copy = hosts.Guest("db", [hosts.Disk(disk, "vda")]), hosts.Guest("copy-of-db", [hosts.Disk(disk, "vda")])
+    alpha.start_guest(db)
+    beta.define(copy)
+    printed = typed(beta, "virsh start copy-of-db").err
+    assert db.uuid in printed and f"pid {alpha.pid_here(db)} " in printed
+    shown = re.search(r"^    beta\$ virsh start.*\n((?:    .*\n)*)", (hosts.ROOT / "README.md").read_text(), re.MULTILINE)[1]
+
+    def of_any_run(text):
+        text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", text.replace(str(disk.parent), "/shared"))
+        return re.sub(r"pid \d+", "PID", re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "TIME", text)).split()
+    assert of_any_run(shown) == of_any_run(printed)
+
+
+# --- bringing it in
+
+def moves_in_and_the_old_host_follows(old, new, disk, mover, manager):
+    """OPERATIONS.md, "Rolling out": a guest of that lock manager moves to a host of leasehold; then its host gets it, too."""
+    assert f'lock_manager = "{manager}"' in typed(old, "grep lock_manager /etc/libvirt/qemu.conf").out
+    refused = typed(old, "leasehold enable")
+    assert refused.rc == 75 and mover.name in refused.err, refused
+    without = typed(old, "leasehold status")
+    assert without.rc == 3 and f"guest '{mover.name}'" in without.err, without
+    assert re.search(f"^{mover.name}\t.*\tnone$", without.out, re.MULTILINE), without
+    refused = old.migrate_to(new, mover, "--live")
+    assert not refused and 'qemu_locks = "warn"' in refused.err, refused
+    with new.configured(plugin_conf='qemu_locks = "warn"\n'):
+        assert (result := old.migrate_to(new, mover, "--live")), result
+    expect.taken(new, disk, by=(mover, new))
+    assert typed(new, "leasehold status").rc == 0
+    enabled = typed(old, "leasehold enable")
+    assert enabled and f'- lock_manager = "{manager}"' in enabled.out and '+ lock_manager = "leasehold"' in enabled.out, enabled
+    restart(old)
+    assert (result := new.migrate_to(old, mover, "--live")), result
+    expect.taken(new, disk, by=(mover, old))
+
+
+def test_guests_of_virtlockd_move_in(alpha, beta, image, guest):
+    disk = image()
+    mover, stranger = guest(disk), guest(disk)
+    with alpha.configured(lock_manager="lockd"):
+        alpha.boot(mover)
+        beta.define(stranger)
+        refused = beta.refused("start", stranger.name)
+        assert "in use outside leasehold by" in refused and "as virtlockd does for each guest" in refused, refused
+        moves_in_and_the_old_host_follows(alpha, beta, disk, mover, "lockd")
+        alpha.clean()
+
+
+@contextlib.contextmanager
+def sanlock_on(host):
+    """The daemon of sanlock, without the watchdog that would reset this machine; and what libvirt has to know. It raises a
+    limit that it does not need here and that not every machine lets be raised."""
+    folder = host.lab.dir / "sanlock"
+    folder.mkdir()
+    shim = folder / "limit.so"
+    (folder / "limit.c").write_text("".join(
+        f"int {name}(int which, const void *limit) {{ (void)which; (void)limit; return 0; }}\n"
+        for name in ("setrlimit", "setrlimit64")))
+    hosts.ok("cc", "-shared", "-fPIC", "-o", shim, folder / "limit.c")
+    (host.dir / "etc" / "qemu-sanlock.conf").write_text(
+        f'auto_disk_leases = 1\ndisk_lease_dir = "{folder}"\nhost_id = 1\nio_timeout = 1\nuser = "root"\ngroup = "root"\n')
+    environment = {"SANLOCK_RUN_DIR": str(folder)}
+    daemon = host.spawn("sanlock", "daemon", "-D", "-w", "0", "-h", "0", "-l", "0", "-U", "root", "-G", "root",
+                        "-e", host.name, env={**environment, "LD_PRELOAD": str(shim)}, log="sanlock.log")
+    try:
+        hosts.wait_until((folder / "sanlock.sock").exists, "sanlock answers")
+        os.environ.update(environment)  # libvirtd's, from its next start on
+        yield
+    finally:
+        os.environ.pop("SANLOCK_RUN_DIR", None)
+        with contextlib.suppress(ProcessLookupError, ValueError):
+            hosts.kill_and_wait(hosts.only_child(daemon.pid))
+        daemon.wait(timeout=hosts.PATIENCE)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(not shutil.which("sanlock") or not SANLOCK.exists(),
+                    reason="libvirt's driver of sanlock (Debian: libvirt-sanlock) is not installed")
+def test_guests_of_sanlock_move_in(alpha, beta, image, guest):
+    with sanlock_on(alpha):
+        disk = image()
+        mover = guest(disk)
+        with alpha.configured(lock_manager="sanlock"):
+            alpha.boot(mover)
+            moves_in_and_the_old_host_follows(alpha, beta, disk, mover, "sanlock")
+            alpha.clean()
+
+
+# --- every day
+
+@pytest.mark.skipif(not AGENT.exists(), reason=f"{AGENT} (Debian: resource-agents) is not installed")
+def test_pacemaker_s_agent_fails_a_start_that_is_refused_and_says_why(alpha, beta, image, images, guest):
+    disk = image()
+    holder, resource = guest(disk), guest(disk)
+    config = images / "guest.xml"
+    config.write_text(resource.xml().replace("<name>", "\n<name>").replace("</name>", "</name>\n"))  # the agent uses grep
+
+    def agent(action):
+        return hosts.run(AGENT, action, env={
+            **os.environ, "OCF_ROOT": "/usr/lib/ocf", "OCF_RESOURCE_INSTANCE": "guest", "HA_RSCTMP": str(images),
+            "OCF_RESKEY_config": str(config), "OCF_RESKEY_hypervisor": beta.uri, "OCF_RESKEY_force_stop": "1",
+            "HA_LOGFILE": str(images / "log"), "HA_DEBUGLOG": str(images / "debug")})
+    alpha.start_guest(holder)
+    assert agent("monitor").rc == 7, "it does not run"
+    refused = agent("start")
+    assert refused.rc == 1 and "Failed to start virtual domain" in refused.err
+    expect.names_holder(refused.out + refused.err, disk, holder, alpha)
+    alpha.destroy(holder)
+    assert agent("start").rc == agent("monitor").rc == 0
+    expect.taken(alpha, disk, by=(resource, beta))
+    assert agent("stop").rc == 0 and agent("monitor").rc == 7
+    expect.free(alpha, disk)
+
+
+def test_a_backup_is_read_below_an_overlay_while_the_guest_runs(alpha, image, images, guest):
+    disk, copy = image("disk.qcow2", format="qcow2"), images / "copy.qcow2"
+    runs = guest(hosts.Disk(disk, "vda", format="qcow2"))
+
+    def names():
+        return sorted(lease["guest"] for lease in inspected(alpha, disk)["leases"])
+    read = ("leasehold run --read-only disk.qcow2 -- qemu-img convert -O qcow2 disk.qcow2 /backup/disk.qcow2",
+            dict(disk_qcow2=disk, _backup_disk_qcow2=copy))
+    alpha.start_guest(runs)
+    refused = typed(alpha, read[0], **read[1])
+    assert refused.rc == 75 and "virsh backup-begin" in refused.err, refused
+    assert typed(alpha, "virsh snapshot-create-as GUEST backup --disk-only --no-metadata", GUEST=runs.name)
+    words = words_on(alpha, read[0], **read[1])
+    blocker = alpha.spawn(*words[:words.index("--") + 1], "sleep", "60", log="run.log")
+    try:
+        hosts.wait_until(lambda: names() == sorted(["leasehold run sleep", runs.name]), "the command reads beside the guest")
+        merged = typed(alpha, "virsh blockcommit GUEST vda --active --pivot", GUEST=runs.name)
+        assert not merged and "leasehold run sleep" in merged.err, merged
+    finally:
+        hosts.kill_and_wait(hosts.only_child(blocker.pid))
+        blocker.wait()
+    assert (result := typed(alpha, read[0], **read[1])), result
+    hosts.wait_until(lambda: names() == [runs.name], "only the guest has its lease")
+    assert (result := typed(alpha, "virsh blockcommit GUEST vda --active --pivot", GUEST=runs.name)), result
+    [lease] = inspected(alpha, disk)["leases"]
+    assert lease["mode"] == "exclusive" and hosts.ok("qemu-img", "compare", "-U", disk, copy), lease
+
+
+def test_a_guest_makes_its_own_backup(alpha, image, guest):
+    disk = image("disk.qcow2", format="qcow2")
+    runs = guest(hosts.Disk(disk, "vda", format="qcow2"))
+    alpha.start_guest(runs)
+    assert (result := typed(alpha, "virsh backup-begin GUEST", GUEST=runs.name)), result
+    hosts.wait_until(lambda: "Completed" in alpha.ok("domjobinfo", runs.name, "--completed", "--keep-completed"), "it is made")
+    [copy] = disk.parent.glob("disk.qcow2.*")
+    assert hosts.ok("qemu-img", "compare", "-U", disk, copy)
+    expect.leased(disk)
+
+
+def inspected(host, image):
+    result = host.inside(COMMAND, "inspect", "--json", image)
+    assert result, str(result)
+    return json.loads(result.out)["images"][0]
+
+
+def test_what_a_host_is_asked_every_day_it_answers(alpha, image, guest):
+    disk = image()
+    runs = guest(disk)
+    alpha.start_guest(runs)
+    for command in ("leasehold inspect IMAGE", "leasehold inspect X", "leasehold inspect /shared/db.img"):
+        result = typed(alpha, command, **{re.sub(r"\W", "_", command.split()[-1]): disk})
+        assert result and f"guest '{runs.name}'" in result.out and f"host 'alpha'" in result.out, result
+    assert "on the image" in typed(alpha, "leasehold classify IMAGE", IMAGE=disk).out
+    assert f"{runs.name}\t" in typed(alpha, "leasehold status").out
+    assert (result := typed(alpha, "leasehold watch --once --dry-run")), result
+    assert typed(alpha, "leasehold check").rc in (0, 3), typed(alpha, "leasehold check")
+    assert typed(alpha, "uname -n").out == "alpha\n"
+    alpha.suspend(runs)
+    assert f":{disk.stat().st_ino} {hosts.MARKS}" in typed(alpha, "grep OFDLCK /proc/locks").out
+    assert typed(alpha, "virsh destroy GUEST", GUEST=runs.name)
+    assert "leases" in typed(alpha, "leasehold inspect IMAGE", IMAGE=disk).out
+    expect.free(alpha, disk)
+
+
+# --- leaving
+
+def test_a_host_goes_without_leasehold_again(alpha, image, guest):
+    last, later = guest(image("last.img")), guest(image("later.img"))
+    with alpha.configured():
+        alpha.start_guest(last)
+        assert typed(alpha, "leasehold disable").rc == 75
+        alpha.destroy(last)
+        assert (result := typed(alpha, "leasehold disable")), result
+        restart(alpha)
+        alpha.start_guest(later)
+        expect.not_leased(later.disks[0].path)
+        alpha.clean()
+
+
+def test_guests_keep_their_leases_when_leasehold_is_turned_off_in_an_emergency(alpha, beta, image, guest):
+    disk = image()
+    mover = guest(disk)
+    with alpha.configured():
+        alpha.boot(mover)
+        assert (result := typed(alpha, "leasehold disable --force")), result
+        restart(alpha)
+        alpha.suspend(mover)
+        alpha.resume(mover)
+        expect.taken(beta, disk, by=(mover, alpha))
+        refused = alpha.migrate_to(beta, mover, "--live")
+        assert not refused and "already runs elsewhere" in refused.err, refused
+        alpha.destroy(mover)
+        expect.free(beta, disk)
+        alpha.clean()
