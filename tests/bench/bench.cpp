@@ -27,6 +27,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -483,6 +484,17 @@ bool wantDaemon(const Options& options, const char* name, std::initializer_list<
     return true;
 }
 
+// Its daemon ends where it cannot lift its limit of locked memory ("cannot set the limits for memlock"), as in many
+// containers.
+bool mayRunSanlock() {
+    const rlimit unlimited{RLIM_INFINITY, RLIM_INFINITY};
+    if (setrlimit(RLIMIT_MEMLOCK, &unlimited) == 0)
+        return true;
+    std::cerr << "bench: without " << kSanlock
+              << ": this machine does not let its daemon lock memory: " << std::strerror(errno) << '\n';
+    return false;
+}
+
 void run(const Options& options) {
     // Opened first: the path may be in the /run that is about to be hidden, and a typing error shall not cost a run.
     std::ofstream json;
@@ -517,7 +529,8 @@ void run(const Options& options) {
                            makeImages(directory / kLeasehold, most)});
     }
     const bool withVirtlockd = wantDaemon(options, kVirtlockd, {options.lockd, options.virtlockd}, directory);
-    const bool withSanlock = wantDaemon(options, kSanlock, {options.sanlockPlugin, options.sanlock}, directory);
+    const bool withSanlock =
+        wantDaemon(options, kSanlock, {options.sanlockPlugin, options.sanlock}, directory) && mayRunSanlock();
     if (withVirtlockd || withSanlock)
         enterPrivateRun();
     if (withVirtlockd) {
