@@ -11,6 +11,7 @@
 
 #include "tests/bench/virtlockd.hpp"
 #include "tests/support/plugin_host.hpp"
+#include "tests/support/throw_errno.hpp"
 
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -52,16 +53,13 @@ using leasehold::support::Outcome;
 using leasehold::support::PluginHost;
 using leasehold::support::Registration;
 using leasehold::support::StateOutcome;
+using leasehold::support::throwErrno;
 using Clock = std::chrono::steady_clock;
 
 // QEMU drains after it has stopped; libvirt's destination acquires 14-80 ms after the source's release.
 constexpr std::chrono::milliseconds kDrain{14};
 constexpr std::chrono::seconds kPatience{120};
 constexpr std::size_t kMaxMessage = 4096;
-
-[[noreturn]] void throwErrno(const std::string& what) {
-    throw std::system_error(errno, std::generic_category(), what);
-}
 
 struct Settings {
     std::string plugin;

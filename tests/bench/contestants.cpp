@@ -3,6 +3,7 @@
 #include "tests/bench/contestants.hpp"
 
 #include "tests/bench/report.hpp"
+#include "tests/support/throw_errno.hpp"
 
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -12,20 +13,16 @@
 #include <cerrno>
 #include <cstdlib>
 #include <stdexcept>
-#include <system_error>
 #include <utility>
 
 namespace leasehold::bench {
 namespace {
 
+using support::throwErrno;
 using Clock = std::chrono::steady_clock; // CLOCK_MONOTONIC
 
 // Beyond any data, where leasehold's marks are too.
 constexpr off_t kLockOffset = off_t{1} << 62;
-
-[[noreturn]] void throwErrno(const std::string& what) {
-    throw std::system_error(errno, std::generic_category(), what);
-}
 
 Contestant::Time openLockClose(const std::vector<support::Disk>& disks) {
     const auto begin = Clock::now();

@@ -2,6 +2,8 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "tests/bench/virtlockd.hpp"
 
+#include "tests/support/throw_errno.hpp"
+
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/mount.h>
@@ -19,7 +21,6 @@
 #include <fstream>
 #include <sstream>
 #include <stdexcept>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -28,16 +29,13 @@ namespace leasehold::bench {
 namespace {
 
 namespace fs = std::filesystem;
+using support::throwErrno;
 
 constexpr char kVirtlockdSocket[] = "/run/libvirt/virtlockd-sock";
 constexpr char kSanlockSocket[] = "/run/sanlock/sanlock.sock";
 constexpr std::chrono::seconds kStartLimit{20};
 constexpr std::chrono::seconds kStopLimit{5};
 constexpr std::chrono::milliseconds kPoll{5};
-
-[[noreturn]] void throwErrno(const std::string& what) {
-    throw std::system_error(errno, std::generic_category(), what);
-}
 
 void writeFile(const fs::path& path, const std::string& text) {
     std::ofstream file(path);

@@ -4,7 +4,6 @@
 """What README.md and OPERATIONS.md tell people to type, typed, and what README.md says that virsh prints, printed."""
 
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -17,6 +16,7 @@ import pytest
 
 sys.path.insert(0, str(hosts.ROOT / "tests" / "support"))
 from documents import documented  # noqa: E402
+from test_command import inspect  # noqa: E402
 
 COMMAND = hosts.command()
 SANLOCK = pathlib.Path("/usr/lib") / f"{os.uname().machine}-linux-gnu" / "libvirt" / "lock-driver" / "sanlock.so"
@@ -170,7 +170,7 @@ def test_a_backup_is_read_below_an_overlay_while_the_guest_runs(alpha, image, im
     runs = guest(hosts.Disk(disk, "vda", format="qcow2"))
 
     def names():
-        return sorted(lease["guest"] for lease in inspected(alpha, disk)["leases"])
+        return sorted(lease["guest"] for lease in inspect(alpha, disk)["leases"])
     read = ("leasehold run --read-only disk.qcow2 -- qemu-img convert -O qcow2 disk.qcow2 /backup/disk.qcow2",
             dict(disk_qcow2=disk, _backup_disk_qcow2=copy))
     alpha.start_guest(runs)
@@ -189,7 +189,7 @@ def test_a_backup_is_read_below_an_overlay_while_the_guest_runs(alpha, image, im
     assert (result := typed(alpha, read[0], **read[1])), result
     hosts.wait_until(lambda: names() == [runs.name], "only the guest has its lease")
     assert (result := typed(alpha, "virsh blockcommit GUEST vda --active --pivot", GUEST=runs.name)), result
-    [lease] = inspected(alpha, disk)["leases"]
+    [lease] = inspect(alpha, disk)["leases"]
     assert lease["mode"] == "exclusive" and hosts.ok("qemu-img", "compare", "-U", disk, copy), lease
 
 
@@ -204,19 +204,13 @@ def test_a_guest_makes_its_own_backup(alpha, image, guest):
     expect.leased(disk)
 
 
-def inspected(host, image):
-    result = host.inside(COMMAND, "inspect", "--json", image)
-    assert result, str(result)
-    return json.loads(result.out)["images"][0]
-
-
 def test_what_a_host_is_asked_every_day_it_answers(alpha, image, guest):
     disk = image()
     runs = guest(disk)
     alpha.start_guest(runs)
     for command in ("leasehold inspect IMAGE", "leasehold inspect X", "leasehold inspect /shared/db.img"):
         result = typed(alpha, command, **{re.sub(r"\W", "_", command.split()[-1]): disk})
-        assert result and f"guest '{runs.name}'" in result.out and f"host 'alpha'" in result.out, result
+        assert result and f"guest '{runs.name}'" in result.out and "host 'alpha'" in result.out, result
     assert "on the image" in typed(alpha, "leasehold classify IMAGE", IMAGE=disk).out
     assert f"{runs.name}\t" in typed(alpha, "leasehold status").out
     assert (result := typed(alpha, "leasehold watch --once --dry-run")), result

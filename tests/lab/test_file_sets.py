@@ -19,16 +19,21 @@ def image(storage):
     return storage.image()
 
 
+def folder(storage, image):
+    number = storage.clients[0].ok(f"stat -c %i {image}").strip()
+    return f"{storage.directory}/.leasehold/{number}"
+
+
 def files(storage, image):
     """What is in the lease of the image, but for the gate and the index (core/lease/file_index.hpp)."""
-    number = storage.clients[0].ok(f"stat -c %i {image}").strip()
-    return set(storage.clients[0].ok(f"ls {storage.directory}/.leasehold/{number}").split()) - {"gate", "00000000-00000000"}
+    return set(storage.clients[0].ok(f"ls {folder(storage, image)}").split()) - {"gate", "00000000-00000000"}
 
 
 def living(storage, image):
     """Those of them that somebody holds. Where there is an index, what the dead have left is swept now and then only."""
-    return {name for name in files(storage, image) if storage.clients[0].run(
-        f"cd {storage.directory}/.leasehold/$(stat -c %i {image}) && flock --nonblock --shared -E 9 {name} true").rc == 9}
+    where = folder(storage, image)
+    return {name for name in files(storage, image)
+            if storage.clients[0].run(f"flock --nonblock --shared -E 9 {where}/{name} true").rc == 9}
 
 
 # --- killed in the middle of it

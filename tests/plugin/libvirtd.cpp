@@ -2,6 +2,8 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "tests/plugin/libvirtd.hpp"
 
+#include "tests/support/throw_errno.hpp"
+
 #include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -32,15 +34,13 @@ extern "C" [[gnu::weak]] int __lsan_do_recoverable_leak_check();
 namespace leasehold::plugin_test {
 namespace {
 
+using support::throwErrno;
+
 // Nothing in these tests takes longer; who waits longer waits for ever.
 constexpr int kPatience = 20'000; // ms
 
 // Out of the way of the low numbers, which limitFreeDescriptors() would have to fill up.
 constexpr int kServerSocket = 9;
-
-[[noreturn]] void throwErrno(const std::string& what) {
-    throw std::system_error(errno, std::generic_category(), what);
-}
 
 // The guests' lifeline: its writing end is in no other process than the test's.
 int commonLifeline() {

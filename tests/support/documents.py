@@ -6,6 +6,7 @@
 A test that runs one says documented("virsh backup-begin GUEST", GUEST="db") and gets the words to run. So it runs what is
 printed, or fails; and tests/tools/test_documents.py finds every command that no test runs."""
 
+import functools
 import pathlib
 import re
 import shlex
@@ -17,6 +18,7 @@ PROGRAMS = set("apt dd dnf grep journalctl leasehold meson ninja packaging/build
                "vgimportclone virsh virt-customize virt-df guestfish cat sed ceph".split())
 
 
+@functools.cache
 def commands():
     """{command: the documents that print it}, without sudo and remarks; those joined by && one by one."""
     found = {}
@@ -42,7 +44,7 @@ def documented(command, **places):
     assert command in commands(), f"no document prints this: {command}"
     words = shlex.split(command)
     for place, what in places.items():
-        stands = [name for word in words for name in [word] if re.sub(r"\W", "_", name) == place]
+        stands = [word for word in words if re.sub(r"\W", "_", word) == place]
         assert stands, f"{place} does not stand in: {command}"
         words = [str(what) if word in stands else word for word in words]
     return words

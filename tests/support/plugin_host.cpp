@@ -2,6 +2,8 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "tests/support/plugin_host.hpp"
 
+#include "tests/support/throw_errno.hpp"
+
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
@@ -32,10 +34,6 @@ constexpr char kUri[] = "qemu:///system";
 std::vector<Report>& pendingReports() {
     static thread_local std::vector<Report> reports;
     return reports;
-}
-
-[[noreturn]] void throwErrno(const std::string& what) {
-    throw std::system_error(errno, std::generic_category(), what);
 }
 
 // Ends of a pipe that no other guest inherits: a copy of a lifeline in another guest would outlive us, a copy of a

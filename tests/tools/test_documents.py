@@ -3,6 +3,7 @@
 """README.md, OPERATIONS.md and the manuals: each command they print is run by a test, each message they explain exists."""
 
 import ast
+import functools
 import os
 import pathlib
 import re
@@ -79,6 +80,7 @@ NOT_RUN = {
 }
 
 
+@functools.cache
 def commands_that_tests_run():
     """What stands as a text in the tests that use documented()."""
     found = set()

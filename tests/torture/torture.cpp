@@ -18,7 +18,9 @@
 //
 // Uses nothing of core/.
 
+#include "tests/support/orders.hpp"
 #include "tests/support/plugin_host.hpp"
+#include "tests/support/throw_errno.hpp"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -55,7 +57,6 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -69,15 +70,12 @@ using leasehold::support::makeGuest;
 using leasehold::support::Outcome;
 using leasehold::support::PluginHost;
 using leasehold::support::StateOutcome;
+using leasehold::support::throwErrno;
 using Clock = std::chrono::steady_clock;
 
 constexpr int kHosts = 2, kGuests = 5, kImages = 5, kMedia = 4;
 constexpr int kPatienceMs = 60'000;             // who takes longer hangs
 constexpr int kServerSocket = 9, kLifeline = 8; // descriptors of the processes that play libvirtd
-
-[[noreturn]] void throwErrno(const std::string& what) {
-    throw std::system_error(errno, std::generic_category(), what);
-}
 
 struct Settings {
     std::string self, plugin, standIn, command;
@@ -151,6 +149,14 @@ struct Epoch {
         (void)!write(history, line.data(), line.size());
     }
     void fail(const std::string& text) const { note("FAILED " + text); }
+    // QEMUs read it, and die when its writer is closed.
+    void openLifeline() {
+        int ends[2];
+        if (pipe2(ends, O_CLOEXEC) < 0)
+            throwErrno("pipe");
+        lifelineRead = ends[0];
+        lifelineWrite = ends[1];
+    }
     void count(Count what) const { counts.number[what]++; }
 };
 
@@ -237,15 +243,11 @@ Guest guestNumbered(int number) {
     return makeGuest("guest" + std::to_string(number), static_cast<unsigned>(number) + 1);
 }
 
-int countDescriptors() {
-    return static_cast<int>(std::distance(fs::directory_iterator("/proc/self/fd"), fs::directory_iterator()));
-}
-
 Answer serve(PluginHost& host, std::vector<leasehold::support::GuestProcess>& qemus, const Request& request) {
     const Guest guest = guestNumbered(request.guest);
     auto answer = [](const Outcome& outcome) { return Answer{outcome.ok, true, -1, {}, outcome.message()}; };
     if (request.what == "descriptors")
-        return {true, true, countDescriptors()};
+        return {true, true, static_cast<int>(leasehold::support::countDescriptorsOf(getpid()))};
     if (request.what == "start") {
         auto registration = host.registerGuest(guest, request.disks);
         Answer started = answer(registration);
@@ -417,6 +419,11 @@ private:
 
 // --- QEMU
 
+// Closed on exec (pidfd_open(2)); -1: there is no such process any more.
+int openPidfd(pid_t pid) {
+    return static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+}
+
 struct Image {
     std::string path;
     char mode;          // E, S, R: as the witness claims it
@@ -427,10 +434,7 @@ struct Image {
 class Qemu {
 public:
     Qemu(const Epoch& epoch, int host, pid_t pid, std::vector<Image> its)
-        : images(std::move(its)), epoch_(epoch), host_(host), pid_(pid),
-          pidfd_(static_cast<int>(syscall(SYS_pidfd_open, pid, 0))) {
-        fcntl(pidfd_, F_SETFD, FD_CLOEXEC);
-    }
+        : images(std::move(its)), epoch_(epoch), host_(host), pid_(pid), pidfd_(openPidfd(pid)) {}
     Qemu(const Qemu&) = delete;
     Qemu& operator=(const Qemu&) = delete;
     ~Qemu() {
@@ -485,7 +489,8 @@ public:
     }
 
     // What libvirt names.
-    std::vector<Disk> disks() const {
+    std::vector<Disk> disks() const { return named(images); }
+    static std::vector<Disk> named(const std::vector<Image>& images) {
         std::vector<Disk> named;
         for (const Image& image : images)
             if (!image.lower)
@@ -567,10 +572,7 @@ private:
         return answer;
     }
     std::unique_ptr<Qemu> launch(int host, const std::vector<Image>& images) {
-        std::vector<Disk> disks;
-        for (const Image& image : images)
-            if (!image.lower)
-                disks.push_back(Qemu::diskOf(image));
+        const std::vector<Disk> disks = Qemu::named(images);
         Kill kill;
         if (dice_.oneIn(8))
             kill = {Kill::libvirtd, dice_.moment()};
@@ -696,6 +698,9 @@ private:
     // A guest that was suspended and left alone runs again, whatever else happens.
     void goOn() {
         epoch_.count(kResumes);
+        runHere(" was locked out: ", !left_ && here_->ran);
+    }
+    void runHere(const char* refused, bool mustSucceed) {
         if (!here_->alive())
             return;
         const Answer answer = call(*here_, "acquire", here_->disks(), here_->state);
@@ -703,8 +708,8 @@ private:
             return;
         if (answer.ok)
             here_->run();
-        else if (answer.answered && !left_ && here_->ran)
-            epoch_.fail("guest" + std::to_string(guest_) + " was locked out: " + answer.message);
+        else if (answer.answered && mustSucceed)
+            epoch_.fail("guest" + std::to_string(guest_) + refused + answer.message);
     }
 
     // Hot-plug. QEMU may fail to open the image after all, and libvirt takes it back then, as it does when it is
@@ -849,13 +854,7 @@ private:
     // The destination is gone, and has never run.
     void goBack() {
         epoch_.count(kReturns);
-        if (!here_->alive())
-            return;
-        const Answer answer = call(*here_, "acquire", here_->disks(), here_->state);
-        if (answer.ok && here_->alive())
-            here_->run();
-        else if (answer.answered && here_->alive())
-            epoch_.fail("guest" + std::to_string(guest_) + " cannot go back: " + answer.message);
+        runHere(" cannot go back: ", true);
     }
 
     // Nobody waits for anybody: at most one of the two gets it.
@@ -886,9 +885,7 @@ private:
     // Somebody resumes by hand what a migration has left: not while its successor is there.
     void tryTheOneLeftBehind() {
         epoch_.count(kLateResumes);
-        const Answer answer = call(*left_, "acquire", left_->disks(), dice_.oneIn(2) ? left_->state : std::nullopt, 12);
-        if (answer.ok && left_->alive())
-            left_->run(); // and the witness says whether that was wrong
+        resume(*left_, dice_.oneIn(2) ? left_->state : std::nullopt); // and the witness says whether that was wrong
     }
 
     const Epoch& epoch_;
@@ -930,7 +927,7 @@ private:
             throwErrno("fork");
         if (pid == 0)
             become(words, input[0]);
-        const int pidfd = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+        const int pidfd = openPidfd(pid);
         pollfd event{pidfd, POLLIN, 0};
         if (toBeKilled) {
             const timespec limit{0, dice_.moment().count() * 1000 * 4};
@@ -994,11 +991,7 @@ void furnish(Epoch& epoch, unsigned medium) {
     }
     epoch.config = epoch.directory / "leasehold.conf";
     std::ofstream(epoch.config) << configuration(epoch, medium);
-    int ends[2];
-    if (pipe2(ends, O_CLOEXEC) < 0)
-        throwErrno("pipe");
-    epoch.lifelineRead = ends[0];
-    epoch.lifelineWrite = ends[1];
+    epoch.openLifeline();
     epoch.history = open((epoch.directory / "history").c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
     if (epoch.history < 0)
         throwErrno("history");
@@ -1067,11 +1060,7 @@ void checkThatNothingIsLocked(const Epoch& epoch) {
 }
 
 void checkThatAllCanBeHad(Epoch& epoch) {
-    int ends[2];
-    if (pipe2(ends, O_CLOEXEC) < 0)
-        throwErrno("pipe");
-    epoch.lifelineRead = ends[0];
-    epoch.lifelineWrite = ends[1];
+    epoch.openLifeline();
     inChild(epoch, [&epoch] {
         for (int host = 0; host < kHosts; host++) {
             Libvirtd libvirtd(epoch, host);
