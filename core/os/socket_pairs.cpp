@@ -24,12 +24,25 @@ std::string folderOf(pid_t pid) {
     return "/proc/" + std::to_string(pid);
 }
 
-// "socket:[12345]", which asks nothing of what the descriptor leads to (proc(5), /proc/PID/fd).
-bool isSocketLink(const std::string& link) {
-    constexpr std::string_view kBegin = "socket:";
-    char target[kBegin.size()];
-    return readlink(link.c_str(), target, sizeof target) == ssize_t{sizeof target} &&
-           std::string_view(target, sizeof target) == kBegin;
+std::string linkOf(pid_t pid, int number) {
+    return folderOf(pid) + "/fd/" + std::to_string(number);
+}
+
+// The inode in "socket:[12345]", which asks nothing of what the descriptor leads to (proc(5), /proc/PID/fd).
+std::optional<std::uint64_t> socketAt(pid_t pid, int number) {
+    constexpr std::string_view kBegin = "socket:[";
+    char target[64];
+    const ssize_t length = readlink(linkOf(pid, number).c_str(), target, sizeof target);
+    const std::string_view text(target, static_cast<std::size_t>(std::max<ssize_t>(length, 0)));
+    std::uint64_t inode = 0;
+    if (text.substr(0, kBegin.size()) != kBegin ||
+        std::from_chars(text.data() + kBegin.size(), text.data() + text.size(), inode).ec != std::errc())
+        return std::nullopt;
+    return inode;
+}
+
+bool isTrusted(const std::optional<HeldSocket>& socket) {
+    return socket && isTrustedMaker(socket->maker);
 }
 
 // What is told of sockets by their network namespace: its table, read once.
@@ -37,12 +50,12 @@ class UnixTables {
 public:
     UnixTables() { add(getpid()); }
 
+    // Whether the table of its namespace has been read. What a security module does not tell is asked again.
+    bool cover(pid_t pid) const { return known_.count(spaceOf(pid)) != 0; }
+
     void add(pid_t pid) {
-        char space[64];
-        ssize_t length = readlink((folderOf(pid) + "/ns/net").c_str(), space, sizeof space);
-        // What a security module does not tell is asked again.
-        if (length > 0 && !known_.emplace(space, static_cast<std::size_t>(length)).second)
-            return;
+        if (std::string space = spaceOf(pid); !space.empty())
+            known_.insert(std::move(space));
         for (std::uint64_t inode :
              parseUnixTable(readFileIfPossible(folderOf(pid) + "/net/unix", kMaxTable).value_or("")))
             inodes_.insert(inode);
@@ -51,6 +64,12 @@ public:
     bool has(std::uint64_t inode) const { return inodes_.count(inode) != 0; }
 
 private:
+    static std::string spaceOf(pid_t pid) {
+        char space[64];
+        ssize_t length = readlink((folderOf(pid) + "/ns/net").c_str(), space, sizeof space);
+        return {space, static_cast<std::size_t>(std::max<ssize_t>(length, 0))};
+    }
+
     std::set<std::string> known_;
     std::set<std::uint64_t> inodes_;
 };
@@ -58,10 +77,10 @@ private:
 } // namespace
 
 std::optional<HeldSocket> inspectSocket(pid_t pid, int number) {
-    std::string link = folderOf(pid) + "/fd/" + std::to_string(number);
     struct statx status;
-    if (!isSocketLink(link) ||
-        statx(AT_FDCWD, link.c_str(), AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO | STATX_UID, &status) < 0 ||
+    if (!socketAt(pid, number) ||
+        statx(AT_FDCWD, linkOf(pid, number).c_str(), AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO | STATX_UID, &status) <
+            0 ||
         !S_ISSOCK(status.stx_mode))
         return std::nullopt;
     return HeldSocket{status.stx_ino, status.stx_uid, pid, number};
@@ -73,13 +92,13 @@ bool isTrustedMaker(uid_t maker) {
 
 SocketPairs findSocketPairs(Clock::time_point deadline, int likely) {
     SocketPairs found;
+    UnixTables tables;
     std::vector<pid_t> processes = listProcesses();
     std::stable_partition(processes.begin(), processes.end(), [&](pid_t pid) {
-        auto socket = inspectSocket(pid, likely);
-        return socket && isTrustedMaker(socket->maker);
+        const auto inode = socketAt(pid, likely);
+        return inode && (tables.has(*inode) || !tables.cover(pid)) && isTrusted(inspectSocket(pid, likely));
     });
-    UnixTables tables;
-    std::vector<HeldSocket> sockets;
+    std::vector<HeldSocket> sockets; // nobody has been asked yet who made them
     for (pid_t pid : processes) {
         if (Clock::now() > deadline) {
             found.complete = false;
@@ -88,17 +107,31 @@ SocketPairs findSocketPairs(Clock::time_point deadline, int likely) {
         auto process = Process::openToLookAt(pid, found.hidden);
         if (!process)
             continue;
-        std::size_t before = sockets.size();
+        const auto before = static_cast<std::ptrdiff_t>(sockets.size());
         for (int number : process->descriptors())
-            if (auto socket = inspectSocket(pid, number); socket && isTrustedMaker(socket->maker))
-                sockets.push_back(*socket);
-        if (sockets.size() > before)
+            if (const auto inode = socketAt(pid, number))
+                sockets.push_back({*inode, 0, pid, number});
+        // Whoever likes makes namespaces: the table of another one is read where somebody trusted has made a socket.
+        if (!tables.cover(pid) && std::any_of(sockets.begin() + before, sockets.end(), [](const HeldSocket& socket) {
+                return isTrusted(inspectSocket(socket.pid, socket.number));
+            }))
             tables.add(pid);
     }
-    // Only now: who has left the namespace of a socket still has the socket.
+    // Only now: who has left the namespace of a socket still has the socket. And no other socket is looked at closer:
+    // SELinux writes it into the log where that is not allowed, as for those of most services.
     std::erase_if(sockets, [&](const HeldSocket& socket) { return !tables.has(socket.inode); });
-    for (const HeldSocket& socket : sockets)
-        if (std::any_of(sockets.begin(), sockets.end(), [&](const HeldSocket& other) {
+    std::vector<HeldSocket> trusted;
+    for (const HeldSocket& socket : sockets) {
+        if (Clock::now() > deadline) {
+            found.complete = false;
+            break;
+        }
+        if (const auto looked = inspectSocket(socket.pid, socket.number);
+            isTrusted(looked) && looked->inode == socket.inode)
+            trusted.push_back(*looked);
+    }
+    for (const HeldSocket& socket : trusted)
+        if (std::any_of(trusted.begin(), trusted.end(), [&](const HeldSocket& other) {
                 return other.pid == socket.pid && other.inode != socket.inode;
             }))
             found.ends.push_back(socket);
