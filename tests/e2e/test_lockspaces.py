@@ -161,10 +161,11 @@ def fuse(lab, alpha, images):
         pytest.skip("no bindfs or no FUSE here")
     point = lab.dir / lab.unique("fuse")
     point.mkdir()
-    alpha.ok_inside("bindfs", images, point)
-    yield point
-    alpha.clean()
-    alpha.unmount(point)
+    with alpha.configured():  # of its own: `elsewhere` is the module's, and may be in force still
+        alpha.ok_inside("bindfs", images, point)
+        yield point
+        alpha.clean()
+        alpha.unmount(point)
 
 
 def test_an_iso_without_locks_is_no_reason_not_to_start(alpha, fuse, image, guest):
