@@ -6,12 +6,12 @@
 // It judges nothing: it says what happened and how long it took. Knows no core/, as PluginHost does not.
 // Called by tests/lab/lab.py (class Actor).
 //
-//   actor serve SOCKET PLUGIN CONFIG STAND-IN   goes to the background when it can be asked
-//   actor ask SOCKET SECONDS ORDER...           prints one line: STATUS MICROSECONDS TEXT
+//   actor SOCKET PLUGIN STAND-IN   goes to the background when it can be asked for actors
 //
-// STATUS is ok, refused (by the plugin; TEXT is its message), the name of an errno, hung (no answer in time; the order
-// goes on, and so the next one waits for it), gone (the actor died) or mistake (in the order). One order at a time:
-// what shall hang alone needs an actor of its own. Orders:
+// "SOCKET CONFIG" asks for one: the answer is its process id. It is forked, for an emulated processor takes a quarter
+// of a second to load this program and the plugin. Each connection to its socket carries an order, one line, and the
+// answer: STATUS MICROSECONDS TEXT. STATUS is ok, refused (by the plugin; TEXT is its message), the name of an errno,
+// or mistake (in the order). One order at a time, so what shall hang alone needs an actor of its own. Orders:
 //
 //   register GUEST NUMBER IMAGE[:ro|:shared]...   the guest's uuid is made of the number, its QEMU starts or does not
 //   acquire GUEST [STATE]                         release, inquire: TEXT is the state
@@ -22,7 +22,10 @@
 //   park HANDLE              leaves it nowhere but in flight in a socket, as the vessel does
 //   ofd HANDLE r|w|u START LENGTH    get HANDLE r|w START LENGTH    flock HANDLE ex|sh|un
 //   listed HANDLE            what /proc/self/fdinfo calls its first lock
-//   read HANDLE OFFSET    write HANDLE OFFSET (512 bytes, and fsync)    statfs PATH
+//   read HANDLE OFFSET       TEXT is the word that stands there
+//   write HANDLE OFFSET [WORD]       512 bytes, and fsync
+//   soil HANDLE              writes a page, without fsync    statfs PATH
+//   die                      as by SIGKILL, and its guests with it
 
 #include "tests/support/orders.hpp"
 #include "tests/support/plugin_host.hpp"
@@ -204,8 +207,7 @@ std::vector<Disk> parseDisks(Words::const_iterator first, Words::const_iterator 
 
 class Libvirtd {
 public:
-    Libvirtd(const std::string& plugin, const std::string& config, const std::string& standIn)
-        : host_(plugin, standIn) {
+    Libvirtd(PluginHost& host, const std::string& config) : host_(host) {
         if (const Outcome outcome = host_.init(config); !outcome)
             throw std::runtime_error("the plugin does not start: " + outcome.message());
     }
@@ -272,7 +274,7 @@ private:
         return found->second;
     }
 
-    PluginHost host_;
+    PluginHost& host_;
     std::map<std::string, RunningGuest> guests_;
 };
 
@@ -314,11 +316,20 @@ Reply soil(int fd) {
     return kernelReply(pwrite(fd, page, sizeof page, 0));
 }
 
-Reply transfer(int fd, bool isWrite, off_t offset) {
-    alignas(4096) static char buffer[512]; // O_DIRECT wants it aligned
-    const ssize_t result =
-        isWrite ? pwrite(fd, buffer, sizeof buffer, offset) : pread(fd, buffer, sizeof buffer, offset);
-    return kernelReply(result >= 0 && isWrite ? fsync(fd) : result);
+struct Block {
+    alignas(4096) char bytes[512] = ""; // O_DIRECT wants it aligned
+};
+
+Reply readWord(int fd, off_t offset) {
+    Block block;
+    const ssize_t result = pread(fd, block.bytes, sizeof block.bytes, offset);
+    return kernelReply(result, std::string(block.bytes, strnlen(block.bytes, sizeof block.bytes)));
+}
+
+Reply writeWord(int fd, off_t offset, const std::string& word) {
+    Block block;
+    word.copy(block.bytes, sizeof block.bytes - 1);
+    return kernelReply(pwrite(fd, block.bytes, sizeof block.bytes, offset) < 0 ? -1 : fsync(fd));
 }
 
 class Orders {
@@ -350,9 +361,13 @@ public:
                  const int kind = w.at(2) == "ex" ? LOCK_EX : w[2] == "sh" ? LOCK_SH : LOCK_UN;
                  return kernelReply(flock(handles_[w.at(1)], kind | LOCK_NB));
              }},
-            {"read", [&](const Words& w) { return transfer(handles_[w.at(1)], false, parseOffset(w.at(2))); }},
-            {"write", [&](const Words& w) { return transfer(handles_[w.at(1)], true, parseOffset(w.at(2))); }},
+            {"read", [&](const Words& w) { return readWord(handles_[w.at(1)], parseOffset(w.at(2))); }},
+            {"write",
+             [&](const Words& w) {
+                 return writeWord(handles_[w.at(1)], parseOffset(w.at(2)), w.size() > 3 ? w[3] : "");
+             }},
             {"soil", [&](const Words& w) { return soil(handles_[w.at(1)]); }},
+            {"die", [](const Words&) { return raise(SIGKILL), Reply{}; }},
             {"statfs", [](const Words& w) { return describeFileSystem(w.at(1)); }},
         };
     }
@@ -389,18 +404,18 @@ private:
     std::map<std::string, std::function<Reply(const Words&)>> table_;
 };
 
-// --- both ends of the socket ---------------------------------------------------------------------------------------
+// --- the socket -----------------------------------------------------------------------------------------------------
 
 [[noreturn]] void fail(const std::string& what) {
     throw std::system_error(errno, std::generic_category(), what);
 }
 
-int openSocket(const std::string& path, int (*join)(int, const struct sockaddr*, socklen_t)) {
+int listenAt(const std::string& path) {
     struct sockaddr_un address {};
     address.sun_family = AF_UNIX;
     path.copy(address.sun_path, sizeof address.sun_path - 1);
     const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || join(fd, reinterpret_cast<struct sockaddr*>(&address), sizeof address) < 0)
+    if (fd < 0 || bind(fd, reinterpret_cast<struct sockaddr*>(&address), sizeof address) < 0 || listen(fd, 8) < 0)
         fail(path);
     return fd;
 }
@@ -412,43 +427,56 @@ std::string readLine(int fd) {
     return line;
 }
 
-int serve(const std::string& path, const std::string& plugin, const std::string& config, const std::string& standIn) {
-    std::remove(path.c_str());
-    const int listener = openSocket(path, bind);
-    if (listen(listener, 8) < 0)
-        fail("listen");
-    if (daemon(0, 1) < 0) // from here on requests queue
-        fail("daemon");
-    std::ofstream(path + ".pid") << getpid() << '\n';
-    signal(SIGPIPE, SIG_IGN); // whoever asked has lost patience
-
-    Libvirtd libvirtd(plugin, config, standIn);
-    Orders orders(libvirtd);
+// What is made of a line goes back, for each connection.
+template <typename Answer>
+[[noreturn]] void serve(int listener, Answer answer) {
     for (;;) {
         const int connection = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
         if (connection < 0)
             continue;
-        const std::string answer = orders.carryOut(readLine(connection));
-        (void)!write(connection, answer.data(), answer.size());
+        const std::string text = answer(readLine(connection), connection);
+        (void)!write(connection, text.data(), text.size());
         close(connection);
     }
 }
 
-int ask(const std::string& path, int seconds, const std::string& order) {
-    const Clock::time_point begin = Clock::now();
-    const int fd = openSocket(path, connect);
-    const struct timeval patience = {.tv_sec = seconds, .tv_usec = 0};
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-    (void)!write(fd, order.data(), order.size());
-    errno = 0;
-    const std::string answer = readLine(fd);
-    const bool isHung = errno == EAGAIN;
-    const auto elapsed = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin);
-    if (!answer.empty())
-        std::cout << answer << '\n';
-    else
-        std::cout << (isHung ? "hung " : "gone ") << elapsed.count() << " no answer\n";
-    return EXIT_SUCCESS;
+[[noreturn]] void beActor(PluginHost& host, int listener, const std::string& config, const std::string& log) {
+    setsid();
+    signal(SIGCHLD, SIG_DFL);
+    const int file = open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    dup2(file, STDOUT_FILENO);
+    dup2(file, STDERR_FILENO);
+    try {
+        Libvirtd libvirtd(host, config);
+        Orders orders(libvirtd);
+        serve(listener, [&](const std::string& line, int) { return orders.carryOut(line); });
+    } catch (const std::exception& problem) {
+        std::cerr << "actor: " << problem.what() << '\n';
+    }
+    _exit(EXIT_FAILURE);
+}
+
+int makeActors(const std::string& path, const std::string& plugin, const std::string& standIn) {
+    const int listener = listenAt(path);
+    if (const pid_t child = fork())
+        return child < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+    setsid();
+    signal(SIGPIPE, SIG_IGN); // whoever asked has lost patience
+    signal(SIGCHLD, SIG_IGN); // nobody waits for actors
+
+    PluginHost host(plugin, standIn);
+    serve(listener, [&](const std::string& line, int connection) {
+        const std::string socket = line.substr(0, line.find(' '));
+        const int orders = listenAt(socket); // from here on they queue
+        const pid_t actor = fork();
+        if (actor == 0) {
+            close(listener);
+            close(connection);
+            beActor(host, orders, line.substr(socket.size() + 1), socket + ".log");
+        }
+        close(orders);
+        return std::to_string(actor);
+    });
 }
 
 } // namespace
@@ -456,15 +484,9 @@ int ask(const std::string& path, int seconds, const std::string& order) {
 int main(int argc, char** argv) {
     const Words arguments(argv + 1, argv + argc);
     try {
-        if (arguments.size() == 5 && arguments[0] == "serve")
-            return serve(arguments[1], arguments[2], arguments[3], arguments[4]);
-        if (arguments.size() > 3 && arguments[0] == "ask") {
-            std::string order;
-            for (std::size_t i = 3; i < arguments.size(); ++i)
-                order += arguments[i] + (i + 1 < arguments.size() ? " " : "\n");
-            return ask(arguments[1], std::stoi(arguments[2]), order);
-        }
-        std::cerr << "usage: actor serve SOCKET PLUGIN CONFIG STAND-IN | actor ask SOCKET SECONDS ORDER...\n";
+        if (arguments.size() == 3)
+            return makeActors(arguments[0], arguments[1], arguments[2]);
+        std::cerr << "usage: actor SOCKET PLUGIN STAND-IN\n";
     } catch (const std::exception& problem) {
         std::cerr << "actor: " << problem.what() << '\n';
     }

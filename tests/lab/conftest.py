@@ -31,13 +31,22 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "long: takes minutes; runs with --long only")
     config.addinivalue_line("markers", "last: runs after all others")
+    config.addinivalue_line("markers", "needs(kind...): about these kinds of storage, at least one of which was asked for")
     if config.getoption("--long"):
         storages.SERVER_LEASE = 90
 
 
 # What is quick and tells most comes first.
-FILES = ("test_locks", "test_leases", "test_file_sets", "test_devices", "test_inspect", "test_ceph", "test_accidents",
-         "test_fenced")
+FILES = ("test_locks", "test_leases", "test_file_sets", "test_devices", "test_inspect", "test_accidents", "test_fenced",
+         "test_ceph")
+
+
+def is_wanted(item):
+    """What nobody asked for is no skipped test."""
+    needs, skip = item.get_closest_marker("needs"), item.get_closest_marker("skip")
+    if needs and not set(needs.args).intersection(KINDS):
+        return False
+    return not (skip and skip.kwargs["reason"].startswith("got empty parameter set"))
 
 
 @pytest.hookimpl(trylast=True)  # after pytest's own sorting by parameter
@@ -46,6 +55,8 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="takes minutes: --long"))
+    config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
+    items[:] = filter(is_wanted, items)
     items.sort(key=lambda item: (item.get_closest_marker("last") is not None, FILES.index(item.path.stem)))
 
 
@@ -130,8 +141,8 @@ def actor(used_storage):
         made.append(host.actor(host.lab.unique("actor"), plugin_conf))
         return made[-1]
     yield make
-    for actor in made:
-        actor.quit()
+    if made:
+        labs.together(labs.Actor.quit, made)
 
 
 @pytest.fixture
@@ -141,13 +152,20 @@ def hosts(request, used_storage):
 
 
 @pytest.fixture
-def one(hosts, actor):
-    return actor(hosts[0])
+def one_and_two(request, hosts, actor):
+    """Those of them that the test asks for, started at the same time."""
+    host_of = {name: host for name, host in zip(("one", "two"), hosts) if name in request.fixturenames}
+    return dict(zip(host_of, labs.together(actor, host_of.values())))
 
 
 @pytest.fixture
-def two(hosts, actor):
-    return actor(hosts[1])
+def one(one_and_two):
+    return one_and_two["one"]
+
+
+@pytest.fixture
+def two(one_and_two):
+    return one_and_two["two"]
 
 
 class Table:

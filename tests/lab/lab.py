@@ -26,6 +26,7 @@ import fcntl
 import itertools
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import socket
@@ -40,13 +41,14 @@ import root_image
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 QEMU = "qemu-system-x86_64"
-BOOT_SECONDS = 240  # six on a quiet machine
+BOOT_SECONDS = 600  # six on a quiet machine, 200 on one that is very busy
 PATIENCE = 240  # with what does happen, at a speed that nobody knows
 MEMORY = 640  # MiB
 GUEST_DIR = "/run/lab"  # where a host keeps its own copy of /share
 
-# The machine is shared: whoever looks at a screen goes first. setpriv: the process dies with us, however we die.
-CHILD = ("nice", "-n", "5", "setpriv", "--pdeathsig", "KILL")
+# The process dies with us, however we die. (Not nice, too: a few of these run beside compilers, and who waits for them
+# waits for one after the other.)
+CHILD = ("setpriv", "--pdeathsig", "KILL")
 
 
 class Missing(Exception):
@@ -100,6 +102,23 @@ class Result:
 
     def __str__(self):
         return f"{self.command}\n{self.out}(exit {self.rc})"
+
+
+def answer_to(request, connection, seconds):
+    """What comes until the other end closes, and whether it has closed after so many seconds."""
+    connection.sendall(request.encode())
+    answer, deadline = b"", time.monotonic() + seconds
+    while True:
+        connection.settimeout(max(0.01, deadline - time.monotonic()))
+        try:
+            got = connection.recv(1 << 16)
+        except ConnectionResetError:  # somebody died
+            got = b""
+        except TimeoutError:
+            got = None
+        if not got:
+            return answer.decode(errors="replace"), got is not None
+        answer += got
 
 
 # --- network ------------------------------------------------------------------------------------------------------
@@ -174,7 +193,7 @@ def scsi_name(index):
 class AnyHost:
     def __init__(self, lab, number):
         self.lab, self.number, self.name = lab, number, f"h{number}"
-        self.process = None
+        self.process = self.makes_actors = None
 
     def __repr__(self):
         return self.name
@@ -188,8 +207,23 @@ class AnyHost:
         assert result, str(result)
         return result.out
 
+    def ask(self, address, text, timeout):
+        """What somebody says to that who listens at this Unix socket on the host, and whether he came to an end after
+        so many seconds."""
+        raise NotImplementedError
+
     def actor(self, name, plugin_conf=None):
         return Actor(self, name, plugin_conf)
+
+    def ready_actors(self):
+        """Where actors can be asked for."""
+        socket_path = "/run/actors"
+        if self.makes_actors is not self.process:
+            # Its own copy, so that no order waits for the other hosts' reads of the shared folder.
+            self.ok(f"{{ [ -d {GUEST_DIR} ] || cp -r {self.share} {GUEST_DIR}; }} && {GUEST_DIR}/actor {socket_path}"
+                    f" {GUEST_DIR}/leasehold.so {GUEST_DIR}/fake_qemu 2>{socket_path}.log")
+            self.makes_actors = self.process
+        return socket_path
 
     def kill(self):
         """Power cut."""
@@ -200,6 +234,8 @@ class AnyHost:
 
 
 class Host(AnyHost):
+    share = "/share"
+
     def __init__(self, lab, number):
         super().__init__(lab, number)
         self.address = f"10.77.0.{number}"
@@ -269,23 +305,19 @@ class Host(AnyHost):
 
     def run(self, command, timeout=PATIENCE):
         """Runs a shell command on the host. Fails if it has not ended after so many seconds (it goes on there)."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout) as connection:
-            connection.sendall(command.encode() + b"\0")
-            reply = b""
-            deadline = time.monotonic() + timeout
-            while True:
-                connection.settimeout(max(0.01, deadline - time.monotonic()))
-                try:
-                    got = connection.recv(1 << 16)
-                except TimeoutError as slow:
-                    raise AssertionError(f"{self.name}$ {command}\n{reply.decode(errors='replace')}"
-                                         f"no end after {timeout} s\n{self.log()}") from slow
-                if not got:
-                    break
-                reply += got
-        output, _, status = reply.rpartition(b"\0")
+        reply, ended = self.exchange(command, timeout)
+        output, _, status = reply.rpartition("\0")
+        assert ended, f"{self.name}$ {command}\n{reply}no end after {timeout} s\n{self.log()}"
         assert status, f"{self.name} died while it ran: {command}\n{self.log()}"
-        return Result(f"{self.name}$ {command}", int(status), output.decode(errors="replace"))
+        return Result(f"{self.name}$ {command}", int(status), output)
+
+    def ask(self, address, text, timeout):
+        return self.exchange(f"@{address}\n{text}", timeout)
+
+    def exchange(self, request, timeout):
+        """What the agent answers, see agent.c."""
+        with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as agent:
+            return answer_to(request + "\0", agent, timeout)
 
     # Accidents.
 
@@ -315,6 +347,10 @@ class NamespaceHost(AnyHost):
 
     enter = "-m", "-u", "-p"
 
+    @property
+    def share(self):
+        return self.lab.share
+
     def power_on(self):
         self.kill()
         self.process = subprocess.Popen([*CHILD, "unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child",
@@ -341,6 +377,14 @@ class NamespaceHost(AnyHost):
                                   check=False)
             output.seek(0)
             return Result(f"{self.name}$ {command}", done.returncode, output.read())
+
+    def ask(self, address, text, timeout):
+        with socket.socket(socket.AF_UNIX) as listener:
+            try:
+                listener.connect(f"/proc/{self.init}/root{address}")
+            except ConnectionRefusedError:  # he is dead
+                return "", True
+            return answer_to(text, listener, timeout)
 
 
 class Machine(NamespaceHost):
@@ -401,7 +445,8 @@ class Machine(NamespaceHost):
 
 @dataclasses.dataclass
 class Answer:
-    """What an actor said: status is ok, refused (by the plugin), errno's name (by the kernel), or hung."""
+    """What an actor said: status is ok, refused (by the plugin), errno's name (by the kernel), hung (no answer in time;
+    the order goes on, and the next one waits for it) or gone (it died)."""
 
     order: str
     status: str
@@ -421,22 +466,23 @@ class Actor:
     def __init__(self, host, name, plugin_conf=None):
         self.host, self.name = host, name
         self.socket = f"/run/actor-{name}"
-        conf = f"{self.socket}.conf"
+        conf = f"{name}.conf"
         if plugin_conf is not None:
-            host.ok(f"cat >{conf} <<'END'\n{plugin_conf}\nEND")
-        # Its own copy, so that no order waits for the other hosts' reads of the shared folder.
-        host.ok(f"[ -d {GUEST_DIR} ] || cp -r /share {GUEST_DIR}")
-        host.ok(f"{GUEST_DIR}/actor serve {self.socket} {GUEST_DIR}/leasehold.so {conf} {GUEST_DIR}/fake_qemu"
-                f" 2>{self.socket}.log && until [ -s {self.socket}.pid ]; do sleep 0.02; done")
+            (host.lab.share / conf).write_text(plugin_conf)
+        self.pid, _ = host.ask(host.ready_actors(), f"{self.socket} {host.share}/{conf}\n", PATIENCE)
+        assert self.pid.isdigit(), f"{self}: {host.ok('cat /run/actors.log')}"
 
     def ask(self, *words, timeout=90):
         """One order, one answer. An actor that hangs on storage answers `hung` after the time-out, and does nothing
         else until the storage has answered it."""
-        order = " ".join(str(word) for word in words)
-        result = self.host.run(f"{GUEST_DIR}/actor ask {self.socket} {timeout} {order}", timeout=timeout + 30)
-        status, microseconds, text = (result.out.rstrip("\n").split(" ", 2) + ["", "", ""])[:3]
-        if not result or not microseconds.isdigit():
-            raise AssertionError(f"{self}: {order}: {result}\n{self.host.run(f'cat {self.socket}.log')}")
+        order, begin = " ".join(map(str, words)), time.monotonic()
+        answer, ended = self.host.ask(self.socket, f"{order}\n", timeout)
+        if not answer:
+            seconds = time.monotonic() - begin
+            return Answer(f"{self}: {order}", "gone" if ended else "hung", seconds, "no answer")
+        status, microseconds, text = answer.rstrip("\n").split(" ", 2)
+        if status == "mistake":
+            raise AssertionError(f"{self}: {order}: {answer}\n{self.host.run(f'cat {self.socket}.log')}")
         return Answer(f"{self}: {order}", status, int(microseconds) / 1e6, text)
 
     def ok(self, *words, **options):
@@ -458,7 +504,7 @@ class Actor:
         """Inside, the process, or a child of it, gets the signal when it makes this system call for the so-manieth
         time, before the call does anything."""
         def until(tracer):
-            return f"until grep -q 'TracerPid:.{tracer}' /proc/{self.pid}/status; do sleep 0.02; done"
+            return f"until [[ $(</proc/{self.pid}/status) =~ TracerPid:.{tracer} ]]; do sleep 0.02; done"
         self.host.ok(f"strace -f -qq -o /dev/null -p {self.pid} -e trace={call}"
                      f" -e inject={call}:signal={signal_name}:when={number} >/dev/null 2>&1 &"
                      f" echo $! >{self.socket}.strace; {until('[^0]')}")
@@ -473,12 +519,8 @@ class Actor:
 
     def quit(self):
         """Ends the process, and with it its guests and locks."""
-        if self.host.runs:
+        if self.host.runs and self.ask("die", timeout=1).status != "gone":
             self.host.run(f"kill -KILL {self.pid}")
-
-    @property
-    def pid(self):
-        return f"$(cat {self.socket}.pid)"
 
     def __str__(self):
         return f"{self.name}@{self.host.name}"
@@ -490,6 +532,8 @@ class Actor:
 class AnyLab:
     """Where the lab's files are, and the programs that hosts need."""
 
+    programs = {}  # name: where it was built
+
     def __init__(self):
         cache = root_image.cache_folder()
         cache.mkdir(parents=True, exist_ok=True)
@@ -498,7 +542,7 @@ class AnyLab:
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix=f"run-{os.getpid()}-", dir=cache))
         self.share = self.dir / "share"
         self.share.mkdir()
-        self.count = 0
+        self.numbers = itertools.count(1)
 
     @staticmethod
     def remove_leftovers(cache):
@@ -508,11 +552,14 @@ class AnyLab:
                 shutil.rmtree(run, ignore_errors=True)
 
     def compiled(self, name, compiler, *arguments):
-        """A program from sources, built for this run; hosts see it in /share."""
+        """A program from sources, built for this run; hosts see it in /share. Labs of one process share it."""
         target = self.share / name
+        if (built := self.programs.get(name)) and built.exists():
+            return shutil.copy(built, target)
         done = subprocess.run([compiler, "-O1", "-Wall", "-Wextra", "-o", target, *arguments], capture_output=True,
                               text=True)
         assert done.returncode == 0, done.stderr
+        self.programs[name] = target
         return target
 
     def push(self, *files):
@@ -546,8 +593,7 @@ class AnyLab:
             host.wait_ready()
 
     def unique(self, stem):
-        self.count += 1
-        return f"{stem}{self.count}"
+        return f"{stem}{next(self.numbers)}"
 
     def close(self):
         for host in self.hosts:
@@ -567,7 +613,7 @@ class Lab(AnyLab):
         super().__init__()
         self.image = root_image.prepared(root_image.cache_folder())
         self.shared_disks = {name: self.sparse_file(f"{name}.img", 1 << 30) for name in ("shared1", "shared2", "shared3")}
-        self.scsi_disks = [self.sparse_file(f"scsi{index}.img", 64 << 20) for index in range(3)]
+        self.scsi_disks = [self.sparse_file(f"scsi{index}.img", 128 << 20) for index in range(3)]
         self.network = Network(self, hosts)
         self.hosts = [Host(self, number) for number in range(1, hosts + 1)]
         self.machine = Machine(self, hosts + 1)  # not started with the others

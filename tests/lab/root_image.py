@@ -31,7 +31,7 @@ ocfs2-tools corosync dlm-controld gfs2-utils
 samba cifs-utils
 glusterfs-server glusterfs-client
 ceph-mon ceph-osd ceph-mds ceph-common ceph-fuse
-lvm2 dmsetup libvirt0 libaugeas0
+lvm2 dmsetup mdadm libvirt0 libaugeas0
 """.split()
 
 # Dependencies that only administration tools, hooks and package scripts use.
@@ -45,7 +45,7 @@ MODULES = """
 virtio_net virtio_rng 9p 9pnet_virtio configfs
 nfs nfsv3 nfsv4 nfs_layout_nfsv41_files nfsd rpcsec_gss_krb5 auth_rpcgss
 ocfs2 ocfs2_dlmfs ocfs2_stack_o2cb ocfs2_stack_user gfs2 dlm sctp cifs fuse ceph ipvlan macvlan
-virtio_scsi sd_mod dm_mod nls_utf8
+virtio_scsi sd_mod dm_mod dm_multipath dm_round_robin md_mod raid1 nls_utf8
 """.split()
 
 USERS = """\
@@ -79,21 +79,37 @@ def prepared(cache):
 
 def built(cache, recipe, build):
     """The folder that build(work) leaves as work/image, kept in the cache as long as the files of the recipe stay the
-    same. One process builds, others wait for it."""
+    same, and as long as the process lives that has asked for it. One process builds, others wait for it."""
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / f"image-{hashlib.sha256(b''.join(path.read_bytes() for path in recipe)).hexdigest()[:16]}"
     with open(cache / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             for old in cache.glob("image-*"):
-                shutil.rmtree(old)
+                remove_unused(old)
             work = cache / "building"
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
             build(work)
             (work / "image").rename(target)
             shutil.rmtree(work)
+        in_use.append(os.open(target, os.O_RDONLY | os.O_DIRECTORY))
+        fcntl.flock(in_use[-1], fcntl.LOCK_SH)
     return target
+
+
+in_use = []  # the folders of images that this process has asked for, open and locked
+
+
+def remove_unused(image):
+    folder = os.open(image, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(image)
+    except BlockingIOError:
+        pass  # another run, of other sources, boots it
+    finally:
+        os.close(folder)
 
 
 def command(*words, **options):

@@ -8,10 +8,13 @@ and h2 share. bindfs needs no kernels of its own: there h1 and h2 are namespaces
 missing, also after a host was killed.
 """
 
+import json
+
 SERVER_LEASE = 15  # seconds that an NFSv4 client may be silent; Linux' default is 90
 CEPH_PATIENCE = 30  # seconds that a client may be silent (session_autoclose), the least there may be; the default is 300
 CEPH_MDS_GRACE = 15  # seconds until another metadata server takes over; the default
 GLUSTER_PATIENCE = 12  # seconds that a client may be silent (server.tcp-user-timeout); the default is 42
+DOZEN = 12
 OWN_DISK, OCFS2_DISK, GFS2_DISK, FREE_DISK = "/dev/vdb", "/dev/vdc", "/dev/vdd", "/dev/vde"
 
 
@@ -27,6 +30,7 @@ class Storage:
         self.clients = lab.hosts[:2]
         self.directory = f"/mnt/{self.name}"
         self.prepared = {}  # host: the process in which it was done
+        self.paths, self.volumes = [], []  # that nobody has asked for yet
 
     def ready(self):
         """Boots what is needed and brings the storage up where it is not."""
@@ -47,16 +51,21 @@ class Storage:
     def actor(self, host):
         return host.actor(self.lab.unique(self.name), self.plugin_conf)
 
-    def image(self, stem="disk"):
-        """A new disk for guests."""
-        return self.path(stem)
+    # A dozen at a time: it takes an emulated processor long to start a program.
 
-    def path(self, stem="disk"):
+    def image(self):
+        """A new disk for guests."""
+        return self.path()
+
+    def path(self):
         """A new file, 1 MiB, that nobody uses yet."""
-        path = f"{self.directory}/{self.lab.unique(stem)}.img"
-        self.clients[0].ok(f"truncate -s 1M {path} && chmod 0666 {path} && sync {path}")
-        self.clients[1].ok(f"until [ -s {path} ]; do sleep 0.1; ls {self.directory} >/dev/null; done")
-        return path
+        if not self.paths:
+            self.paths = [f"{self.directory}/{self.lab.unique('disk')}.img" for _ in range(DOZEN)]
+            files = " ".join(self.paths)
+            self.clients[0].ok(f"truncate -s 1M {files} && chmod 0666 {files} && sync {files}")
+            self.clients[1].ok(f"for file in {files}; do"
+                               f" until [ -s $file ]; do sleep 0.1; ls {self.directory} >/dev/null; done; done")
+        return self.paths.pop()
 
 
 def own_disk(host):
@@ -163,11 +172,13 @@ class Devices(Nfs42):
             self.formatted = True
         host.ok("vgchange -qq -ay lab")
 
-    def image(self, stem="disk"):
-        name = self.lab.unique(stem)
-        self.clients[0].ok(f"lvcreate -qq -Zn -Wn -L 1M -n {name} lab")
-        self.clients[1].ok(f"lvchange -qq -ay lab/{name}")
-        return f"/dev/lab/{name}"
+    def image(self):
+        if not self.volumes:
+            self.volumes = [self.lab.unique("lab/disk") for _ in range(DOZEN)]
+            names = " ".join(self.volumes)
+            self.clients[0].ok(f"for name in {names}; do lvcreate -qq -Zn -Wn -L 1M -n $name lab || exit 1; done")
+            self.clients[1].ok(f"lvchange -qq -ay {names}")
+        return f"/dev/{self.volumes.pop()}"
 
     @property
     def scsi_disk(self):
@@ -233,6 +244,7 @@ class CephFs(Storage):
     servers of which one waits, and no manager. Both kinds of client use it, and h1 and h2 have both."""
 
     name = "cephfs"
+    in_kernel = True
     fsid = "6c656173-6568-6f6c-6400-000000000000"
     osd = "6c656173-6568-6f6c-6400-000000000001"
 
@@ -292,6 +304,19 @@ END"""
     def be_patient(self, seconds=CEPH_PATIENCE):
         self.server.ok(f"timeout 120 ceph fs set lab session_autoclose {seconds}", timeout=130)
 
+    def add_pool(self, name):
+        """For data, in which files lie whose directory says so."""
+        self.server.ok(f"timeout 120 ceph osd pool create {name} 8 && timeout 120 ceph fs add_data_pool lab {name}",
+                       timeout=250)
+
+    def evict(self, host):
+        """The host's client, at once: its locks go, and the OSDs take nothing of it any more."""
+        ceph = "timeout 120 ceph --format json tell mds.lab:0"
+        for session in json.loads(self.server.ok(f"{ceph} session ls 2>/dev/null", timeout=130)):
+            client = session["client_metadata"]
+            if client["hostname"] == host.name and ("kernel_version" in client) == self.in_kernel:
+                self.server.ok(f"{ceph} client evict id={session['id']}", timeout=130)
+
     def kill_active_mds(self):
         """The one that waited takes over, and another one is started to wait."""
         active = self.server.ok("timeout 120 ceph mds stat | sed -n 's/.*0=\\([ab]\\)=up:active.*/\\1/p'").strip()
@@ -301,6 +326,7 @@ END"""
 
 class CephFuse(CephFs):
     name = "cephfuse"
+    in_kernel = False
 
     def mount(self, host):
         host.ok(f"{self.conf}\nmodprobe fuse && mkdir -p {self.directory} &&"

@@ -151,7 +151,7 @@ def after_the_restart(bring_up):
     kinds = {name: bring_up(name) for name in NFS}
     actors, orders = {}, []
     for name, kind in kinds.items():
-        lock, lease = kind.path("lock"), kind.image("lease")
+        lock, lease = kind.path(), kind.image()
         holder, asker, lease_asker = actors[name] = [kind.actor(kind.clients[number]) for number in (0, 1, 1)]
         hold(holder, name, lock)
         asker.ok("open", "f", lock, "rw")
@@ -178,7 +178,7 @@ def test_a_lease_survives_a_restart_of_the_nfs_server(nfs, after_the_restart):
     holder.ok("kill", "db")
 
 
-@pytest.mark.skipif("nfs42" not in conftest.KINDS, reason="NFSv4 was not asked for")
+@pytest.mark.needs("nfs42")
 def test_the_watcher_leaves_one_helper_to_a_guest_whose_image_does_not_let_go_of_it(bring_up, lab):
     """Leases that answer, of images that do not, where something is left to be written back: who has asked about the
     leases waits for the images when it ends."""
@@ -238,7 +238,7 @@ def after_the_cut(bring_up):
     the watcher on h1 saw before and meanwhile."""
     nfs42, leased = bring_up("nfs42"), {name: bring_up(name) for name in ON_NFS42}
     one, two = nfs42.clients
-    files = {name: nfs42.path(name) for name in ("taken", "returned")}
+    files = {name: nfs42.path() for name in ("taken", "returned")}
     images = {name: kind.image() for name, kind in leased.items()}
     holders = {name: nfs42.actor(one) for name in (*files, "bystander")}
     guests = {name: kind.actor(one) for name, kind in leased.items()}
@@ -271,7 +271,7 @@ def after_the_cut(bring_up):
         actor.quit()
 
 
-needs_nfs42 = pytest.mark.skipif("nfs42" not in conftest.KINDS, reason="NFSv4 was not asked for")
+needs_nfs42 = pytest.mark.needs("nfs42")
 
 
 @needs_nfs42
@@ -339,7 +339,7 @@ def test_a_host_that_was_frozen_for_too_long_is_told_by_its_locked_descriptor(br
     labs.wait_until(lambda: holder.ask("write", "f", 0, timeout=90).status == "EIO", "the late write is refused")
 
 
-@pytest.mark.skipif("ocfs2" not in conftest.KINDS, reason="OCFS2 was not asked for")
+@pytest.mark.needs("ocfs2")
 @pytest.mark.long
 def test_a_frozen_ocfs2_host_resets_itself_when_it_thaws(lab, bring_up, frozen, table):
     _, seconds = frozen(bring_up("ocfs2"))
@@ -356,7 +356,7 @@ def after_gluster_was_cut(request, bring_up, table):
     took both and gave the lease back."""
     gluster = bring_up("gluster")
     gluster.be_strict_about_locks(request.param)
-    lock, lease = gluster.path("lock"), gluster.image("lease")
+    lock, lease = gluster.path(), gluster.image()
     holder, guest, thief = (gluster.actor(gluster.clients[number]) for number in (0, 0, 1))
     hold(holder, "gluster", lock, "direct")
     guest.ok("register", "db", 1, lease)
@@ -378,7 +378,7 @@ def after_gluster_was_cut(request, bring_up, table):
         actor.quit()
 
 
-needs_gluster = pytest.mark.skipif("gluster" not in conftest.KINDS, reason="GlusterFS was not asked for")
+needs_gluster = pytest.mark.needs("gluster")
 
 
 @needs_gluster
@@ -400,7 +400,7 @@ def test_a_lost_lease_on_glusterfs_is_noticed_only_when_it_is_strict(after_glust
 # --- other networks that are cut
 
 
-@pytest.mark.skipif("nfs3" not in conftest.KINDS, reason="NFSv3 was not asked for")
+@pytest.mark.needs("nfs3")
 def test_a_host_that_is_cut_off_from_an_nfs3_server_keeps_its_lease(bring_up):
     nfs3 = bring_up("nfs3")
     image = nfs3.image()
@@ -415,7 +415,7 @@ def test_a_host_that_is_cut_off_from_an_nfs3_server_keeps_its_lease(bring_up):
     one.ok("acquire", "db", timeout=90)
 
 
-@pytest.mark.skipif("bindfs" not in conftest.KINDS, reason="bindfs was not asked for")
+@pytest.mark.needs("bindfs")
 def test_a_guest_whose_file_system_s_process_died_has_lost_its_lease(bring_up):
     bindfs = bring_up("bindfs")
     image = bindfs.image()
@@ -431,7 +431,7 @@ def test_a_guest_whose_file_system_s_process_died_has_lost_its_lease(bring_up):
     bindfs.clients[0].kill()  # mounts again
 
 
-@pytest.mark.skipif("ocfs2" not in conftest.KINDS, reason="OCFS2 was not asked for")
+@pytest.mark.needs("ocfs2")
 @pytest.mark.long
 def test_an_ocfs2_host_that_is_cut_off_resets_itself(bring_up, table):
     """The one with the higher number: both still write to the disk, so the lower one is taken for the cluster."""
@@ -462,7 +462,7 @@ STAY = {
 
 def dies_in_the_gate(kind):
     """The image of a guest whose start is stopped on h1 while it keeps everybody else from the lease."""
-    image = kind.image("gate")
+    image = kind.image()
     holder = kind.actor(kind.clients[0])
     with holder.accident("pwrite64", 2, "STOP"):
         assert holder.ask("register", "db", 1, image, timeout=1).status == "hung"
@@ -478,7 +478,7 @@ def after_the_power_cut(bring_up):
         with contextlib.suppress(pytest.skip.Exception):  # what is missing for one shall not skip the others
             kinds[name] = bring_up(name)
     for name, kind in kinds.items():
-        lock, lease = kind.path("lock"), kind.image("lease")
+        lock, lease = kind.path(), kind.image()
         holder, taker, lease_taker = (kind.actor(kind.clients[number]) for number in (0, 1, 1))
         hold(holder, name, lock)
         taker.ok("open", "f", lock, "rw")
@@ -540,7 +540,7 @@ def test_a_host_that_dies_in_the_middle_of_a_start_keeps_nobody_out(name, after_
 
 
 @pytest.mark.last
-@pytest.mark.skipif("nfs3" not in conftest.KINDS, reason="NFSv3 was not asked for")
+@pytest.mark.needs("nfs3")
 def test_locks_of_a_dead_nfs3_client_are_free_when_it_is_back(lab, bring_up, actor):
     nfs3 = bring_up("nfs3")
     path = nfs3.path()
@@ -556,7 +556,7 @@ def test_locks_of_a_dead_nfs3_client_are_free_when_it_is_back(lab, bring_up, act
 
 
 @pytest.mark.last
-@pytest.mark.skipif("nfs3" not in conftest.KINDS, reason="NFSv3 was not asked for")
+@pytest.mark.needs("nfs3")
 def test_what_inspect_tells_to_do_about_a_dead_nfs3_host_frees_its_image_and_no_other(lab, bring_up, actor):
     nfs3 = bring_up("nfs3")
     dead, alive = nfs3.image(), nfs3.image()

@@ -11,7 +11,7 @@ import conftest
 import pytest
 import storage as storages
 
-pytestmark = pytest.mark.skipif("devices" not in conftest.KINDS, reason="devices were not asked for")
+pytestmark = pytest.mark.needs("devices")
 
 
 @pytest.fixture(params=["devices"], scope="session")
@@ -78,7 +78,7 @@ def test_a_multipath_device_and_its_paths_have_one_lease(hosts, disk, one, two):
 
 
 def test_a_logical_volume_has_one_lease_under_each_of_its_names(hosts, storage, one, two):
-    volume = storage.image("volume")
+    volume = storage.image()
     number = hosts[1].ok(f"stat -L -c '0x%t 0x%T' {volume}").split()
     hosts[1].ok(f"mknod /run/{os.path.basename(volume)} b {number[0]} {number[1]}")
     one.ok("register", "db", 1, volume)

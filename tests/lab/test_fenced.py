@@ -10,7 +10,7 @@ import lab as labs
 import pytest
 
 WAITING = [name for name in ("nfs3", "cephfs", "cephfuse") if name in conftest.KINDS]
-pytestmark = [pytest.mark.skipif(not WAITING, reason="no storage was asked for that waits for dead hosts"),
+pytestmark = [pytest.mark.needs(*WAITING),
               pytest.mark.last]
 
 

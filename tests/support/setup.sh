@@ -39,7 +39,7 @@ tools_packages=(bindfs util-linux prometheus prometheus-node-exporter python3-js
 lint_packages=(clang clang-format clang-tidy)
 model_packages=(spin tcc)
 package_packages=(debhelper lintian rpm rpmlint cpio debootstrap)
-lab_packages=(qemu-system-x86 e2fsprogs libc6-dev python3 bindfs strace)
+lab_packages=(qemu-system-x86 e2fsprogs libc6-dev python3 bindfs strace iproute2)
 
 # Meson puts the sources of a target together into one: that compiles in a third of the time, which pays where everything
 # is compiled anew. And of debugging symbols those that a stack trace needs: with all of them the optimizer takes half as
