@@ -108,15 +108,20 @@ def newer(deb, tmp_path_factory):
     return folder / "leasehold_99-1_amd64.deb"
 
 
+def machine_tree():
+    """What a machine is made of."""
+    release = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    return pathlib.Path(hosts.ok(CHROOT, "prepare", "machine", release, "rpm", " ".join([*NODE, "libaugeas0"]),
+                                 timeout=3600).strip())
+
+
 class Machine:
     """A minimal Debian of this machine's release, with a folder that both sides see at the same place."""
 
     def __init__(self, shared):
         self.shared = shared
-        release = platform.freedesktop_os_release()["VERSION_CODENAME"]
-        tree = hosts.ok(CHROOT, "prepare", release, "rpm", " ".join([*NODE, "libaugeas0"]), timeout=3600).strip()
         # It lives until its standard input ends, and everything on it with it.
-        self.process = subprocess.Popen([CHROOT, "run", tree, f"{shared}:{shared}", "--", "sh", "-c",
+        self.process = subprocess.Popen([CHROOT, "run", machine_tree(), f"{shared}:{shared}", "--", "sh", "-c",
                                          "echo ready; read -r _"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         text=True)
         assert self.process.stdout.readline() == "ready\n", "the machine did not come up"

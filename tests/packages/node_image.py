@@ -66,7 +66,7 @@ def cache_folder():
 def tree():
     """The folder that tests/support/chroot makes; for tests that need its programs and not its kernel, too."""
     release = platform.freedesktop_os_release()["VERSION_CODENAME"]
-    return pathlib.Path(root_image.command(CHROOT, "prepare", release, " ".join(PACKAGES), FETCHED).strip())
+    return pathlib.Path(root_image.command(CHROOT, "prepare", "node", release, " ".join(PACKAGES), FETCHED).strip())
 
 
 def prepared():
