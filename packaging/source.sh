@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # SPDX-FileCopyrightText: The leasehold authors
 #
-# Sourced by build-deb.sh and build-rpm.sh, which begin alike: the source as a tarball, the same whenever it is made.
+# Sourced by build-tarball.sh, build-deb.sh and build-rpm.sh, which begin alike: the source as a tarball, the same whenever
+# it is made.
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=$(mkdir -p "${1:-$root/build-packages}" && cd "${1:-$root/build-packages}" && pwd)
@@ -9,8 +10,10 @@ version=$(sed -n "s/^  version: '\(.*\)',$/\1/p" "$root/meson.build")
 home=$(sed -n "s/^home = '\(.*\)'$/\1/p" "$root/meson.build")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+# For ccache, where meson finds one: its unity sources name folders from the root on, and rpmbuild has a locale of its own.
+export CCACHE_BASEDIR=$work CCACHE_SLOPPINESS=locale
 
-# A checkout is packed as it is, with changes but without what git does not know; an unpacked tarball of "meson dist" as
+# A checkout is packed as it is, with changes but without what git does not know; an unpacked tarball as
 # a whole. Its last change is the time of everything in the packages (https://reproducible-builds.org/specs/source-date-epoch/).
 if [ -e "$root/.git" ]; then
     git -C "$root" rev-parse --git-dir >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }

@@ -293,7 +293,7 @@ void print(const Finding& finding) {
 int check(const Words& arguments) {
     bool json = false;
     int timeout = kStorageTimeout;
-    std::string config = LEASEHOLD_CONF, qemuConfig = LIBVIRT_QEMU_CONF, plugin = LOCK_DRIVER;
+    std::string config = LEASEHOLD_CONF, qemuConfig = LIBVIRT_QEMU_CONF, plugin = kLockDriver;
     Options options(
         "check", "",
         "Looks whether this host is set up so that leases protect its guests. The exit status tells the worst:\n"
@@ -302,7 +302,7 @@ int check(const Words& arguments) {
     options.add("timeout", timeout, "How long storage and libvirt may take to answer (10)", 1);
     options.add("config", config, "Another configuration (" LEASEHOLD_CONF ")", "FILE");
     options.add("qemu-conf", qemuConfig, "Another configuration of libvirt (" LIBVIRT_QEMU_CONF ")", "FILE");
-    options.add("plugin", plugin, "Another lock driver (" LOCK_DRIVER ")", "FILE");
+    options.add("plugin", plugin, kLockDriverHelp, "FILE");
     if (!options.parse(arguments).empty())
         throw UsageError("check takes no operands; see leasehold check --help");
 

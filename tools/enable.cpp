@@ -224,7 +224,7 @@ void tellWhatToRestart(bool enabled) {
 struct SwitchOrders {
     bool dryRun = false, force = false;
     int timeout = kStorageTimeout;
-    std::string config = LEASEHOLD_CONF, qemuConfig = LIBVIRT_QEMU_CONF, plugin = LOCK_DRIVER;
+    std::string config = LEASEHOLD_CONF, qemuConfig = LIBVIRT_QEMU_CONF, plugin = kLockDriver;
 };
 
 SwitchOrders parse(Options& options, const char* verb, const Words& arguments, bool enables) {
@@ -235,7 +235,7 @@ SwitchOrders parse(Options& options, const char* verb, const Words& arguments, b
     options.add("qemu-conf", orders.qemuConfig, "Another configuration of libvirt (" LIBVIRT_QEMU_CONF ")", "FILE");
     if (enables) {
         options.add("config", orders.config, "Another configuration (" LEASEHOLD_CONF ")", "FILE");
-        options.add("plugin", orders.plugin, "Another lock driver (" LOCK_DRIVER ")", "FILE");
+        options.add("plugin", orders.plugin, kLockDriverHelp, "FILE");
     }
     if (!options.parse(arguments).empty())
         throw UsageError(std::string(verb) + " takes no operands; see leasehold " + verb + " --help");

@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,8 @@ for folder in ("lab", "e2e"):
 import hosts  # noqa: E402
 
 NOBODY = 65534
-EPOCH = "1790000000"  # a tarball does not know the time of the last commit
+AS_NOBODY = ("setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups")
+KINDS = ("deb", "rpm")
 CHROOT = ROOT / "tests" / "support" / "chroot"
 # What a node has before and beside leasehold. Fetched once; each run installs them as a newcomer would.
 NODE = ["libvirt-daemon-system", "libvirt-clients", "qemu-system-x86"]
@@ -32,7 +34,7 @@ CONF = "/etc/libvirt/qemu-leasehold.conf"
 def build(kind, source, out, *user, **environment):
     """Runs packaging/build-KIND.sh of that source tree: {file name: path}."""
     script = source / "packaging" / f"build-{kind}.sh"
-    printed = hosts.ok("nice", *user, script, out, timeout=3600, env={**os.environ, **environment})
+    printed = hosts.ok(*user, script, out, timeout=3600, env={**os.environ, **environment})
     return {pathlib.Path(line).name: pathlib.Path(line) for line in printed.splitlines()}
 
 
@@ -45,38 +47,43 @@ def nobodys():
 
 
 @pytest.fixture(scope="session")
-def released(tmp_path_factory, nobodys):
-    """The tarball of "meson dist", unpacked where nobody can build it; None where it would not be what is here."""
-    if "LEASEHOLD_PACKAGES" in os.environ or not (ROOT / ".git").exists() or \
-            hosts.run("git", "-C", ROOT, "status", "--porcelain").out:
-        return None
-    folder = tmp_path_factory.mktemp("dist")
-    hosts.ok("meson", "setup", "-Dtests=false", folder / "build", ROOT)
-    hosts.ok("meson", "dist", "-C", folder / "build", "--no-tests", "--formats", "gztar")
-    [tarball] = (folder / "build" / "meson-dist").glob("*.tar.gz")
-    hosts.ok("tar", "-x", "-C", nobodys, "--no-same-owner", "-f", tarball)
+def tarball(nobodys):
+    """The release's."""
+    [tarball] = build("tarball", ROOT, nobodys / "tarball").values()
+    return tarball
+
+
+@pytest.fixture(scope="session")
+def released(tarball, nobodys):
+    """The tarball unpacked, as by somebody who has nothing else."""
+    hosts.ok(*AS_NOBODY, "tar", "-x", "-C", nobodys, "-f", tarball)
     return nobodys / tarball.name.removesuffix(".tar.gz")
 
 
 @pytest.fixture(scope="session")
 def builds(tmp_path_factory, released, nobodys):
-    """{kind: (files of one build, files of another one)}, which differ in what must not matter; the other one is built
-    from the release's tarball, if there is one, by an ordinary user. LEASEHOLD_PACKAGES names a folder with packages for one who works on the
-    tests: they are not built then."""
+    """{kind: (files of one build, files of another one)}, which differ in what must not matter: one from here, the other
+    one from the release's tarball, by an ordinary user. That one is compiled anew; what root's compiler cache has of the
+    first is taken from there. Both kinds are compiled alike, so the second of each takes its objects from the first.
+    LEASEHOLD_PACKAGES names a folder with packages for one who works on the tests: they are not built then."""
     if folder := os.environ.get("LEASEHOLD_PACKAGES"):
         files = {path.name: path for path in pathlib.Path(folder).iterdir()}
         return {"deb": (files, files), "rpm": (files, files)}
-    for program in ("dpkg-buildpackage", "dh", "rpmbuild", "checkmodule"):
-        if subprocess.run(["sh", "-c", f"command -v {program}"], capture_output=True).returncode != 0:
+    for program in ("dpkg-buildpackage", "dh", "rpmbuild", "checkmodule", "ccache"):
+        if not shutil.which(program):
             pytest.skip(f"{program} is not installed")
-    user = ("setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups") if released else ()
+
+    def once():
+        cache = hosts.ok("ccache", "-k", "cache_dir").strip()  # debhelper has another home
+        return {kind: build(kind, ROOT, tmp_path_factory.mktemp(kind), CCACHE_DIR=cache) for kind in KINDS}
+
+    def again():
+        return {kind: build(kind, released, nobodys / f"{kind}-again", *AS_NOBODY, CCACHE_DIR=str(nobodys / "ccache"),
+                            TMPDIR=str(nobodys), TZ="Pacific/Auckland", LC_ALL="C", USER="somebody-else",
+                            HOME=str(nobodys)) for kind in KINDS}
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        running = {kind: (pool.submit(build, kind, ROOT, tmp_path_factory.mktemp(kind), SOURCE_DATE_EPOCH=EPOCH),
-                          pool.submit(build, kind, released or ROOT, nobodys / f"{kind}-again", *user,
-                                      TMPDIR=str(nobodys), TZ="Pacific/Auckland", LC_ALL="C", USER="somebody-else",
-                                      HOME=str(nobodys), SOURCE_DATE_EPOCH=EPOCH))
-                   for kind in ("deb", "rpm")}
-        return {kind: tuple(each.result() for each in pair) for kind, pair in running.items()}
+        first, second = [each.result() for each in (pool.submit(once), pool.submit(again))]
+    return {kind: (first[kind], second[kind]) for kind in KINDS}
 
 
 def only(files, beginning, end):
@@ -111,8 +118,8 @@ def newer(deb, tmp_path_factory):
 def machine_tree():
     """What a machine is made of."""
     release = platform.freedesktop_os_release()["VERSION_CODENAME"]
-    return pathlib.Path(hosts.ok(CHROOT, "prepare", "machine", release, "rpm", " ".join([*NODE, "libaugeas0"]),
-                                 timeout=3600).strip())
+    return pathlib.Path(hosts.ok(CHROOT, "prepare", "machine", release, "rpm",
+                                 " ".join([*NODE, "libaugeas0"]), timeout=3600).strip())
 
 
 class Machine:

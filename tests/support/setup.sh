@@ -38,7 +38,7 @@ e2e_packages=(resource-agents libvirt-sanlock sanlock) # what others use beside 
 tools_packages=(bindfs util-linux prometheus prometheus-node-exporter python3-jsonschema zsh)
 lint_packages=(clang clang-format clang-tidy)
 model_packages=(spin tcc)
-package_packages=(debhelper lintian rpm rpmlint cpio debootstrap)
+package_packages=(debhelper lintian rpm rpmlint cpio debootstrap ccache)
 lab_packages=(qemu-system-x86 e2fsprogs libc6-dev python3 bindfs strace iproute2)
 
 # Meson puts the sources of a target together into one: that compiles in a third of the time, which pays where everything
