@@ -118,7 +118,7 @@ def newer(deb, tmp_path_factory):
 def machine_tree():
     """What a machine is made of."""
     release = platform.freedesktop_os_release()["VERSION_CODENAME"]
-    return pathlib.Path(hosts.ok(CHROOT, "prepare", "machine", release, "rpm",
+    return pathlib.Path(hosts.ok(CHROOT, "prepare", "machine", release, "rpm autopkgtest dpkg-dev",
                                  " ".join([*NODE, "libaugeas0"]), timeout=3600).strip())
 
 
