@@ -817,7 +817,7 @@ Call::Attempt Call::acquireHere(std::string_view state) {
             written.push_back(&place.stored);
     Shares shares(self_, written);
     auto begun = std::chrono::steady_clock::now();
-    lease::Patience patience{[this](milliseconds time) { return pause(time); }, settings_.handoffWait};
+    lease::Patience patience{[this](milliseconds time) { return pause(time); }, settings_.handoffWait, kEntryWait};
     if (auto refusal = lease::acquireAll(self_, shares.all(), lease::parseState(state, guest_.uuid), patience)) {
         const StoredLease& refused = shares.partOf(refusal->share);
         std::string text = explainRefusal(guest_, refused, refused.mode, *refusal, surroundings_.neighbours);

@@ -294,7 +294,8 @@ std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, 
         return explainTwin(guest, stored, namer, marks);
     return "guest " + self + " was taken over with " + subject + " by " +
            (marks.empty() ? "another QEMU" : listNames(namer, marks)) +
-           "; what is left here is older than that one: destroy this guest, and use the other";
+           "; what is left here is older than that one: use the other, and destroy this guest; only if the other has "
+           "ended just now, try again";
 }
 
 const char* describeMode(Mode mode) {

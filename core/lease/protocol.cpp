@@ -109,8 +109,9 @@ void place(const Share& share, const Mark& mark, LockType type = LockType::write
 // tried again, at growing distances: often enough for a handoff that takes milliseconds, rarely enough to cost nothing.
 class Waiter {
 public:
-    explicit Waiter(const Patience& patience)
-        : patience_(patience), deadline_(std::chrono::steady_clock::now() + patience.limit) {}
+    explicit Waiter(const Patience& patience) : Waiter(patience, patience.limit) {}
+    Waiter(const Patience& patience, milliseconds limit)
+        : patience_(patience), deadline_(std::chrono::steady_clock::now() + limit) {}
 
     bool again() {
         auto left = std::chrono::ceil<milliseconds>(deadline_ - std::chrono::steady_clock::now());
@@ -280,7 +281,8 @@ class Acquirer {
 public:
     Acquirer(const Incarnation& self, std::span<const Share> shares, std::optional<std::uint32_t> quoted,
              const Patience& patience)
-        : self_(self), shares_(shares), quoted_(quoted), waiter_(patience), turn_(shares.size()) {}
+        : self_(self), shares_(shares), quoted_(quoted), waiter_(patience), briefly_(patience, patience.lingering),
+          turn_(shares.size()) {}
 
     Answer run() {
         Answer refusal = takeAll();
@@ -349,11 +351,15 @@ private:
         return std::count(view.marks.begin(), view.marks.end(), mark);
     }
 
-    // A state may come before the release that it belongs to: wait for it. Without one there is nothing to wait for.
+    // A state may come before the release that it belongs to: wait for it. Without one, and where it was taken, nothing
+    // comes; but whoever is in the way may have died just now, and its marks may go in an instant.
     Answer waitForTurn(std::size_t i) {
         for (;;) {
             Answer refusal = allowed(i);
-            if (!refusal || !quoted_ || refusal->obstacle == Obstacle::stateTaken || !waiter_.again())
+            if (!refusal)
+                return refusal;
+            bool comes = quoted_ && refusal->obstacle != Obstacle::stateTaken;
+            if (!(comes && waiter_.again()) && !briefly_.again())
                 return refusal;
         }
     }
@@ -366,7 +372,7 @@ private:
         // lock that was placed twice, not even when its holder dies (measured, tests/lab).
         share.medium->remove(ownerMark(share.mode, self_));
         while (share.medium->tryPlace(ownerMark(share.mode, self_), LockType::write) == LockOutcome::contended) {
-            if (waiter_.again())
+            if (waiter_.again() || briefly_.again())
                 continue;
             View view = look(self_, share);
             return refuse(i,
@@ -403,7 +409,7 @@ private:
     const Incarnation& self_;
     std::span<const Share> shares_;
     std::optional<std::uint32_t> quoted_;
-    Waiter waiter_;
+    Waiter waiter_, briefly_; // both from the call's begin on: together they are no longer than the longer one
     std::vector<Turn> turn_;
 };
 

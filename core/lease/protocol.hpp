@@ -61,6 +61,9 @@ using Pause = std::function<bool(std::chrono::milliseconds)>;
 struct Patience {
     Pause pause;
     std::chrono::milliseconds limit{0};
+    // For the marks of an incarnation that has just died, in acquireAll: whoever was looking at its leases (a command,
+    // a libvirtd's helper) has them an instant longer.
+    std::chrono::milliseconds lingering{0};
 };
 
 // Before QEMU opens the images: take the lease where nobody else is, join where another incarnation of this domain

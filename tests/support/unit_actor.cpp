@@ -105,7 +105,7 @@ std::unique_ptr<lease::Medium> Actor::openMedium(const std::string& image) {
 }
 
 lease::Patience Actor::patience() {
-    return {[this](std::chrono::milliseconds) { return pause(); }, std::chrono::seconds(pause ? 60 : 0)};
+    return {[this](std::chrono::milliseconds) { return pause(); }, std::chrono::seconds(pause ? 60 : 0), lingering};
 }
 
 lease::Registration Actor::enter(lease::Entry entry) {

@@ -72,8 +72,9 @@ public:
     std::size_t count(std::size_t image = 0) const;
     std::optional<std::uint32_t> handoff(std::size_t image = 0) const;
 
-    std::function<bool()> pause;  // between two tries; false: the QEMU has died
-    std::function<void()> before; // before each step of a medium
+    std::function<bool()> pause;            // between two tries; false: the QEMU has died
+    std::chrono::milliseconds lingering{0}; // lease::Patience
+    std::function<void()> before;           // before each step of a medium
 
 private:
     // What keeps one lease alive.

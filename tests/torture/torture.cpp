@@ -75,6 +75,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kHosts = 2, kGuests = 5, kImages = 5, kMedia = 4;
 constexpr int kPatienceMs = 60'000;             // who takes longer hangs
+constexpr int kTries = 20;                      // each takes half a second or more where it is refused
 constexpr int kServerSocket = 9, kLifeline = 8; // descriptors of the processes that play libvirtd
 
 struct Settings {
@@ -101,6 +102,7 @@ enum Count {
     kArrivals,
     kReturns,
     kLateResumes,
+    kTriedAgain,
     kQemuKills,
     kLibvirtdKills,
     kCommandKills,
@@ -120,6 +122,7 @@ constexpr const char* kCountNames[kCounts] = {"steps",
                                               "of them arrived",
                                               "of them went back",
                                               "resumes of a source that was left behind",
+                                              "resumes that had to be tried again",
                                               "QEMUs killed",
                                               "libvirtds killed in a call",
                                               "commands killed",
@@ -695,7 +698,9 @@ private:
         }
     }
 
-    // A guest that was suspended and left alone runs again, whatever else happens.
+    // A guest that was suspended and left alone runs again, whatever else happens. Whoever looks at the leases of a
+    // successor that has just died has them until he has looked: on a busy machine it has to be tried again then, as
+    // the refusal says.
     void goOn() {
         epoch_.count(kResumes);
         runHere(" was locked out: ", !left_ && here_->ran);
@@ -703,7 +708,11 @@ private:
     void runHere(const char* refused, bool mustSucceed) {
         if (!here_->alive())
             return;
-        const Answer answer = call(*here_, "acquire", here_->disks(), here_->state);
+        Answer answer = call(*here_, "acquire", here_->disks(), here_->state);
+        for (int tries = 0; mustSucceed && tries < kTries && answer.answered && !answer.ok && here_->alive(); tries++) {
+            epoch_.count(kTriedAgain);
+            answer = call(*here_, "acquire", here_->disks(), here_->state);
+        }
         if (!here_->alive())
             return;
         if (answer.ok)

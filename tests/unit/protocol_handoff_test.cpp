@@ -183,6 +183,32 @@ TEST_F(Handoff, MigratesThereAndBackWithNoMomentForAThirdParty) {
         }
 }
 
+// The destination dies before the guest runs there, and the source goes on. Whoever looks at the destination's leases
+// just then, as `leasehold status` does, has them an instant longer. The source may have no state: a libvirtd that was
+// killed in its Release has lost it.
+TEST_F(Handoff, SourceGoesOnWhenTheMarksOfASuccessorThatDiedVanishAMomentLater) {
+    for (const Mode mode : {Mode::exclusive, Mode::shared})
+        for (const bool taken : {true, false})
+            for (const bool hasState : {true, false}) {
+                Actor source(kWeb, mode, image), target(kWeb, mode, image);
+                ASSERT_TRUE(granted(source.enter()));
+                std::uint32_t token = source.inquire();
+                ASSERT_TRUE(granted(target.enter()));
+                source.release();
+                if (taken)
+                    ASSERT_TRUE(granted(target.acquire(token)));
+                auto state = hasState ? std::optional(token) : std::nullopt;
+                if (taken || !hasState)
+                    EXPECT_FALSE(granted(source.acquire(state)));
+                source.lingering = std::chrono::minutes(1);
+                source.pause = [&] {
+                    target.die();
+                    return true;
+                };
+                EXPECT_TRUE(granted(source.acquire(state))) << taken << hasState;
+            }
+}
+
 TEST_F(Handoff, OfASharedImageNeverDisturbsTheOtherGuestsOnIt) {
     Actor mail(kMail, Mode::shared, image), source(kWeb, Mode::shared, image), target(kWeb, Mode::shared, image);
     ASSERT_TRUE(granted(mail.enter()));
