@@ -161,10 +161,10 @@ std::optional<std::string> Call::findOutsider(const StoredLease& stored, bool hi
     auto conflict = qemu::findImageConflict(stored.imageFd(), mode, hidesQemu, stored.path);
     if (!conflict)
         return std::nullopt;
-    std::vector<pid_t> holders = os::findLockHolders(stored.file, conflict->byte, conflict->byte);
-    bool onlyOwn =
-        !holders.empty() && std::all_of(holders.begin(), holders.end(), [&](pid_t pid) { return pid == own; });
-    if (onlyOwn)
+    os::LockHolders holders =
+        os::findLockHolders(stored.file, conflict->byte, conflict->byte, surroundings_.neighbours.deadline());
+    // Who could not be looked at may be one more.
+    if (holders.complete && holders.pids == std::vector{own})
         return std::nullopt;
     return explainOutsider(stored, conflict->words, holders, own, surroundings_.neighbours);
 }

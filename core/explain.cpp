@@ -150,9 +150,9 @@ std::string listNames(const Namer& namer, std::vector<Mark> marks) {
 }
 
 // The programs of this host that lock what is meant for marks, and no mark of ours: who they are, or "".
-std::string findForeigners(const qemu::StoredLease& stored) {
+std::string findForeigners(const qemu::StoredLease& stored, Neighbours& neighbours) {
     std::string names;
-    for (const os::Opener& opener : os::OpenTable().openersOf(stored.leaseFile, std::nullopt)) {
+    for (const os::Opener& opener : os::OpenTable(neighbours.deadline()).openersOf(stored.leaseFile, std::nullopt)) {
         bool foreign = std::any_of(opener.locks.begin(), opener.locks.end(), [](const os::TableLock& lock) {
             if ((lock.kind != os::LockClass::ofd && lock.kind != os::LockClass::posix) ||
                 !os::overlap(lock.range, {lease::kMarkArea, 0}))
@@ -224,6 +224,10 @@ const qemu::HostGuests& Neighbours::all() {
     return found_ ? *found_ : found_.emplace(qemu::findGuests(kNeighboursLimit));
 }
 
+std::chrono::steady_clock::time_point Neighbours::deadline() {
+    return deadline_ ? *deadline_ : deadline_.emplace(std::chrono::steady_clock::now() + kNeighboursLimit);
+}
+
 std::string explainJoin(const Guest& guest, const qemu::StoredLease& stored, std::size_t count) {
     auto record = readOwner(stored);
     bool known = record && record->uuid == guest.uuid;
@@ -263,8 +267,8 @@ std::string explainTwin(const Guest& guest, const qemu::StoredLease& stored, con
            "; it has not handed it over: use it there, migrate it, or shut it down there first";
 }
 
-std::string explainForeigner(const Guest& guest, const qemu::StoredLease& stored) {
-    std::string who = findForeigners(stored);
+std::string explainForeigner(const Guest& guest, const qemu::StoredLease& stored, Neighbours& neighbours) {
+    std::string who = findForeigners(stored, neighbours);
     return subjectOf(stored) + " is locked as a whole by " + (who.empty() ? "a program" : who) +
            (who.empty() ? " that is not leasehold; guest " : ", which is not leasehold; guest ") + quote(guest.name) +
            " cannot have it: " +
@@ -283,7 +287,7 @@ std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, 
                " may wait; try again, and look for a stopped QEMU or libvirtd on " +
                (stored.remote ? "the hosts that share it" : "this host");
     if (refusal.obstacle == Obstacle::foreignLock)
-        return explainForeigner(guest, stored);
+        return explainForeigner(guest, stored, neighbours);
     std::vector<Mark> marks = blockers(guest, refusal, mode);
     if (marks.empty() && refusal.obstacle == Obstacle::guestPresent)
         return explainGuest(guest, stored, mode, "", marks);
@@ -302,11 +306,11 @@ const char* describeMode(Mode mode) {
     return mode == Mode::exclusive ? "exclusively" : mode == Mode::shared ? "shared with writers" : "read-only";
 }
 
-std::string explainOutsider(const qemu::StoredLease& stored, const std::string& words,
-                            const std::vector<pid_t>& holders, pid_t own, Neighbours& neighbours) {
+std::string explainOutsider(const qemu::StoredLease& stored, const std::string& words, const os::LockHolders& holders,
+                            pid_t own, Neighbours& neighbours) {
     std::string who;
     bool guests = false;
-    for (pid_t pid : holders) {
+    for (pid_t pid : holders.pids) {
         if (pid == own)
             continue;
         const qemu::RunningGuest* guest = neighbours.all().of(pid);
@@ -328,7 +332,9 @@ std::string explainOutsider(const qemu::StoredLease& stored, const std::string& 
         return image + " is in use by " + who +
                " without a lease of its own, as a backing file for instance, and that one " + words +
                ": shut the guest down, or give this one an image of its own";
-    if (who.empty())
+    if (who.empty() && !holders.complete)
+        who = "a program that could not be found in time, among very many processes";
+    else if (who.empty())
         who = stored.remote ? "a program on another host, or one that may not be looked at"
                             : "a program that may not be looked at";
     return image + " is in use outside leasehold by " + who + ", which " + words +

@@ -14,8 +14,12 @@ class Neighbours {
 public:
     const qemu::HostGuests& all();
 
+    // Until when one looks at processes for other reasons: a second from the first time on, in the whole call.
+    std::chrono::steady_clock::time_point deadline();
+
 private:
     std::optional<qemu::HostGuests> found_;
+    std::optional<std::chrono::steady_clock::time_point> deadline_;
 };
 
 // `mode` is what the guest wanted, which is not always what it has.
@@ -31,8 +35,8 @@ bool areLingering(const qemu::StoredLease& stored, const lease::Refusal& refusal
 std::string explainJoin(const Guest& guest, const qemu::StoredLease& stored, std::size_t count);
 
 // A program outside leasehold uses the image. `holders` are the processes of this host that do, `own` is the guest's.
-std::string explainOutsider(const qemu::StoredLease& stored, const std::string& words,
-                            const std::vector<pid_t>& holders, pid_t own, Neighbours& neighbours);
+std::string explainOutsider(const qemu::StoredLease& stored, const std::string& words, const os::LockHolders& holders,
+                            pid_t own, Neighbours& neighbours);
 
 // "exclusively", "shared with writers", "read-only".
 const char* describeMode(lease::Mode mode);

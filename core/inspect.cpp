@@ -321,6 +321,8 @@ void collectLocks(ImageView& view, const Target& target, const std::vector<Table
     if (view.storage.qemuLocksStayLocal)
         view.blindSpots.push_back("QEMU's own locks on other hosts: on " + view.storage.name +
                                   " they stay there; run this there");
+    if (!processes.open.complete())
+        view.blindSpots.push_back("some processes: there are more descriptors than could be looked at in time");
     if (processes.open.hidden() > 0)
         view.blindSpots.push_back(std::to_string(processes.open.hidden()) +
                                   " processes of other users: what they have open, and their names; run this as root");
@@ -407,7 +409,7 @@ std::string answerOfQemu(const std::vector<TableLock>& locks, qemu::Use use) {
 }
 
 Processes lookAtProcesses() {
-    return {os::OpenTable(), qemu::findGuests(kGuestsLimit)};
+    return {os::OpenTable(std::chrono::steady_clock::now() + kGuestsLimit), qemu::findGuests(kGuestsLimit)};
 }
 
 ImageView inspectImage(const std::string& path, const Place* place, const Processes& processes) {
@@ -578,9 +580,11 @@ bool isQemu(pid_t pid) {
     return name.starts_with("qemu-system-") || name.starts_with("qemu-kvm");
 }
 
-// What libvirt calls its QEMUs: it writes that down where only root can (virPidFileBuildPath). No public API tells.
+// What libvirt calls its QEMUs: it writes that down where only root can (virPidFileBuildPath). No public API tells. A
+// libvirtd that was killed may have left a file whose number is another guest's by now: of two, the later one counts.
 std::map<pid_t, std::string> namesOfLibvirt() {
     std::map<pid_t, std::string> names;
+    std::map<pid_t, timespec> written;
     const std::string folder = "/run/libvirt/qemu/", end = ".pid";
     std::unique_ptr<DIR, int (*)(DIR*)> dir(opendir(folder.c_str()), closedir);
     while (dirent* entry = dir ? readdir(dir.get()) : nullptr) {
@@ -589,8 +593,15 @@ std::map<pid_t, std::string> namesOfLibvirt() {
             continue;
         auto pid = static_cast<pid_t>(
             std::strtol(os::readFileIfPossible(folder + file, 32).value_or("").c_str(), nullptr, 10));
-        if (pid > 0)
-            names[pid] = file.substr(0, file.size() - end.size());
+        struct stat status;
+        if (pid <= 0 || stat((folder + file).c_str(), &status) < 0)
+            continue;
+        const timespec& when = status.st_mtim;
+        auto [known, first] = written.emplace(pid, when);
+        if (!first && std::pair(when.tv_sec, when.tv_nsec) < std::pair(known->second.tv_sec, known->second.tv_nsec))
+            continue;
+        known->second = when;
+        names[pid] = file.substr(0, file.size() - end.size());
     }
     return names;
 }

@@ -128,9 +128,10 @@ Domain findDomain(const Connection& connection, const std::string& uuid) {
     return domain;
 }
 
-// The vessel that said whose QEMU this process is may be forged.
+// The vessel that said whose QEMU this process is may be forged. The file of a guest that is off may have been left
+// behind by a libvirtd that was killed, and the number is somebody else's by now.
 void checkIsQemuOf(const Domain& domain, pid_t pid) {
-    if (qemuOf(domain) != pid)
+    if (virDomainIsActive(domain.get()) != 1 || qemuOf(domain) != pid)
         throw Error(Fault::invalid, "libvirt does not know process " + std::to_string(pid) +
                                         " as the QEMU of the guest with its UUID: see who it is, and end it");
 }

@@ -141,24 +141,31 @@ std::vector<TableLock> parseLockTable(std::string_view text) {
     return locks;
 }
 
-OpenTable::OpenTable() {
-    for (pid_t pid : listProcesses()) {
-        std::string folder = "/proc/" + std::to_string(pid) + "/fd";
-        auto process = Process::openToLookAt(pid, hidden_);
-        if (!process)
-            continue;
-        for (int number : process->descriptors()) {
-            auto leads = whereLeads(folder + "/" + std::to_string(number));
-            if (!leads)
-                continue;
-            entries_.push_back({leads->file.device, leads->file.inode, pid, number});
-            if (leads->node)
-                entries_.push_back({*leads->node, kDevice, pid, number});
-        }
-    }
+OpenTable::OpenTable(std::chrono::steady_clock::time_point deadline) {
+    for (pid_t pid : listProcesses())
+        if (complete_)
+            lookAt(pid, deadline);
     std::stable_sort(entries_.begin(), entries_.end(), [](const Entry& one, const Entry& other) {
         return std::pair(one.inode, one.device) < std::pair(other.inode, other.device);
     });
+}
+
+void OpenTable::lookAt(pid_t pid, std::chrono::steady_clock::time_point deadline) {
+    const std::string folder = "/proc/" + std::to_string(pid) + "/fd/";
+    auto process = Process::openToLookAt(pid, hidden_);
+    if (!process)
+        return;
+    for (int number : process->descriptors()) {
+        complete_ = std::chrono::steady_clock::now() <= deadline;
+        if (!complete_)
+            return;
+        auto leads = whereLeads(folder + std::to_string(number));
+        if (!leads)
+            continue;
+        entries_.push_back({leads->file.device, leads->file.inode, pid, number});
+        if (leads->node)
+            entries_.push_back({*leads->node, kDevice, pid, number});
+    }
 }
 
 std::vector<Opener> OpenTable::openersOf(const FileId& file, std::optional<std::uint64_t> node) const {

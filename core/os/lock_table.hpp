@@ -8,6 +8,7 @@
 
 #include "core/os/file_lock.hpp"
 
+#include <chrono>
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -39,16 +40,19 @@ struct Opener {
     std::vector<TableLock> locks;
 };
 
-// What all processes have open, looked at once, for as many files as one likes. Asks no server, so it cannot hang.
+// What all processes have open, looked at once, for as many files as one likes. Asks no server, so it cannot hang; and
+// at the deadline it stops looking, since anybody can have very many descriptors.
 class OpenTable {
 public:
-    OpenTable();
+    explicit OpenTable(std::chrono::steady_clock::time_point deadline);
 
     // Who has the file open now, of what was seen then. `node` is the device number if the file is a block device: any
     // node of that device counts, a QEMU of libvirt's has nodes of its own.
     std::vector<Opener> openersOf(const FileId& file, std::optional<std::uint64_t> node) const;
     // The processes that may not be looked at.
     std::size_t hidden() const { return hidden_; }
+    // False: there was no time to look at all.
+    bool complete() const { return complete_; }
 
 private:
     struct Entry {
@@ -56,8 +60,11 @@ private:
         pid_t pid;
         int number;
     };
+    void lookAt(pid_t pid, std::chrono::steady_clock::time_point deadline);
+
     std::vector<Entry> entries_; // by file, then as they came
     std::size_t hidden_ = 0;
+    bool complete_ = true;
 };
 
 // All that F_OFD_GETLK finds. Of several read locks on one byte it shows one. Stops at the limit.

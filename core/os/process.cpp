@@ -159,14 +159,19 @@ std::vector<pid_t> listProcesses() {
     return numbersIn("/proc");
 }
 
-std::vector<pid_t> findLockHolders(const FileId& file, std::int64_t first, std::int64_t last) {
-    std::vector<pid_t> holders;
+LockHolders findLockHolders(const FileId& file, std::int64_t first, std::int64_t last,
+                            std::chrono::steady_clock::time_point deadline) {
+    LockHolders holders;
     for (pid_t pid : listProcesses()) {
         for (int number : numbersIn(procPath(pid, "fd"))) {
+            if (std::chrono::steady_clock::now() > deadline) {
+                holders.complete = false;
+                return holders;
+            }
             FileId found;
             if (tryIdentify(procPath(pid, "fd/") + std::to_string(number), found) == 0 && found == file &&
                 holdsLock(pid, number, first, last)) {
-                holders.push_back(pid);
+                holders.pids.push_back(pid);
                 break;
             }
         }

@@ -66,7 +66,12 @@ bool areProcessesHidden();
 
 // Processes that have the file open through a descriptor with an open-file-description lock on one of the bytes
 // first..last (/proc/PID/fdinfo). The lock may be of any type. Needs root for other users' processes; those that may
-// not be looked at are passed over.
-std::vector<pid_t> findLockHolders(const FileId& file, std::int64_t first, std::int64_t last);
+// not be looked at are passed over. Anybody can have very many processes and descriptors: at the deadline it stops.
+struct LockHolders {
+    std::vector<pid_t> pids; // ascending
+    bool complete = true;    // false: there was no time to look at all
+};
+LockHolders findLockHolders(const FileId& file, std::int64_t first, std::int64_t last,
+                            std::chrono::steady_clock::time_point deadline);
 
 } // namespace leasehold::os

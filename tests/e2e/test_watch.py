@@ -280,23 +280,42 @@ time.sleep(600)
 """
 
 
+@contextlib.contextmanager
+def impostor_of(host, victim):
+    """A process that has the victim's vessel where its own would be: its pid, as the host knows it."""
+    log = host.dir / "log" / "impostor.log"
+    log.unlink(missing_ok=True)
+    impostor = host.spawn("/usr/bin/python3", "-c", IMPOSTOR, str(host.pid_here(victim)), log="impostor.log")
+    try:
+        hosts.wait_until(lambda: log.exists() and "ready" in log.read_text(), "the impostor has the vessel")
+        yield hosts.inner_pid(hosts.only_child(impostor.pid))
+    finally:
+        os.kill(hosts.only_child(impostor.pid), signal.SIGKILL)
+        impostor.wait()
+
+
 def test_who_calls_itself_a_guest_s_qemu_does_not_get_that_guest_stopped(alpha, lockspace, running):
     """A QEMU that was broken into can write any UUID into its vessel. libvirt knows better whose QEMU it is."""
     victim = running(on_lockfailure="ignore")
-    log = alpha.dir / "log" / "impostor.log"
-    log.unlink(missing_ok=True)
-    impostor = alpha.spawn("/usr/bin/python3", "-c", IMPOSTOR, str(alpha.pid_here(victim)), log="impostor.log")
-    try:
-        hosts.wait_until(lambda: log.exists() and "ready" in log.read_text(), "the impostor has the vessel")
-        pid = hosts.inner_pid(hosts.only_child(impostor.pid))
+    with impostor_of(alpha, victim) as pid:
         lose_lease(lockspace, victim.disks[0].path)
         _, lines = once(alpha)
         by_pid = {line["pid"]: line for line in lines if line["event"] in ("acted", "failed")}
         assert by_pid[pid]["event"] == "failed" and "libvirt does not know process" in by_pid[pid]["text"], lines
         assert by_pid[alpha.pid_here(victim)]["event"] == "acted"
-    finally:
-        os.kill(hosts.only_child(impostor.pid), signal.SIGKILL)
-        impostor.wait()
+
+
+def test_a_guest_that_is_off_is_not_started_for_who_has_its_old_pid(alpha, lockspace, running):
+    """A libvirtd that was killed has left the guest's pid file, and the number is somebody else's by now."""
+    off = running(on_lockfailure="restart")
+    with impostor_of(alpha, off) as pid:
+        alpha.destroy(off)
+        (alpha.dir / "run" / "qemu" / f"{off.name}.pid").write_text(str(pid))
+        lose_lease(lockspace, off.disks[0].path)
+        _, lines = once(alpha)
+        [line] = [line for line in lines if line["event"] in ("acted", "failed")]
+        assert line["event"] == "failed" and "libvirt does not know process" in line["text"], lines
+        assert alpha.state(off) == "shut off"
 
 
 def test_systemd_is_told_that_it_is_ready_and_that_it_lives(alpha, lab, lockspace, running, watch):

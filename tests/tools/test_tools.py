@@ -336,6 +336,23 @@ def test_a_user_s_process_does_not_pass_for_a_guest(of_nobody, conf):
         assert f"(pid {process.pid})" not in call("status").stdout, "it is nothing to complain about"
 
 
+def test_of_two_pid_files_of_libvirt_the_later_one_is_believed(tmp_path):
+    """A libvirtd that was killed has left one, and the number is another guest's by now."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for a /run of its own")
+    program = tmp_path / "qemu-system-x86_64"
+    shutil.copy("/bin/sh", program)
+    with running(program, "-c", "read line") as process:
+        wait_until(lambda: os.readlink(f"/proc/{process.pid}/exe") == str(program))
+        for earlier, later in (("web", "mail"), ("mail", "web")):
+            script = (f"mount -t tmpfs none /run && mkdir -p /run/libvirt/qemu && cd /run/libvirt/qemu && "
+                      f"echo {process.pid} | tee {earlier}.pid > {later}.pid && touch -d 2020-01-01 {earlier}.pid && "
+                      f"exec {LEASEHOLD} status --json")
+            result = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True)
+            [seen] = [guest for guest in json.loads(result.stdout)["guests"] if guest["pid"] == process.pid]
+            assert seen["guest"] == later, result
+
+
 def test_a_user_s_process_does_not_pass_for_the_watcher_or_libvirtd(of_nobody):
     for name, words in (("leasehold", ["watch"]), ("libvirtd", [])):
         with impostor(of_nobody[1], name, *words) as process:

@@ -144,11 +144,15 @@ protected:
         os::Process process(child->pid());
         os::FileId file = os::identify(os::openFile(image, O_RDONLY).get(), image);
         for (int tries = 0; tries < 3000 && !process.diedWithin(milliseconds(10)); tries++) {
-            auto holders = os::findLockHolders(file, kUsesBase, kDeniesBase + 10);
+            std::vector<pid_t> holders = holdersOf(file, kUsesBase, kDeniesBase + 10);
             if (std::find(holders.begin(), holders.end(), child->pid()) != holders.end())
                 return child;
         }
         return nullptr;
+    }
+
+    static std::vector<pid_t> holdersOf(const os::FileId& file, std::int64_t first, std::int64_t last) {
+        return os::findLockHolders(file, first, last, std::chrono::steady_clock::now() + std::chrono::minutes(1)).pids;
     }
 
     void expectStops(bool exclusive, bool shared, bool readOnly) const {
@@ -184,7 +188,7 @@ TEST_F(RealTool, QemuNbdThatServesTheImageIsSeen) {
     auto found = conflict(Use::exclusive);
     ASSERT_TRUE(found);
     os::FileId file = os::identify(os::openFile(image, O_RDONLY).get(), image);
-    EXPECT_EQ(os::findLockHolders(file, found->byte, found->byte), std::vector<pid_t>{tool->pid()});
+    EXPECT_EQ(holdersOf(file, found->byte, found->byte), std::vector<pid_t>{tool->pid()});
 }
 
 TEST_F(RealTool, QemuIoIsNotDisturbedByTheLookNorByMarks) {

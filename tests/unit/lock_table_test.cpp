@@ -89,7 +89,8 @@ protected:
     // The child of the test that has the file open; nobody else can.
     std::optional<Opener> find(pid_t pid) {
         Fd fd = openFile(image, O_RDONLY);
-        for (Opener& opener : OpenTable().openersOf(identify(fd.get(), image), std::nullopt))
+        for (Opener& opener :
+             OpenTable(std::chrono::steady_clock::time_point::max()).openersOf(identify(fd.get(), image), std::nullopt))
             if (opener.pid == pid)
                 return std::move(opener);
         return std::nullopt;
@@ -98,6 +99,11 @@ protected:
     unit::TempDir dir;
     std::string image = dir.file("disk.img", "data");
 };
+
+TEST_F(OpenersOfAFile, AreNotLookedForWhenThereIsNoTimeLeft) {
+    EXPECT_FALSE(OpenTable(std::chrono::steady_clock::now() - std::chrono::seconds(1)).complete());
+    EXPECT_TRUE(OpenTable(std::chrono::steady_clock::time_point::max()).complete());
+}
 
 TEST_F(OpenersOfAFile, AreFoundWithTheirLocksOfEveryKind) {
     Child child([&](Line& line) {

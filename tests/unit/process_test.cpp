@@ -132,9 +132,23 @@ TEST_F(OtherProcess, IsListed) {
     EXPECT_NE(std::find(all.begin(), all.end(), getpid()), all.end());
 }
 
-class LockHolders : public OtherProcess {};
+class HoldersOfALock : public OtherProcess {
+protected:
+    static std::vector<pid_t> holders(const FileId& file, std::int64_t first, std::int64_t last) {
+        auto found = findLockHolders(file, first, last, std::chrono::steady_clock::now() + std::chrono::minutes(1));
+        EXPECT_TRUE(found.complete);
+        return found.pids;
+    }
+};
 
-TEST_F(LockHolders, AreThoseWithALockOnOneOfTheBytes) {
+TEST_F(HoldersOfALock, AreNotLookedForWhenThereIsNoTimeLeft) {
+    Fd fd = openFile(image, O_RDWR);
+    ASSERT_EQ(tryLock(fd.get(), LockType::read, {100, 1}, image), LockOutcome::granted);
+    auto found = findLockHolders(identify(fd.get(), image), 100, 100, std::chrono::steady_clock::now());
+    EXPECT_FALSE(found.complete) << "that nobody else is there has not been seen";
+}
+
+TEST_F(HoldersOfALock, AreThoseWithALockOnOneOfTheBytes) {
     auto hold = [&](Range range, LockType type) {
         return [this, range, type](Line& line) {
             Fd unlocked = openFile(image, O_RDWR), fd = openFile(image, O_RDWR);
@@ -150,11 +164,11 @@ TEST_F(LockHolders, AreThoseWithALockOnOneOfTheBytes) {
     FileId file = identify(openFile(image, O_RDONLY).get(), image);
     std::vector<pid_t> expected{inside.pid(), across.pid()};
     std::sort(expected.begin(), expected.end());
-    EXPECT_EQ(findLockHolders(file, 100, 103), expected);
-    EXPECT_EQ(findLockHolders(file, 104, 104), std::vector<pid_t>{above.pid()});
-    EXPECT_EQ(findLockHolders(file, std::int64_t{1} << 62, std::int64_t{1} << 62), std::vector<pid_t>{above.pid()});
-    EXPECT_TRUE(findLockHolders(file, 1, 50).empty());
-    EXPECT_TRUE(findLockHolders({file.device, file.inode + 1}, 100, 103).empty());
+    EXPECT_EQ(holders(file, 100, 103), expected);
+    EXPECT_EQ(holders(file, 104, 104), std::vector<pid_t>{above.pid()});
+    EXPECT_EQ(holders(file, std::int64_t{1} << 62, std::int64_t{1} << 62), std::vector<pid_t>{above.pid()});
+    EXPECT_TRUE(holders(file, 1, 50).empty());
+    EXPECT_TRUE(holders({file.device, file.inode + 1}, 100, 103).empty());
 }
 
 TEST_F(OtherProcess, HasOpenWhatItMayReadOrWriteAndNotWhatItOnlyHasAPathTo) {
