@@ -87,8 +87,9 @@ Target openTarget(const std::string& path) {
     if (error == ENOENT || error == ENOTDIR) {
         struct stat link;
         bool dangling = lstat(path.c_str(), &link) == 0;
-        throw Error(Fault::invalid,
-                    dangling ? "it is a symbolic link to a file that does not exist" : "there is no such file");
+        throw Error(Fault::invalid, dangling ? "it is a symbolic link to a file that does not exist; restore the file, "
+                                               "or correct the link"
+                                             : "there is no such file; correct the path, or mount its storage");
     }
     if (error != 0)
         throw SystemError(error, "look at", path);
@@ -96,8 +97,9 @@ Target openTarget(const std::string& path) {
         throw SystemError(errno, "look at", path);
     mode_t mode = target.status.st_mode;
     if (!S_ISREG(mode) && !S_ISBLK(mode) && !S_ISDIR(mode))
-        throw Error(Fault::invalid, S_ISFIFO(mode) ? "it is a FIFO, which no guest has as a disk"
-                                                   : "it is neither a file, a block device nor a directory");
+        throw Error(Fault::invalid, S_ISFIFO(mode) ? "it is a FIFO, which no guest has as a disk; correct the path"
+                                                   : "it is neither a file, a block device nor a directory; correct "
+                                                     "the path");
     if (S_ISBLK(mode))
         target.node = target.status.st_rdev;
     target.mount = storage::mountOf(target.path.get());
@@ -128,7 +130,7 @@ std::string tryOpenImage(Target& target, const std::string& path, const std::vec
         error = os::tryOpen(path, kFlags, target.image);
     }
     if (error != 0)
-        return SystemError(error, "open", "it").what();
+        return SystemError(error, "open", "it").what() + nextStep(error);
     struct stat status;
     if (fstat(target.image.get(), &status) < 0 || status.st_ino != target.status.st_ino ||
         status.st_dev != target.status.st_dev)

@@ -66,7 +66,8 @@ struct stat statResource(const Resource& resource, const Settings& settings) {
         unusable(resource, std::string(SystemError(error, "stat", resource.path).what()) +
                                "; where the server does not let root into the directory, name a user that it does let "
                                "in (image_user in qemu-leasehold.conf)");
-    throw SystemError(error, "stat", resource.path);
+    throw Error(Fault::system, std::string("cannot lease the image: ") +
+                                   SystemError(error, "look at", resource.path).what() + nextStep(error));
 }
 
 // A hint for the errors that an administrator can do something about.
@@ -75,7 +76,7 @@ std::string hintFor(int error, Mode mode) {
         return "; a guest that writes needs it writable: change the storage, or mark the disk <readonly/>";
     if (error == EACCES || error == EPERM)
         return "; libvirtd must be allowed to read it";
-    return "";
+    return nextStep(error);
 }
 
 struct OpenImage {

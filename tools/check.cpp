@@ -115,12 +115,21 @@ std::string lockManagerIn(const std::string& text) {
     return name;
 }
 
+// A finding has its remedy beside it.
+std::string withoutStep(const std::string& problem) {
+    return problem.substr(0, problem.rfind("; "));
+}
+
 Finding checkLockManager(const std::string& file) {
     std::string enabling = "leasehold enable: sets lock_manager = \"leasehold\" in " + file;
-    auto text = os::readFileIfPossible(file, 1 << 20);
-    if (!text)
-        return {"lock_manager", Level::problem, file + " cannot be read", remedy(file, R_OK, enabling)};
-    std::string name = lockManagerIn(*text);
+    std::string text;
+    if (auto problem = attempt([&] { text = os::readFile(file, 1 << 20); }))
+        return {"lock_manager", Level::problem, withoutStep(*problem),
+                remedy(file, R_OK,
+                       access(file.c_str(), F_OK) < 0 && errno == ENOENT
+                           ? enabling
+                           : "libvirt cannot read it either: make it a file that it can read")};
+    std::string name = lockManagerIn(text);
     if (name != "leasehold")
         return {"lock_manager", Level::problem,
                 name.empty() ? "no lock manager is set in " + file : "the lock manager is \"" + name + "\"", enabling};
@@ -158,7 +167,7 @@ std::vector<Finding> checkDaemons() {
 Finding checkPlugin(const std::string& file) {
     std::string version;
     if (auto problem = attempt([&] { version = versionOfPlugin(file); }))
-        return {"plugin", Level::problem, *problem,
+        return {"plugin", Level::problem, withoutStep(*problem),
                 remedy(file, R_OK, "install leasehold, or find out where libvirtd looks for its lock drivers")};
     if (version != LEASEHOLD_VERSION)
         return {"plugin", Level::problem, file + " is of version " + version + ", this command is " LEASEHOLD_VERSION,

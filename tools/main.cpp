@@ -72,13 +72,23 @@ int dispatch(const Words& words) {
     return findVerb(words[0]).run({words.begin() + 1, words.end()});
 }
 
-// The wall. `failure` is the exit status for what is not the user's mistake.
+bool isOfPath(int error) {
+    return error == ENOENT || error == ENOTDIR || error == EISDIR || error == ELOOP || error == ENAMETOOLONG;
+}
+
+// The wall. What failed has a next step, too. `failure` is the exit status for what is not the user's mistake.
 int guarded(const std::function<int()>& work, std::string& problem, int failure) {
     try {
         return work();
     } catch (const UsageError& error) {
         problem = error.what();
         return kUsage;
+    } catch (const SystemError& error) {
+        problem = error.what();
+        if (problem.find("; ") == problem.npos)
+            problem += isOfPath(error.error()) && problem.find("/proc/") == problem.npos ? "; correct the path"
+                                                                                         : nextStep(error.error());
+        return failure;
     } catch (const std::exception& error) {
         problem = error.what();
         return failure;

@@ -444,8 +444,13 @@ int probe(const Words& arguments) {
     // Lock calls may hang as everything else.
     constexpr int kRest = 45;
     Json result = askStorage(operands[0], wait + kRest, [&] {
-        Json storage = storageToJson(classifyPath(operands[0], {}));
-        Json met = meet(operands[0], wait);
+        Json storage, met;
+        auto problem = attempt([&] { storage = storageToJson(classifyPath(operands[0], {})); });
+        if (problem)
+            throw Error(Fault::system, "'" + operands[0] + "': " + *problem);
+        problem = attempt([&] { met = meet(operands[0], wait); });
+        if (problem)
+            throw Error(Fault::system, *problem);
         met["path"] = operands[0];
         met["storage"] = storage;
         return met;

@@ -98,7 +98,8 @@ int run(const Words& arguments) {
     (void)setrlimit(RLIMIT_NOFILE, &limit);
     execvp(words[0], words.data());
     int error = errno;
-    std::cerr << "leasehold: " << os::printable(command[0]) << ": " << strerror(error) << '\n';
+    std::cerr << "leasehold: " << os::printable(command[0]) << ": " << strerror(error)
+              << "; name a command that this machine can execute\n";
     return error == ENOENT ? kNoCommand : kCannotExecute;
 }
 

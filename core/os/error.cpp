@@ -4,6 +4,8 @@
 
 #include <cstring>
 
+#include <unistd.h>
+
 namespace leasehold {
 
 namespace {
@@ -21,5 +23,22 @@ std::string describe(int error, const std::string& operation, const std::string&
 
 SystemError::SystemError(int error, const std::string& operation, const std::string& subject)
     : Error(Fault::system, describe(error, operation, subject)), error_(error) {}
+
+std::string nextStep(int error) {
+    switch (error) {
+    case EIO:
+    case ESTALE:
+    case ENOTCONN:
+    case ESHUTDOWN:
+        return "; the storage is broken or cut off (dmesg may say more): mend it, and try again";
+    case EROFS:
+        return "; mount that for writing";
+    case EACCES:
+    case EPERM:
+        return geteuid() == 0 ? "" : "; run this as root";
+    default:
+        return "";
+    }
+}
 
 } // namespace leasehold

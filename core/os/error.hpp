@@ -39,4 +39,8 @@ private:
     int error_;
 };
 
+// What whoever reads of a failed call can do about it, to be appended: "; ...". Empty where the number does not tell.
+// Errors of storage that has died, was taken away or has evicted this host; and, for who is not root, of permissions.
+std::string nextStep(int error);
+
 } // namespace leasehold

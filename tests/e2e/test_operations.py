@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import shutil
+import subprocess
 import sys
 
 import expect
@@ -222,6 +223,26 @@ def test_what_a_host_is_asked_every_day_it_answers(alpha, image, guest):
     assert typed(alpha, "virsh destroy GUEST", GUEST=runs.name)
     assert "leases" in typed(alpha, "leasehold inspect IMAGE", IMAGE=disk).out
     expect.free(alpha, disk)
+
+
+def test_what_libguestfs_starts_looks_beside_a_running_guest_and_is_kept_from_it(alpha, beta, image, images, guest):
+    """Its appliance needs a kernel; QEMU and the domain that it would start with --ro do not. (lib/launch-direct.c and
+    lib/launch-libvirt.c of libguestfs 1.48: an overlay on the image, in the first one without QEMU's locks on the image.)"""
+    disk, overlay = image(), images / "overlay"
+    runs = guest(disk)
+    alpha.start_guest(runs)
+    hosts.ok("qemu-img", "create", "-q", "-f", "qcow2", "-b", disk, "-F", "raw", overlay)
+    direct = subprocess.run(
+        [hosts.QEMU, "-nodefaults", "-display", "none", "-S", "-accel", "tcg", "-monitor", "stdio", "-device", "virtio-scsi-pci",
+         "-drive", f"file.file.filename={overlay},file.driver=qcow2,file.backing.file.locking=off,cache=unsafe,id=hd0,if=none",
+         "-device", "scsi-hd,drive=hd0"], input="info block\nquit\n", capture_output=True, text=True, timeout=hosts.PATIENCE)
+    assert direct.returncode == 0 and str(overlay) in direct.stdout, direct
+    expect.taken(beta, disk, by=(runs, alpha))
+    domain = guest(hosts.Disk(overlay, "vda", format="qcow2"))
+    alpha.define(domain)
+    refused = alpha.refused("start", domain.name)
+    # libvirt names only the overlay: QEMU meets the writer before leasehold can see what it reads.
+    assert str(disk) in refused and ('Failed to get shared "write" lock' in refused or f"'{runs.name}'" in refused), refused
 
 
 # --- leaving

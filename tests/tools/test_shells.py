@@ -5,6 +5,7 @@
 import os
 import pathlib
 import pty
+import re
 import select
 import shutil
 import subprocess
@@ -98,7 +99,10 @@ def test_status_completes_the_names_of_guests_with_their_blanks_and_nothing_else
 def test_every_option_is_completed(tmp_path):
     """Against --help; what the manual says is compared in the same way by packaging/man/check_verbs.sh."""
     zsh = (COMPLETIONS / "_leasehold").read_text()
-    for verb in ("inspect", "status", "classify", "check", "probe", "run", "watch", "enable", "disable"):
+    verbs = re.findall("^  ([a-z]+) ", subprocess.run([LEASEHOLD, "--help"], capture_output=True, text=True, check=True).stdout,
+                       re.MULTILINE)
+    assert "fenced" in verbs
+    for verb in verbs:
         shown = subprocess.run([LEASEHOLD, verb, "--help"], capture_output=True, text=True, check=True).stdout
         options = {word.split("=")[0].rstrip(",") for word in shown.split() if word.startswith("--")} - {"--"}
         assert options and all(f"{option}=" in zsh or f"{option}[" in zsh for option in options), verb

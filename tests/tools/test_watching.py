@@ -7,12 +7,13 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import urllib.request
 
 import pytest
-from test_tools import LEASEHOLD, call, image, inspect, leased, running, wait_until  # noqa: F401
+from test_tools import LEASEHOLD, call, image, inspect, leased, running, stoppable_storage, wait_until  # noqa: F401
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 MONITORING = ROOT / "packaging" / "monitoring"
@@ -70,6 +71,18 @@ def test_a_lost_lease_is_in_the_metrics(lost, tmp_path):
     text = textfile_of(tmp_path).read_text()
     assert re.search(f'^leasehold_lease_lost{{.*pid="{pid}",path="{disk}"}} 1', text, re.MULTILINE), text
     assert re.search(f'^leasehold_guest_lost_leases{{.*pid="{pid}"}} 1', text, re.MULTILINE), text
+
+
+def test_a_lease_on_storage_that_does_not_answer_is_silent_in_the_metrics(tmp_path):
+    with stoppable_storage(tmp_path) as (server, mount, config):
+        disk, path = mount / "disk.img", tmp_path / "leasehold.prom"
+        disk.write_bytes(b"data")
+        with running(LEASEHOLD, "run", "--config", config, disk, "--", "cat") as command:
+            wait_until(lambda: f"\t{command.pid}\t" in call("status").stdout)
+            server.send_signal(signal.SIGSTOP)
+            call("watch", "--once", "--dry-run", "--timeout", "1", "--textfile", path)
+            assert re.search(f'^leasehold_lease_silent{{.*pid="{command.pid}",path="{disk}"}} 1', path.read_text(), re.MULTILINE)
+            server.send_signal(signal.SIGCONT)
 
 
 def test_hostile_names_do_not_spoil_the_metrics(tmp_path):
