@@ -37,8 +37,8 @@ def pytest_configure(config):
 
 
 # What is quick and tells most comes first.
-FILES = ("test_locks", "test_leases", "test_file_sets", "test_devices", "test_inspect", "test_accidents", "test_fenced",
-         "test_ceph")
+FILES = ("test_locks", "test_leases", "test_file_sets", "test_devices", "test_stacks", "test_inspect", "test_accidents",
+         "test_fenced", "test_ceph")
 
 
 def is_wanted(item):

@@ -43,7 +43,7 @@ ROOT = HERE.parent.parent
 QEMU = "qemu-system-x86_64"
 BOOT_SECONDS = 600  # six on a quiet machine, 200 on one that is very busy
 PATIENCE = 240  # with what does happen, at a speed that nobody knows
-MEMORY = 640  # MiB
+MEMORY, CODE_CACHE = 640, 256  # MiB; the latter is QEMU's own, a gigabyte by default
 GUEST_DIR = "/run/lab"  # where a host keeps its own copy of /share
 
 # The process dies with us, however we die. (Not nice, too: a few of these run beside compilers, and who waits for them
@@ -251,7 +251,8 @@ class Host(AnyHost):
         image = self.lab.image
         with open(self.lab.dir / f"{self.name}.qemu", "wb") as output:
             self.process = subprocess.Popen([
-                *CHILD, QEMU, "-name", f"lab-{self.name}", "-machine", "q35,accel=tcg", "-cpu", "Nehalem",
+                *CHILD, QEMU, "-name", f"lab-{self.name}", "-machine", "q35", "-accel",
+                f"tcg,tb-size={CODE_CACHE}", "-cpu", "Nehalem",
                 "-m", str(MEMORY), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
                 "-kernel", image.kernel, "-initrd", image.initrd,
                 # no_timer_check: on a busy machine the timer may be too late for the kernel's test of it.
