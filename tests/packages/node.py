@@ -3,7 +3,7 @@
 # SPDX-FileCopyrightText: The leasehold authors
 
 """A node: one emulated machine with a whole Debian on it, booted with a security module of choice, and driven with the
-commands of an administrator. What is written on it is gone with it.
+commands of an administrator. It is booted once; each run goes on from there.
 
 Run as a program it boots one and runs what it reads, line by line: tests/packages/node.py [apparmor|selinux]
 """
@@ -12,6 +12,7 @@ import contextlib
 import pathlib
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,10 +22,12 @@ import node_image  # makes tests/lab and tests/e2e known
 
 import hosts
 import lab as labs
+import root_image
 
 IMAGE, ANOTHER = "/var/lib/libvirt/images/disk.img", "/var/lib/libvirt/images/another.img"
+HERE = pathlib.Path(__file__).resolve().parent
 MEMORY = 1536  # MiB
-BOOT_SECONDS = 300  # 20 on a quiet machine
+BOOT_SECONDS = 600  # 40 on a quiet machine
 
 # By security module, what the kernel is told. AppArmor is Debian's default: nothing.
 KERNEL = {"apparmor": "", "selinux": "security=selinux selinux=1 enforcing=0"}
@@ -35,7 +38,8 @@ class Node(labs.Host):
 
     def __init__(self, folder, security="apparmor"):
         labs.AnyHost.__init__(self, None, 1)
-        labs.require(labs.QEMU, "mkfs.ext4", "cc", "debootstrap", "apt-get", "setpriv")
+        labs.require(labs.QEMU, "qemu-img", "mkfs.ext4", "cc", "debootstrap", "apt-get", "setpriv", "checkmodule",
+                     "semodule_package")
         self.name, self.security, self.folder = "node", security, folder
         for name in ("first", "second"):
             guest = hosts.Guest(name, [hosts.Disk(IMAGE, "vda")], scsi_controllers=1)
@@ -43,7 +47,7 @@ class Node(labs.Host):
         self.console_log, self.emulator_log = folder / "console.log", folder / "emulator.log"
         self.image = node_image.prepared()
 
-    def power_on(self):
+    def start(self, root, *options):
         self.port = labs.free_port()
         self.console_log.write_text("")
         with open(self.emulator_log, "wb") as output:
@@ -54,22 +58,46 @@ class Node(labs.Host):
                 "-append", "root=/dev/vda rw console=ttyS0 quiet panic=1 mitigations=off no_timer_check"
                            f" net.ifnames=0 {KERNEL[self.security]}",
                 "-serial", f"file:{self.console_log}",
-                "-drive", f"file={self.image.root},format=raw,if=none,id=root,snapshot=on,cache=unsafe,file.locking=off",
+                "-drive", f"file={root},if=none,id=root,cache=unsafe,file.locking=off",
                 "-device", "virtio-blk-pci,drive=root",
                 "-netdev", f"user,id=agent,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-10.0.2.15:7000",
                 "-device", "virtio-net-pci,netdev=agent,romfile=",
                 "-virtfs", f"local,path={self.folder},mount_tag=share,security_model=none,multidevs=remap",
-                "-device", "virtio-rng-pci"], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+                "-device", "virtio-rng-pci", *options], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
-    def wait_ready(self):
-        """Until systemd has nothing left to start."""
+    def power_on(self):
+        """As it was left after it had booted; what is written from here on is gone with it."""
+        booted = root_image.built(self.image.root.parent / self.security, [*node_image.RECIPE, HERE / "node.py",
+                                  pathlib.Path(shutil.which(labs.QEMU))], self.boot) / "node"
+        self.start(f"{booted.with_suffix('.qcow2')},snapshot=on", "-incoming", f"exec:cat {booted}.state")
+        self.wait_for_answer()
+        self.ok("mount /share")
+        return self
+
+    def boot(self, work):
+        """From the power button until systemd has nothing left to start, libvirtd knows what QEMU can do, and apt which
+        packages there are. Leaves disk and memory in work/image. It takes minutes on a busy machine, and nothing of
+        leasehold is on it yet."""
+        booted = work / "image" / "node"
+        booted.parent.mkdir()
+        root_image.command("qemu-img", "create", "-q", "-f", "qcow2", "-b", self.image.root, "-F", "raw", f"{booted}.qcow2")
+        self.start(f"{booted}.qcow2", "-monitor", f"unix:{booted}.monitor,server=on,wait=off")
+        self.wait_for_answer()
+        self.run("systemctl is-system-running --wait", timeout=BOOT_SECONDS)
+        self.ok("virsh -q -c qemu:///system domcapabilities && apt-get check && sync", timeout=BOOT_SECONDS)
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.connect(f"{booted}.monitor")
+            monitor.sendall(f'migrate "exec:cat >{booted}.state"\nquit\n'.encode())
+            self.process.wait(timeout=BOOT_SECONDS)
+        assert pathlib.Path(f"{booted}.state").stat().st_size > 0, f"the booted node was not saved:\n{self.log()}"
+        self.kill()
+
+    def wait_for_answer(self):
         def answers():
-            assert self.process.poll() is None, f"the node died at boot:\n{self.log()}"
+            assert self.process.poll() is None, f"the node died:\n{self.log()}"
             with contextlib.suppress(OSError, AssertionError):
                 return self.run("true")
         labs.wait_until(answers, f"the node answers\n{self.log()}", BOOT_SECONDS)
-        self.run("systemctl is-system-running --wait", timeout=BOOT_SECONDS)
-        return self
 
     def log(self):
         return (self.console_log.read_text(errors="replace")[-3000:]
@@ -142,9 +170,8 @@ def booted(security, *files):
         for file in files:
             shutil.copy(file, folder)
         node = Node(folder, security)
-        node.power_on()
         try:
-            yield node.wait_ready()
+            yield node.power_on()
         finally:
             node.kill()
     finally:

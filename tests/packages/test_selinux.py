@@ -2,45 +2,39 @@
 # SPDX-FileCopyrightText: The leasehold authors
 
 """The SELinux module as it is packaged: linked against Debian's policy, and a node (node.py) where libvirtd and its
-guests live under that, enforcing. Debian's policy does not let libvirt start guests even without leasehold; what it lacks for
-that is in libvirt_on_debian.te, and nothing of leasehold's is."""
+guests live under that, enforcing. Nothing of leasehold's is in libvirt_on_debian.te."""
 
 import hosts
 import lab as labs
 import node as nodes
 import node_image
 import pytest
-from conftest import CHROOT, CONF, ROOT, only
+from conftest import CHROOT, CONF, only
 from node import ANOTHER, IMAGE
 
 LOCKSPACE = "leasehold_lockspace_t"
 
-# The policies as files: Debian's with what libvirt lacks, and the same with leasehold.
+# The policy as a file, and what the labels are: of all that a node with leasehold has.
 LINK = """set -e
 cd {folder}
-policy=$(echo /etc/selinux/default/policy/policy.*)
-semodule -n -s default -i libvirt_on_debian.pp
-cp $policy without
-semodule -n -s default -X 200 -i leasehold.pp
-cp $policy with
+semodule -n -s default -i libvirt_on_debian.pp -X 200 -i leasehold.pp
+cp /etc/selinux/default/policy/policy.* policy
 cp /etc/selinux/default/contexts/files/file_contexts* .
 """
 
 
 @pytest.fixture(scope="module")
 def linked(builds, tmp_path_factory):
-    """A folder with both policies."""
+    """A folder with the policy."""
     try:
         labs.require("checkmodule", "semodule_package", "rpm2cpio", "cpio", "debootstrap", "apt-get")
     except labs.Missing as missing:
         pytest.skip(str(missing))
-    folder = tmp_path_factory.mktemp("policies")
+    folder = tmp_path_factory.mktemp("policy")
     package = only(builds["rpm"][0], "leasehold-selinux-", ".rpm")
     hosts.ok("sh", "-c", 'cd "$1" && rpm2cpio "$2" | cpio -i --quiet --to-stdout "*/leasehold.pp" >leasehold.pp', "sh",
              folder, package)
-    compiled = folder / "libvirt_on_debian.mod"
-    hosts.ok("checkmodule", "-M", "-m", "-o", compiled, ROOT / "tests" / "packages" / "libvirt_on_debian.te")
-    hosts.ok("semodule_package", "-o", compiled.with_suffix(".pp"), "-m", compiled)
+    node_image.libvirt_on_debian(folder)
     on_debian(folder, LINK.format(folder=folder))
     return folder
 
@@ -50,9 +44,9 @@ def on_debian(folder, script):
     return hosts.ok(CHROOT, "run", node_image.tree(), f"{folder}:{folder}", "--", "sh", "-c", script, timeout=600)
 
 
-def allowed(folder, policy, source, target, kind):
+def allowed(folder, source, target, kind):
     """The permissions that the policy gives, whatever attributes the rules are written with."""
-    rules = on_debian(folder, f"sesearch -A -s {source} -t {target} -c {kind} {folder}/{policy}").splitlines()
+    rules = on_debian(folder, f"sesearch -A -s {source} -t {target} -c {kind} {folder}/policy").splitlines()
     found = set()
     for rule in rules:
         if "[" not in rule:  # a boolean
@@ -73,11 +67,11 @@ def allowed(folder, policy, source, target, kind):
     ("virtd_t", "virtd_t", "unix_stream_socket", "create setopt read write"),
 ])
 def test_linked_with_debians_policy_it_allows_what_leasehold_does(linked, source, target, kind, permissions):
-    assert allowed(linked, "with", source, target, kind) >= set(permissions.split())
+    assert allowed(linked, source, target, kind) >= set(permissions.split())
 
 
 def test_guests_get_nothing_of_a_lockspace(linked):
-    assert not allowed(linked, "with", "svirt_t", LOCKSPACE, "file")
+    assert not allowed(linked, "svirt_t", LOCKSPACE, "file")
 
 
 def test_lockspaces_have_their_label(linked):
@@ -87,10 +81,6 @@ def test_lockspaces_have_their_label(linked):
 
 
 # --- enforcing ------------------------------------------------------------------------------------------------------
-
-
-def load(node, policy):
-    node.ok(f"cp /share/{policy} /etc/selinux/default/policy/policy.* && load_policy && setenforce 1")
 
 
 def denials(node):
@@ -103,11 +93,10 @@ def denials(node):
 @pytest.fixture(scope="module")
 def node(deb, linked):
     try:
-        with nodes.booted("selinux", deb, linked / "without", linked / "with", *linked.glob("file_contexts*")) as node:
+        with nodes.booted("selinux", deb, linked / "policy", *linked.glob("file_contexts*")) as node:
             installed = node.apt("install", f"/share/{deb.name}")
             assert installed, str(installed)
-            node.ok("cp /share/file_contexts* /etc/selinux/default/contexts/files")
-            load(node, "without")
+            node.ok("setenforce 1")
             node.enable()
             yield node
     except labs.Missing as missing:
@@ -124,7 +113,8 @@ def test_without_the_module_no_guest_runs_unprotected(node):
 @pytest.fixture(scope="module")
 def loaded(node):
     """The node with the module in its policy; the denials from before."""
-    load(node, "with")
+    node.ok("cp /share/file_contexts* /etc/selinux/default/contexts/files")
+    node.ok("cp /share/policy /etc/selinux/default/policy/policy.* && load_policy")
     # As the package's script does: /run/leasehold was made by the other package.
     node.ok("restorecon -Ri /run/leasehold /var/lib/leasehold")
     return denials(node)
