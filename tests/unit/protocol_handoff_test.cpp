@@ -195,11 +195,13 @@ TEST_F(Handoff, SourceGoesOnWhenTheMarksOfASuccessorThatDiedVanishAMomentLater) 
                 std::uint32_t token = source.inquire();
                 ASSERT_TRUE(granted(target.enter()));
                 source.release();
-                if (taken)
+                if (taken) {
                     ASSERT_TRUE(granted(target.acquire(token)));
+                }
                 auto state = hasState ? std::optional(token) : std::nullopt;
-                if (taken || !hasState)
+                if (taken || !hasState) {
                     EXPECT_FALSE(granted(source.acquire(state)));
+                }
                 source.lingering = std::chrono::minutes(1);
                 source.pause = [&] {
                     target.die();
