@@ -26,7 +26,6 @@ using os::FileId;
 using os::OpenFiles;
 using qemu::Stage;
 using qemu::StoredLease;
-using Remote = qemu::Vessel::Remote;
 using std::chrono::milliseconds;
 
 // How long a newcomer waits for somebody who is between two steps: microseconds, unless that somebody is stopped.
@@ -88,9 +87,21 @@ const std::string kGranted; // no refusal to tell
 
 } // namespace
 
-Call::Call(const Surroundings& surroundings, const Guest& guest, const std::vector<Resource>& resources)
+Call::Call(const Surroundings& surroundings, const Guest& guest, const std::vector<Resource>& resources,
+           std::optional<os::Process> process)
     : surroundings_(surroundings), settings_(surroundings.settings), guest_(guest), resources_(resources),
-      deadline_(std::chrono::steady_clock::now() + kInsistence + settings_.handoffWait) {}
+      deadline_(std::chrono::steady_clock::now() + kInsistence + settings_.handoffWait), process_(std::move(process)) {}
+
+// What came together has neighbouring numbers, and is closed together.
+Call::~Call() {
+    os::ClosedTogether closed;
+    if (holdings_)
+        holdings_->closeLater(closed);
+    for (StoredLease& lease : dropped_)
+        qemu::closeLater(lease, closed);
+    if (process_)
+        closed.add(process_->takePidfd());
+}
 
 void Call::about(const std::string& path) {
     if (report_)
@@ -120,11 +131,31 @@ void Call::restart() {
     kept_.clear();
 }
 
-bool Call::tryOpen(const os::Process& process) {
+// By the words of the vessel. What may hang is left to a process that can be given up: leases on storage of others, and
+// where this host has such mounts, paths that the vessel does not know and files that are not leased yet.
+//
+// A suspend or a resume where all is as it was takes the descriptors as they are: it puts marks up and down through
+// them and reads none of them. Whichever files they are, QEMU could do to them what we do, and could have let the words
+// say that they are these. Whoever goes on to decide something by a file calls compareFiles() before.
+qemu::Taking Call::choose(const std::vector<const StoredLease*>& leases) const {
+    auto any = [&](auto test) { return std::any_of(leases.begin(), leases.end(), test); };
+    if (any([](const StoredLease* lease) { return lease->remote; }))
+        return qemu::Taking::none;
+    bool plain = !any([](const StoredLease* lease) { return lease->stage != Stage::settled || lease->joined; }) &&
+                 std::all_of(resources_.begin(), resources_.end(), [&](const Resource& resource) {
+                     return any([&](const StoredLease* lease) { return lease->isNamed(nameOf(resource)); });
+                 });
+    if (plain)
+        return qemu::Taking::asTheyAre;
+    return surroundings_.mounts.hasRemote() ? qemu::Taking::none : qemu::Taking::compared;
+}
+
+bool Call::tryOpen() {
     restart();
-    process_ = &process;
-    holdings_ =
-        Holdings::open(process, guest_.uuid, surroundings_.caller, mayWait() ? Remote::taken : Remote::left, deadline_);
+    qemu::Vessel::Choice choice;
+    if (!mayWait())
+        choice = [this](const std::vector<const StoredLease*>& leases) { return choose(leases); };
+    holdings_ = Holdings::open(*process_, guest_.uuid, surroundings_.caller, choice, deadline_);
     if (holdings_)
         self_ = holdings_->self();
     return holdings_.has_value();
@@ -169,6 +200,30 @@ std::optional<std::string> Call::findOutsider(const StoredLease& stored, bool hi
     return explainOutsider(stored, conflict->words, holders, own, surroundings_.neighbours);
 }
 
+// In a lockspace the lease of a file goes by its path. Where the guest has it already, of the file that had the name
+// before, it is the lease of the new one as well: it says that the name is this guest's, and goes when neither file is
+// open. Apart from it each of them has a companion, by its number.
+Place Call::openNew(const Resource& resource) const {
+    auto goesByName = [](const StoredLease& lease) {
+        return !lease.onImage() && !lease.named && !lease.isLayer() && lease.image.open();
+    };
+    if (!holdings_ || resource.named ||
+        std::none_of(holdings_->leases().begin(), holdings_->leases().end(), goesByName))
+        return openPlace(resource, self_, settings_);
+    // Before it is opened: a file set would meet the guest's own mark.
+    const Place found = findPlace(resource, settings_);
+    for (const StoredLease& lease : holdings_->leases()) {
+        if (!goesByName(lease) || lease.leaseFile != found.stored.leaseFile || lease.file == found.stored.file)
+            continue;
+        if (lease.mode != resource.mode)
+            unusable(resource.path, std::string("the guest has another file that had this name, ") +
+                                        describeMode(lease.mode) + ", and in a lockspace their lease is the same: " +
+                                        "detach that one first, or attach this one under another name");
+        return openBeside(lease, resource, self_, settings_);
+    }
+    return openPlace(resource, self_, settings_);
+}
+
 // One lease for each resource, however many names lead to it.
 void Call::openAll(const std::vector<Resource>& resources) {
     std::vector<std::optional<FileId>> files;
@@ -180,7 +235,7 @@ void Call::openAll(const std::vector<Resource>& resources) {
         auto twin = file ? std::find(files.begin(), files.end(), file) : files.end();
         if (twin == files.end()) {
             places.push_back(fresh_.size());
-            fresh_.push_back(openPlace(resource, self_, settings_));
+            fresh_.push_back(openNew(resource));
             openLayers(resource, fresh_);
         } else {
             auto at = static_cast<std::size_t>(twin - files.begin());
@@ -241,20 +296,31 @@ Call::Leases Call::orphansOf(const Leases& closed) {
 
 // What comes to a lease file that the guest has already would be in its own way.
 void Call::checkNotThere() const {
-    std::vector<std::pair<FileId, const std::string*>> files;
-    auto collect = [&](const StoredLease& lease) {
-        visitParts(lease, [&](const StoredLease& part) { files.emplace_back(part.leaseFile, &part.path); });
-    };
-    if (holdings_)
-        std::for_each(holdings_->leases().begin(), holdings_->leases().end(), collect);
-    for (const Place& place : fresh_)
-        collect(place.stored);
-    std::sort(files.begin(), files.end(), [](const auto& one, const auto& other) {
+    using Taken = std::pair<FileId, const std::string*>;
+    std::vector<Taken> files;
+    auto collect = [&](const StoredLease& part) { files.emplace_back(part.leaseFile, &part.path); };
+    auto before = [](const Taken& one, const Taken& other) {
         return std::pair(one.first.inode, one.first.device) < std::pair(other.first.inode, other.first.device);
-    });
-    for (std::size_t i = 1; i < files.size(); i++)
-        if (files[i - 1].first == files[i].first)
-            refuseTwice(*files[i - 1].second, *files[i].second);
+    };
+    auto same = [](const Taken& one, const Taken& other) { return one.first == other.first; };
+    if (holdings_)
+        for (const StoredLease& lease : holdings_->leases())
+            visitParts(lease, collect);
+    std::sort(files.begin(), files.end(), before);
+    files.erase(std::unique(files.begin(), files.end(), same), files.end()); // of two files of one name
+    for (const Place& place : fresh_)
+        visitParts(place.stored, [&](const StoredLease& part) {
+            if (!place.shared || &part != &place.stored)
+                collect(part);
+        });
+    std::stable_sort(files.begin(), files.end(), before);
+    if (auto twice = std::adjacent_find(files.begin(), files.end(), same); twice != files.end())
+        refuseTwice(*twice[0].second, *twice[1].second);
+}
+
+// What is not to be entered, or given back, for a lease that shares it.
+std::vector<FileId> Call::heldFiles() const {
+    return holdings_ ? holdings_->leaseFiles() : std::vector<FileId>();
 }
 
 // Lets the guest in on freshly opened leases.
@@ -262,7 +328,7 @@ Call::Attempt Call::admit(std::span<Place> places, lease::Entry entry) {
     std::vector<const StoredLease*> leases;
     for (const Place& place : places)
         leases.push_back(&place.stored);
-    Shares shares(self_, leases);
+    Shares shares(self_, leases, heldFiles());
     lease::Patience patience{[this](milliseconds time) { return pause(time); }, kEntryWait};
     auto deadline = std::chrono::steady_clock::now() + kEntryWait;
     lease::Registration registration = lease::registerAll(self_, shares.all(), patience, entry);
@@ -282,8 +348,8 @@ Call::Attempt Call::admit(std::span<Place> places, lease::Entry entry) {
         StoredLease& stored = place.stored;
         bool listed = true;
         visitParts(stored, [&](StoredLease& part) {
-            std::size_t share = shares.indexOf(part);
-            part.joined = registration.joined[share];
+            auto share = shares.findIndex(part);
+            part.joined = share && registration.joined[*share];
             listed = listed && isListed(part, self_);
         });
         if (!listed)
@@ -355,11 +421,16 @@ bool Call::heal() {
 
 // What the guest's QEMU has closed, or nobody but QEMU itself keeps: its marks go with its descriptors. At once where
 // that asks no server: a process that another thread has just forked may have copies.
-void Call::giveBack(StoredLease& lease) {
-    Shares shares(self_, {&lease});
-    for (const Share& share : shares.all())
-        share.medium->removeAll();
-    visitParts(lease, [](const StoredLease& part) { sweepLease(part); });
+void Call::giveBack(std::size_t number) {
+    // Of two of one name the last one gives back what is of both.
+    std::vector<FileId> held = heldFiles();
+    for (std::size_t later = number + 1; later < dropped_.size(); later++)
+        held.push_back(dropped_[later].leaseFile);
+    Shares shares(self_, {&dropped_[number]}, held);
+    for (std::size_t i = 0; i < shares.all().size(); i++) {
+        shares.all()[i].medium->removeAll();
+        sweepLease(shares.partOf(i));
+    }
 }
 
 // From writing to reading. False: somebody else changes the vessel.
@@ -410,6 +481,7 @@ bool Call::agree(Naming naming, bool runs) {
     };
     if (naming == Naming::all && !h.inherited() && std::none_of(h.leases().begin(), h.leases().end(), isUnsettled))
         return true;
+    h.compareFiles();
     const OpenFiles& opened = h.opened();
     if (!mayWait() && anyOnUnseenMount(opened))
         throw qemu::RemoteLeases();
@@ -474,7 +546,7 @@ bool Call::agree(Naming naming, bool runs) {
             // A top image that is open for reading only may still be written to: with auto-read-only QEMU opens it
             // for writing when the guest runs. So libvirt has to say that it is none any more.
             bool base = lease.lower ? !pending : (everything && !meant && !pending);
-            if (let || base) {
+            if ((let || base) && !h.isShared(lease)) {
                 falling.push_back(&lease);
                 continue;
             }
@@ -511,10 +583,10 @@ bool Call::agree(Naming naming, bool runs) {
     if (!h.tryStore())
         return false;
     changed_ = false;
-    for (StoredLease& lease : dropped_)
+    for (std::size_t i = 0; i < dropped_.size(); i++)
         // Nobody waits for a server because of what is gone: closing gives the lock back too, after the answer.
-        if (naming == Naming::released || !lease.remote || isMeant(lease))
-            giveBack(lease);
+        if (naming == Naming::released || !dropped_[i].remote || isMeant(dropped_[i]))
+            giveBack(i);
     return true;
 }
 
@@ -532,12 +604,13 @@ Call::Plan Call::plan(Naming naming) {
             auto file = only ? tryIdentifyResource(resource, settings_) : identifyResource(resource, settings_);
             if (file != lease->file) {
                 if (!only)
-                    lease = nullptr;
+                    lease = file ? h.findFile(*file) : nullptr; // of two of one name
                 else if (file)
                     plan.doubtful = resource;
             }
         } else if (!lease) {
             about(resource.path);
+            h.compareFiles();
             if (auto file = identifyResource(resource, settings_))
                 lease = h.findFile(*file);
             if (!lease && resource.named) // one whose file was deleted by hand is still this guest's
@@ -557,7 +630,7 @@ Call::Plan Call::plan(Naming naming) {
             plan.written.push_back(resource);
         } else if (resource.mode == Mode::readOnly && lease->mode == Mode::exclusive) {
             // The end of a block commit; or a second disk that QEMU will refuse.
-            if (naming == Naming::one && reads)
+            if (naming == Naming::one && reads && !h.isShared(*lease))
                 plan.falling.push_back(lease);
             else
                 plan.known.push_back(lease);
@@ -593,11 +666,10 @@ Call::Attempt Call::admitDoubtful(const Resource& resource) {
     std::vector<Place> places(1);
     try {
         // Before it is opened: a file set would meet the guest's own mark.
-        Place found = findPlace(resource, settings_);
-        for (const StoredLease& lease : holdings_->leases())
-            if (lease.file == found.stored.file || lease.leaseFile == found.stored.leaseFile)
-                return kGranted; // under another name; or the lease goes by the path, and is that of both
-        places[0] = openPlace(resource, self_, settings_);
+        FileId file = findPlace(resource, settings_).stored.file;
+        if (holdings_->findFile(file))
+            return kGranted; // under another name
+        places[0] = openNew(resource);
         openLayers(resource, places);
         Attempt attempt = admit(places, lease::Entry::running);
         if (!attempt)
@@ -630,6 +702,7 @@ Call::Attempt Call::raise(const Plan& plan) {
     if (plan.rising.empty())
         return kGranted;
     Holdings& h = *holdings_;
+    h.compareFiles();
     std::vector<Place> places(plan.rising.size());
     for (std::size_t i = 0; i < plan.rising.size(); i++) {
         StoredLease& lease = *plan.rising[i];
@@ -640,6 +713,9 @@ Call::Attempt Call::raise(const Plan& plan) {
             lease.onImage() && !lease.writable ? openPlace(resource, self_, settings_) : findPlace(resource, settings_);
         if (places[i].stored.file != lease.file)
             unusable(resource.path, "it is not the file that the guest has open below its image");
+        if (h.isShared(lease))
+            unusable(resource.path, "the guest also has the file that had this name before, and in a lockspace their "
+                                    "lease is the same: detach that one first");
         // Those of what it reads as a whole would have to rise as well; one is of the parts of the device itself.
         auto wholes = std::count_if(h.leases().begin(), h.leases().end(), [&](const StoredLease& layer) {
             return layer.isLayer() && layer.mode == Mode::shared &&
@@ -709,12 +785,14 @@ Call::Attempt Call::admitLower(const Resource& resource, const FileId& file) {
         return insist(deadline_, [&]() -> Attempt {
             about(resource.path);
             std::vector<Place> places;
-            places.push_back(openPlace(resource, self_, settings_));
+            places.push_back(openNew(resource));
             Place& place = places[0];
             if (place.stored.file != file)
                 return kGranted; // QEMU has closed it meanwhile
             visitParts(place.stored, [&](StoredLease& part) {
                 part.lower = true;
+                if (place.shared && &part == &place.stored)
+                    return;
                 for (const StoredLease& lease : holdings_->leases())
                     visitParts(lease, [&](const StoredLease& other) {
                         if (other.leaseFile == part.leaseFile)
@@ -765,11 +843,11 @@ Call::Attempt Call::leaseLower(bool firstRun) {
     return kGranted;
 }
 
-std::string Call::acquire(const os::Process& process, std::string_view state) {
+std::string Call::acquire(std::string_view state) {
     return insist(deadline_, [&]() -> Attempt {
-        if (tryOpen(process))
+        if (tryOpen())
             return acquireHere(state);
-        if (process.diedWithin(milliseconds(0)))
+        if (process_->diedWithin(milliseconds(0)))
             throw Error(Fault::system, "its QEMU has ended: start the guest");
         return settings_.guestsWithoutLease == Settings::Unleased::allow ? kGranted : explainNoVessel(guest_);
     });
@@ -873,9 +951,9 @@ Call::Attempt Call::acquireHere(std::string_view state) {
     return kGranted;
 }
 
-void Call::detach(const os::Process& process) {
+void Call::detach() {
     insist(deadline_, [&]() -> Attempt {
-        if (!tryOpen(process))
+        if (!tryOpen())
             return kGranted;
         return detachHere();
     });
@@ -897,9 +975,9 @@ Call::Attempt Call::detachHere() {
     return kGranted;
 }
 
-std::string Call::changeHandoff(const os::Process& process, HandoffStep step) {
+std::string Call::changeHandoff(HandoffStep step) {
     return insist(deadline_, [&]() -> Attempt {
-        if (!tryOpen(process))
+        if (!tryOpen())
             return kGranted;
         return changeHandoffHere(step);
     });

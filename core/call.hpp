@@ -35,21 +35,26 @@ struct Surroundings {
     const Engine::Warn& warn;
     const std::string& bootId;
     std::uint64_t caller; // Holdings::open
+    storage::MountTable& mounts;
     mutable Neighbours neighbours{};
 };
 
 class Call {
 public:
-    Call(const Surroundings& surroundings, const Guest& guest, const std::vector<Resource>& resources);
+    // `process` is the guest's QEMU, if it is there already.
+    Call(const Surroundings& surroundings, const Guest& guest, const std::vector<Resource>& resources,
+         std::optional<os::Process> process = std::nullopt);
+    Call(const Call&) = delete;
+    ~Call();
 
     // A refusal, or "" where it is granted. Each throws where nothing was decided.
     std::string enter(const qemu::VesselEnds& ends, lease::Entry entry);
-    std::string acquire(const os::Process& process, std::string_view state);
-    void detach(const os::Process& process);
+    std::string acquire(std::string_view state);
+    void detach();
 
     // `step` changes the marks of what the guest writes to, and gives a token; the state that names it.
     using HandoffStep = std::uint32_t (*)(const lease::Incarnation&, std::span<const lease::Share>);
-    std::string changeHandoff(const os::Process& process, HandoffStep step);
+    std::string changeHandoff(HandoffStep step);
 
     // It may wait for storage that does not answer, in a process that can be given up. Here it says whose it is waiting
     // for, while it does. Without this it does nothing where leases are on such storage, and throws
@@ -57,6 +62,7 @@ public:
     void reportTo(char* place, std::size_t size) { report_ = place, reportSize_ = size; }
     const Guest& guest() const { return guest_; }
     const std::vector<Resource>& resources() const { return resources_; }
+    const os::Process& process() const { return *process_; }
 
 private:
     using Leases = std::vector<qemu::StoredLease*>;
@@ -81,7 +87,8 @@ private:
         bool runs = true;                 // not a plug
     };
 
-    bool tryOpen(const os::Process& process);
+    bool tryOpen();
+    qemu::Taking choose(const std::vector<const qemu::StoredLease*>& leases) const;
     Attempt acquireHere(std::string_view state);
     Attempt detachHere();
     Attempt changeHandoffHere(HandoffStep step);
@@ -90,7 +97,9 @@ private:
     bool heal();
     Plan plan(Naming naming);
     void openAll(const std::vector<Resource>& resources);
+    Place openNew(const Resource& resource) const;
     void openLayers(const Resource& resource, std::vector<Place>& places);
+    std::vector<os::FileId> heldFiles() const;
     Leases orphansOf(const Leases& closed);
     void checkNotThere() const;
     Attempt admit(std::span<Place> places, lease::Entry entry);
@@ -100,7 +109,7 @@ private:
     Attempt leaseLower(bool firstRun);
     Attempt admitLower(const Resource& resource, const os::FileId& file);
     bool isFirstRun();
-    void giveBack(qemu::StoredLease& lease);
+    void giveBack(std::size_t number); // of dropped_
     std::optional<std::string> findOutsider(const qemu::StoredLease& stored, bool hidesQemu, Mode mode) const;
     void recordOwner(const qemu::StoredLease& whole, const qemu::StoredLease& part) const;
     void checkStillHeld(const qemu::StoredLease& part);
@@ -118,7 +127,7 @@ private:
     char* report_ = nullptr;
     std::size_t reportSize_ = 0;
 
-    const os::Process* process_ = nullptr;
+    std::optional<os::Process> process_;
     lease::Incarnation self_;
     std::optional<Holdings> holdings_;
     std::vector<Place> fresh_;               // not in the vessel yet

@@ -92,24 +92,9 @@ std::string Engine::bounded(bool mayHang, Call& call, std::span<const int> keep,
                                    storage::causeOfSilence(path));
 }
 
-std::string Engine::callFor(const os::Process& process, Call& call, const Work& work) const {
-    return bounded(mayHang(process, call.guest(), call.resources()), call, process.descriptor(), work);
-}
-
-bool Engine::mayHang(const os::Process& process, const Guest& guest, const std::vector<Resource>& resources) const {
-    if (!mounts_.hasRemote())
-        return false;
-    auto manifest = qemu::Vessel::readManifest(process, guest.uuid);
-    if (!manifest)
-        return true;
-    // A path that the vessel does not know may lead anywhere, and so may a file that it does not have yet.
-    return std::any_of(
-               manifest->leases.begin(), manifest->leases.end(),
-               [](const qemu::StoredLease& lease) { return lease.remote || lease.stage != qemu::Stage::settled; }) ||
-           !std::all_of(resources.begin(), resources.end(), [&](const Resource& resource) {
-               return std::any_of(manifest->leases.begin(), manifest->leases.end(),
-                                  [&](const qemu::StoredLease& lease) { return lease.isNamed(nameOf(resource)); });
-           });
+// Whether storage may hang the guest's vessel tells (Call::choose).
+std::string Engine::callFor(Call& call, const Work& work) const {
+    return bounded(false, call, call.process().descriptor(), work);
 }
 
 Engine::Answer Engine::registerGuest(const Guest& guest, const std::vector<Resource>& resources) const {
@@ -124,7 +109,7 @@ Engine::Answer Engine::enter(const Guest& guest, const std::vector<Resource>& re
     qemu::VesselEnds ends;
     auto numbers = ends.numbers();
     bool remote = !resources.empty() && storage::hostHasRemoteMounts();
-    Surroundings surroundings{settings_, warn_, bootId_, caller_};
+    Surroundings surroundings{settings_, warn_, bootId_, caller_, mounts_};
     Call call(surroundings, guest, resources);
     std::string refusal = bounded(remote, call, numbers, [&](Call& here) { return here.enter(ends, entry); });
     if (!refusal.empty())
@@ -135,10 +120,9 @@ Engine::Answer Engine::enter(const Guest& guest, const std::vector<Resource>& re
 
 Engine::Answer Engine::acquire(const Guest& guest, const std::vector<Resource>& resources,
                                std::string_view state) const {
-    os::Process process = openQemu(guest);
-    Surroundings surroundings{settings_, warn_, bootId_, caller_};
-    Call call(surroundings, guest, resources);
-    return answerOf(callFor(process, call, [&](Call& here) { return here.acquire(process, state); }));
+    Surroundings surroundings{settings_, warn_, bootId_, caller_, mounts_};
+    Call call(surroundings, guest, resources, openQemu(guest));
+    return answerOf(callFor(call, [&](Call& here) { return here.acquire(state); }));
 }
 
 // A QEMU that has died meanwhile holds nothing: there is nothing to do for it in the three calls that follow.
@@ -149,9 +133,9 @@ std::string Engine::changeHandoff(const Guest& guest, const std::vector<Resource
     auto process = os::Process::openIfExists(guest.pid);
     if (!process)
         return {};
-    Surroundings surroundings{settings_, warn_, bootId_, caller_};
-    Call call(surroundings, guest, resources);
-    return callFor(*process, call, [&](Call& here) { return here.changeHandoff(*process, step); });
+    Surroundings surroundings{settings_, warn_, bootId_, caller_, mounts_};
+    Call call(surroundings, guest, resources, std::move(process));
+    return callFor(call, [&](Call& here) { return here.changeHandoff(step); });
 }
 
 std::string Engine::release(const Guest& guest, const std::vector<Resource>& resources) const {
@@ -166,10 +150,10 @@ void Engine::detach(const Guest& guest, const std::vector<Resource>& resources) 
     auto process = os::Process::openIfExists(guest.pid);
     if (!process)
         return;
-    Surroundings surroundings{settings_, warn_, bootId_, caller_};
-    Call call(surroundings, guest, resources);
-    callFor(*process, call, [&](Call& here) {
-        here.detach(*process);
+    Surroundings surroundings{settings_, warn_, bootId_, caller_, mounts_};
+    Call call(surroundings, guest, resources, std::move(process));
+    callFor(call, [&](Call& here) {
+        here.detach();
         return std::string();
     });
 }

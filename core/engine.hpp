@@ -64,9 +64,8 @@ private:
     // Runs the work here, or, where the storage may hang, in a process that is given up after storage_timeout.
     std::string bounded(bool mayHang, Call& call, std::span<const int> keep, const Work& work) const;
     // The same, for a call that is about a running QEMU.
-    std::string callFor(const os::Process& process, Call& call, const Work& work) const;
+    std::string callFor(Call& call, const Work& work) const;
     Answer enter(const Guest& guest, const std::vector<Resource>& resources, lease::Entry entry) const;
-    bool mayHang(const os::Process& process, const Guest& guest, const std::vector<Resource>& resources) const;
     std::string changeHandoff(const Guest& guest, const std::vector<Resource>& resources,
                               std::uint32_t (*step)(const lease::Incarnation&, std::span<const lease::Share>)) const;
 

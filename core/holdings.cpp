@@ -10,13 +10,29 @@ namespace leasehold {
 
 using qemu::StoredLease;
 
-Shares::Shares(const lease::Incarnation& self, const std::vector<const StoredLease*>& leases) {
+namespace {
+
+bool isAmong(const os::FileId& file, std::span<const os::FileId> files) {
+    return std::find(files.begin(), files.end(), file) != files.end();
+}
+
+} // namespace
+
+Shares::Shares(const lease::Incarnation& self, const std::vector<const StoredLease*>& leases,
+               std::span<const os::FileId> held) {
     for (const StoredLease* lease : leases)
-        visitParts(*lease, [&](const StoredLease& part) { parts_.push_back({&part, lease}); });
-    std::sort(parts_.begin(), parts_.end(), [](const Part& one, const Part& other) {
+        visitParts(*lease, [&](const StoredLease& part) {
+            if (!isAmong(part.leaseFile, held))
+                parts_.push_back({&part, lease});
+        });
+    std::stable_sort(parts_.begin(), parts_.end(), [](const Part& one, const Part& other) {
         return std::pair(one.part->leaseFile.inode, one.part->leaseFile.device) <
                std::pair(other.part->leaseFile.inode, other.part->leaseFile.device);
     });
+    parts_.erase(
+        std::unique(parts_.begin(), parts_.end(),
+                    [](const Part& one, const Part& other) { return one.part->leaseFile == other.part->leaseFile; }),
+        parts_.end());
     media_.reserve(parts_.size());
     shares_.reserve(parts_.size());
     for (const Part& part : parts_) {
@@ -25,9 +41,9 @@ Shares::Shares(const lease::Incarnation& self, const std::vector<const StoredLea
     }
 }
 
-std::size_t Shares::indexOf(const StoredLease& part) const {
+std::optional<std::size_t> Shares::findIndex(const StoredLease& part) const {
     auto found = std::find_if(parts_.begin(), parts_.end(), [&](const Part& known) { return known.part == &part; });
-    return static_cast<std::size_t>(found - parts_.begin());
+    return found == parts_.end() ? std::nullopt : std::optional(static_cast<std::size_t>(found - parts_.begin()));
 }
 
 Holdings::Holdings(const os::Process& process, qemu::Vessel vessel, std::uint64_t caller)
@@ -36,9 +52,10 @@ Holdings::Holdings(const os::Process& process, qemu::Vessel vessel, std::uint64_
       caller_(caller) {}
 
 std::optional<Holdings> Holdings::open(const os::Process& process, const lease::Uuid& uuid, std::uint64_t caller,
-                                       qemu::Vessel::Remote remote, std::chrono::steady_clock::time_point deadline) {
+                                       const qemu::Vessel::Choice& choose,
+                                       std::chrono::steady_clock::time_point deadline) {
     auto vessel = insist(deadline, [&]() -> std::optional<std::optional<qemu::Vessel>> {
-        auto found = qemu::Vessel::retrieve(process, uuid, remote);
+        auto found = qemu::Vessel::retrieve(process, uuid, choose);
         if (found && found->disordered() && !found->tryReplace(found->caller()))
             return std::nullopt;
         return found;
@@ -68,9 +85,27 @@ StoredLease* Holdings::findFile(const os::FileId& file) {
     return nullptr;
 }
 
+std::vector<os::FileId> Holdings::leaseFiles(const StoredLease* without) const {
+    std::vector<os::FileId> files;
+    for (const StoredLease& lease : leases())
+        if (&lease != without)
+            visitParts(lease, [&](const StoredLease& part) { files.push_back(part.leaseFile); });
+    return files;
+}
+
+bool Holdings::isShared(const StoredLease& lease) const {
+    return !lease.onImage() && isAmong(lease.leaseFile, leaseFiles(&lease));
+}
+
 std::size_t Holdings::countTops() const {
     return static_cast<std::size_t>(
         std::count_if(leases().begin(), leases().end(), [](const StoredLease& lease) { return !lease.lower; }));
+}
+
+void Holdings::closeLater(os::ClosedTogether& closed) {
+    closed.add(vessel_.takeEnd());
+    for (StoredLease& lease : leases())
+        qemu::closeLater(lease, closed);
 }
 
 const os::OpenFiles& Holdings::opened() {

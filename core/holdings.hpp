@@ -20,15 +20,20 @@ namespace leasehold {
 // The marks of some leases as the protocol takes them: each with its companion, in the one order that all hosts keep,
 // so that guests that share several images cannot refuse each other. By the inode number of what the marks are in,
 // which is the same everywhere on a shared file system; device numbers are not.
+//
+// Two files of one name have one lease in a lockspace (Call::openNew): its marks are there once. Without those that are
+// in `held`, which the guest has already.
 class Shares {
 public:
-    Shares(const lease::Incarnation& self, const std::vector<const qemu::StoredLease*>& leases);
+    Shares(const lease::Incarnation& self, const std::vector<const qemu::StoredLease*>& leases,
+           std::span<const os::FileId> held = {});
 
     std::span<const lease::Share> all() const { return shares_; }
     // Of a share: what carries its marks, and the lease that this is part of.
     const qemu::StoredLease& partOf(std::size_t share) const { return *parts_[share].part; }
     const qemu::StoredLease& wholeOf(std::size_t share) const { return *parts_[share].whole; }
-    std::size_t indexOf(const qemu::StoredLease& part) const;
+    // Nothing if the marks are none of these.
+    std::optional<std::size_t> findIndex(const qemu::StoredLease& part) const;
 
 private:
     struct Part {
@@ -45,7 +50,8 @@ public:
     // the vessel's queue is set right before anything else; the process must outlive what is returned. Throws when
     // somebody else changes the vessel all the time, until the deadline.
     static std::optional<Holdings> open(const os::Process& process, const lease::Uuid& uuid, std::uint64_t caller,
-                                        qemu::Vessel::Remote remote, std::chrono::steady_clock::time_point deadline);
+                                        const qemu::Vessel::Choice& choose,
+                                        std::chrono::steady_clock::time_point deadline);
 
     const lease::Incarnation& self() const { return self_; }
     std::vector<qemu::StoredLease>& leases() { return vessel_.leases(); }
@@ -58,12 +64,22 @@ public:
     // are never found by a path, which is only what somebody said once.
     qemu::StoredLease* findNamed(const std::string& name);
     qemu::StoredLease* findFile(const os::FileId& file);
+    // What the marks of all leases are in; without one of them.
+    std::vector<os::FileId> leaseFiles(const qemu::StoredLease* without = nullptr) const;
+    // Another lease has its marks in the same file.
+    bool isShared(const qemu::StoredLease& lease) const;
     // Of all that libvirt names when the guest runs: without lower files.
     std::size_t countTops() const;
+
+    // Before a file decides something: that the leases are of the files that the vessel says.
+    void compareFiles() { vessel_.compareFiles(); }
 
     // What QEMU has open: read when it is first asked for, and again by lookAgain.
     const os::OpenFiles& opened();
     const os::OpenFiles& lookAgain();
+
+    // All that is open for it. Nothing can be asked of it afterwards.
+    void closeLater(os::ClosedTogether& closed);
 
     // This libvirtd could not look at all that was to be looked at: the next call has to.
     void leaveInherited() { caller_ = vessel_.caller(); }

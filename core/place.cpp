@@ -482,6 +482,13 @@ Place placeResource(const Resource& resource, const Incarnation* self, const Set
 
 namespace {
 
+os::Fd duplicate(const os::Fd& fd, const std::string& path) {
+    os::Fd copy(fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
+    if (!copy.open())
+        throw SystemError(errno, "duplicate a descriptor of", path);
+    return copy;
+}
+
 void addCompanion(Place& place, const Incarnation& self, const Settings& settings) {
     const qemu::StoredLease& main = place.stored;
     if (place.ofThisHost || main.named || !main.image.open())
@@ -491,9 +498,7 @@ void addCompanion(Place& place, const Incarnation& self, const Settings& setting
     stored.file = main.file;
     stored.mode = main.mode;
     stored.path = main.path;
-    stored.image = os::Fd(fcntl(main.image.get(), F_DUPFD_CLOEXEC, 0));
-    if (!stored.image.open())
-        throw SystemError(errno, "duplicate a descriptor of", main.path);
+    stored.image = duplicate(main.image, main.path);
     putIntoHost(companion, main.file, &self, settings);
     place.stored.companion = std::make_unique<qemu::StoredLease>(std::move(stored));
 }
@@ -503,6 +508,22 @@ void addCompanion(Place& place, const Incarnation& self, const Settings& setting
 Place openPlace(const Resource& resource, const Incarnation& self, const Settings& settings) {
     Place place = placeResource(resource, &self, settings);
     addCompanion(place, self, settings);
+    return place;
+}
+
+Place openBeside(const qemu::StoredLease& known, const Resource& resource, const Incarnation& self,
+                 const Settings& settings) {
+    Place place = findPlace(resource, settings);
+    qemu::StoredLease& stored = place.stored;
+    OpenImage image = openImage(resource, settings, false);
+    if (stored.leaseFile != known.leaseFile || os::fileIdOf(image.status) != stored.file)
+        unusable(resource, "it was replaced while it was opened; try again", Fault::invalid);
+    stored.image = std::move(image.fd);
+    stored.lease = duplicate(known.lease, known.path);
+    stored.directory = known.directory.open() ? duplicate(known.directory, known.path) : os::Fd();
+    stored.flocksImage = false; // the marks are up already
+    addCompanion(place, self, settings);
+    place.shared = true;
     return place;
 }
 

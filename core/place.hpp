@@ -46,6 +46,7 @@ struct Place {
     bool tellsOutsiders = true; // QEMU's locks on the image mean something, and asking for them is no error
     bool guardable = false;     // QEMU's locks keep nobody out on another host: who joins puts up the guard
     bool ofThisHost = false;    // the lease itself is among those of this host
+    bool shared = false;        // the lease is one that the guest has already, but not its companion: openBeside
     std::string partOf;         // of a layer: see Below
     std::string caution;        // what an administrator should know though the lease is given; or empty
 };
@@ -59,6 +60,11 @@ std::string nameOf(const Resource& resource);
 //
 // Throws Error, naming the resource, what is wrong with it, and what to do.
 Place openPlace(const Resource& resource, const lease::Incarnation& self, const Settings& settings);
+
+// The same for a file that has taken the name of another one, by which its lease goes: the guest has that lease, as
+// `known`, and it is the lease of both, through the same open file description.
+Place openBeside(const qemu::StoredLease& known, const Resource& resource, const lease::Incarnation& self,
+                 const Settings& settings);
 
 // A lease that a guest has besides, of something below its device: two guests never have two layers of one disk. Who
 // uses a layer as a whole has its own lease, in its own mode; who uses a part of it has that lease for reading, and a

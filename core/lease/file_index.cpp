@@ -7,8 +7,10 @@
 #include "core/os/text.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <charconv>
+#include <cstring>
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -40,15 +42,38 @@ std::string textOf(const Index::Line& line) {
     return padded(encodeMarkFileName(line.who) + ' ' + static_cast<char>(line.marks));
 }
 
-// Compared with what it would be written as, without writing it: there may be a thousand.
-std::optional<Index::Line> parseLine(std::string_view text) {
-    auto who = parseMarkFileName(text.substr(0, kNameSize));
-    char marks = text[kNameSize + 1];
-    bool upper = text.substr(0, kNameSize).find_first_of("ABCDEF") != text.npos;
-    bool rest = text[kNameSize] == ' ' && text.find_first_not_of(' ', kNameSize + 2) == kLineSize - 1;
-    if (!who || upper || !rest || text.back() != '\n' || (marks != '-' && marks != 's' && marks != 'x'))
-        return std::nullopt;
-    return Index::Line{*who, static_cast<Index::Marks>(marks)};
+constexpr auto kDigits = [] {
+    std::array<int, 256> digits{};
+    digits.fill(-1);
+    for (int digit = 0; digit < 16; digit++)
+        digits[static_cast<unsigned char>("0123456789abcdef"[digit])] = digit;
+    return digits;
+}();
+
+// Eight digits, as os::hexadecimal writes them; negative where they are not.
+std::int64_t parseNumber(const char* text) {
+    std::int64_t number = 0;
+    for (int i = 0; i < 8; i++) {
+        const int digit = kDigits[static_cast<unsigned char>(text[i])];
+        if (digit < 0)
+            return -1;
+        number = number << 4 | digit;
+    }
+    return number;
+}
+
+// Only what textOf writes. There may be a thousand, and each step reads all of them.
+bool tryParseLine(const char* text, Index::Line& line) {
+    constexpr std::string_view kRest = "            \n";
+    static_assert(kNameSize + 2 + kRest.size() == kLineSize);
+    const std::int64_t domain = parseNumber(text), id = parseNumber(text + 9);
+    const char marks = text[kNameSize + 1];
+    if (domain < 0 || id < 0 || text[8] != '-' || text[kNameSize] != ' ' ||
+        (marks != '-' && marks != 's' && marks != 'x') ||
+        std::memcmp(text + kNameSize + 2, kRest.data(), kRest.size()) != 0)
+        return false;
+    line = {{static_cast<std::uint32_t>(domain), static_cast<std::uint32_t>(id)}, static_cast<Index::Marks>(marks)};
+    return true;
 }
 
 } // namespace
@@ -70,12 +95,11 @@ std::optional<Index> parseIndex(std::string_view text) {
     (void)std::from_chars(number, number + 8, index.living, 16);
     if (headOf(index) != head)
         return std::nullopt;
-    for (std::size_t at = kLineSize; at < text.size(); at += kLineSize) {
-        auto line = parseLine(text.substr(at, kLineSize));
-        if (!line)
+    index.lines.resize(text.size() / kLineSize - 1);
+    const char* at = text.data();
+    for (Index::Line& line : index.lines)
+        if (!tryParseLine(at += kLineSize, line))
             return std::nullopt;
-        index.lines.push_back(*line);
-    }
     return index;
 }
 

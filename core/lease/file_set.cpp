@@ -259,11 +259,12 @@ bool Others::visitAll(Visit visit) {
 // What we have up, and how to change it. Behind the gate.
 class OwnMarks {
 public:
-    OwnMarks(int directory, int file, const Incarnation& self, const std::string& name)
-        : file_(file), name_(name), marks_(decodeMarks(readText(file, name), self)) {
-        // Others would not see it, and whoever comes next would think that nobody is here.
+    OwnMarks(int directory, int file, const Incarnation& self, const std::string& name) : file_(file), name_(name) {
+        // Others would not see it, and whoever comes next would think that nobody is here. Asked before it is read: it
+        // came out of QEMU, and to read what is no such file might never end.
         if (!isMarkFileListed(directory, file, self, name))
             deleted(name);
+        marks_ = decodeMarks(readText(file, name), self);
         // To write them anew would drop marks that others rely on.
         if (std::find(marks_.begin(), marks_.end(), Placed{}) != marks_.end())
             throw Error(Fault::invalid, "the lease of '" + name +

@@ -486,8 +486,10 @@ std::uint32_t inquireAll(const Incarnation& self, std::span<const Share> shares)
 }
 
 void offer(const Incarnation& self, const Share& share, std::uint32_t token) {
-    if (share.mode != Mode::readOnly)
-        raiseHandoff(self, share, share.medium->note(), token, false);
+    if (share.mode == Mode::readOnly)
+        return;
+    if (Note note = share.medium->note(); note.token != token) // or it is up
+        raiseHandoff(self, share, note, token, false);
 }
 
 namespace {

@@ -9,6 +9,7 @@
 
 #include <fcntl.h>
 #include <sys/fsuid.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -20,6 +21,29 @@ void Fd::reset(int number) {
     if (number_ >= 0)
         ::close(number_);
     number_ = number;
+}
+
+void ClosedTogether::add(Fd fd) {
+    if (!fd.open())
+        return;
+    if (count_ == numbers_.size())
+        closeAll();
+    numbers_[count_++] = fd.release();
+}
+
+void ClosedTogether::closeAll() {
+    std::sort(numbers_.begin(), numbers_.begin() + static_cast<std::ptrdiff_t>(count_));
+    for (std::size_t first = 0, next = 0; first < count_; first = next) {
+        // All of the row are ours: another thread's descriptor has a number that is none of these.
+        for (next = first + 1; next < count_ && numbers_[next] == numbers_[next - 1] + 1;)
+            next++;
+        // Linux 5.9; the wrapper is younger than the glibc of Debian 11.
+        if (next - first > 1 && syscall(__NR_close_range, numbers_[first], numbers_[next - 1], 0) == 0)
+            continue;
+        for (std::size_t i = first; i < next; i++)
+            close(numbers_[i]);
+    }
+    count_ = 0;
 }
 
 namespace {

@@ -5,6 +5,8 @@
 // File descriptors: who owns one, and which file it is. Knows nothing of locks. Every descriptor made here is
 // O_CLOEXEC from the first instant; only the vessel (core/qemu) makes exceptions.
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -36,6 +38,23 @@ public:
 
 private:
     int number_ = -1;
+};
+
+// Closes what it is given when it goes; those with neighbouring numbers, as the kernel gives them out, with one call.
+// Needs no memory: it is for destructors.
+class ClosedTogether {
+public:
+    ClosedTogether() = default;
+    ClosedTogether(const ClosedTogether&) = delete;
+    ~ClosedTogether() { closeAll(); }
+
+    void add(Fd fd);
+
+private:
+    void closeAll();
+
+    std::array<int, 256> numbers_; // more are closed in several goes
+    std::size_t count_ = 0;
 };
 
 // Which file: the same for every path, link and bind mount that leads to it (stat(2): st_dev, st_ino). Of a block

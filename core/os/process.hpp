@@ -26,6 +26,8 @@ public:
     pid_t pid() const { return pid_; }
     // The pidfd, as what a forked helper has to keep.
     std::array<int, 1> descriptor() const { return {pidfd_.get()}; }
+    // For ClosedTogether. Nothing can be asked afterwards.
+    Fd takePidfd() { return std::move(pidfd_); }
 
     // Waits until the process has died, for at most this long. A dead process holds nothing any more: its descriptors
     // are closed by the time its pidfd is readable.

@@ -118,8 +118,8 @@ struct Part {
 struct Message {
     Header header{};
     GuestTag tag;
-    std::vector<Part> parts;                 // without descriptors yet
-    std::vector<os::FileId> descriptorFiles; // what these lead to, in one row
+    std::vector<Part> parts;
+    std::size_t descriptors = 0; // of all of them
 };
 
 // The descriptors of a lease in the order in which they travel.
@@ -234,11 +234,16 @@ public:
                 end = std::min(names.find('\0', begin), names.size());
                 lease.aliases.push_back(names.substr(begin, end - begin));
             }
-            visitDescriptors(lease, entry.descriptors, [&](const os::Fd&) {
-                os::FileId file;
-                copy(&file, sizeof file);
-                message.descriptorFiles.push_back(file);
-            });
+            std::array<os::FileId, 3> files;
+            std::size_t count = 0;
+            visitDescriptors(lease, entry.descriptors, [&](const os::Fd&) { copy(&files[count++], sizeof files[0]); });
+            // What libvirt names: the image, where the lease is elsewhere; the directory of a named lease; the only
+            // one. The marks are in the last one that is no image.
+            const bool image = entry.descriptors & kHasImage, directory = entry.descriptors & kHasDirectory;
+            if (files[image || directory ? 1 : 0] != lease.file)
+                hostile("a lease belongs to another image");
+            lease.leaseFile = files[directory ? count - 1 : 0];
+            message.descriptors += count;
             message.parts.push_back(std::move(part));
         }
         if (!text_.empty())
@@ -418,42 +423,50 @@ RawMessage peekRaw(int socket, std::span<char> buffer, bool withDescriptors) {
             withDescriptors};
 }
 
+// Puts the descriptors of a message into its leases.
+void attach(Message& message, RawMessage raw) {
+    // Fewer descriptors than were sent: our table is full (or a security module forbids one). Nothing is lost in
+    // QEMU, but a lease that we cannot see is a lease that we cannot keep.
+    if (raw.flags & MSG_CTRUNC)
+        throw SystemError(EMFILE, "receive all leases from", "its QEMU");
+    if (raw.fds.size() != message.descriptors)
+        hostile("descriptors are missing");
+    auto next = raw.fds.begin();
+    for (Part& part : message.parts)
+        visitDescriptors(part.lease, part.descriptors, [&](os::Fd& fd) { fd = std::move(*next++); });
+}
+
 Message parseMessage(RawMessage raw) {
     if (raw.flags & MSG_TRUNC)
         hostile("a message is too long");
-    // Fewer descriptors than were sent: our table is full (or a security module forbids one). Nothing is lost in
-    // QEMU, but a lease that we cannot see is a lease that we cannot keep.
-    if (raw.withDescriptors && (raw.flags & MSG_CTRUNC))
-        throw SystemError(EMFILE, "receive all leases from", "its QEMU");
     Message message = Parser(raw.text).parse();
-    if (raw.withDescriptors && raw.fds.size() != message.descriptorFiles.size())
-        hostile("descriptors are missing");
-    std::size_t next = 0;
-    for (Part& part : message.parts) {
-        StoredLease& lease = part.lease;
-        // What libvirt names: the image, where the lease is elsewhere; the directory of a named lease; the only one.
-        std::uint8_t which = part.descriptors;
-        std::size_t subject = next + (which != 0);
-        lease.leaseFile = message.descriptorFiles[next + (which & kHasDirectory ? (which & kHasImage ? 2 : 1) : 0)];
-        visitDescriptors(lease, which, [&](os::Fd& fd) {
-            if (!raw.withDescriptors) {
-                next++;
-                return;
-            }
-            // Before anything is done with it: a descriptor of another file could make us lock what is not this
-            // guest's.
-            mode_t type = 0;
-            if (os::identify(raw.fds[next].get(), lease.path, &type) != message.descriptorFiles[next])
-                hostile("a descriptor leads to another file");
-            // Reading from anything else might never end.
-            if (type != S_IFREG && type != S_IFDIR && (type != S_IFBLK || &fd != &lease.image))
-                hostile("a descriptor is no file");
-            fd = std::move(raw.fds[next++]);
-        });
-        if (message.descriptorFiles[subject] != lease.file)
-            hostile("a lease belongs to another image");
-    }
+    if (raw.withDescriptors)
+        attach(message, std::move(raw));
     return message;
+}
+
+// Before anything is done with it: a descriptor of another file could make us take what is not this guest's for its.
+void compareFiles(const StoredLease& lease) {
+    auto compare = [&](const os::Fd& fd, const os::FileId* said) {
+        mode_t type = 0;
+        os::FileId file = os::identify(fd.get(), lease.path, &type);
+        if (said && file != *said)
+            hostile("a descriptor leads to another file");
+        // Reading from anything else might never end.
+        if (type != S_IFREG && type != S_IFDIR && (type != S_IFBLK || &fd != &lease.image))
+            hostile("a descriptor is no file");
+    };
+    // A file of a set is compared with its name in each step (lease/file_set.cpp).
+    compare(lease.lease, lease.directory.open() ? nullptr : &lease.leaseFile);
+    if (lease.image.open())
+        compare(lease.image, &lease.file);
+    if (lease.directory.open())
+        compare(lease.directory, &lease.leaseFile);
+}
+
+void compareAllFiles(const std::vector<StoredLease>& leases) {
+    for (const StoredLease& lease : leases)
+        visitParts(lease, [](const StoredLease& part) { compareFiles(part); });
 }
 
 // The parts of a complete generation as leases, each with its companion.
@@ -474,13 +487,6 @@ std::vector<StoredLease> assemble(std::vector<Part> parts) {
         main->companion = std::make_unique<StoredLease>(std::move(part.lease));
     }
     return leases;
-}
-
-void leaveIfRemote(const std::vector<StoredLease>& leases) {
-    if (std::any_of(leases.begin(), leases.end(), [](const StoredLease& lease) {
-            return lease.remote || (lease.companion && lease.companion->remote);
-        }))
-        throw RemoteLeases();
 }
 
 bool isVesselOf(std::string_view text, const std::array<unsigned char, 16>& uuid) {
@@ -550,10 +556,9 @@ std::optional<ucred> makerOf(int socket) {
     socklen_t size = sizeof maker;
     sockaddr_un peer{};
     socklen_t length = sizeof peer;
-    // The name of the other end tells the family, too: one question less in each call.
-    if (!isSeqpacket(socket) || getpeername(socket, reinterpret_cast<sockaddr*>(&peer), &length) < 0 ||
-        length != sizeof peer.sun_family || peer.sun_family != AF_UNIX ||
-        getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &maker, &size) < 0)
+    // The name of the other end tells the family, too.
+    if (getpeername(socket, reinterpret_cast<sockaddr*>(&peer), &length) < 0 || length != sizeof peer.sun_family ||
+        peer.sun_family != AF_UNIX || getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &maker, &size) < 0)
         return std::nullopt;
     return maker;
 }
@@ -564,13 +569,18 @@ bool isOurs(int socket) {
     return maker && os::isTrustedMaker(maker->uid);
 }
 
-// A descriptor that may be an end of a vessel, by what can be told without touching it.
+// A descriptor that may be an end of a vessel, by what could be told without touching it: closing a duplicate of
+// anything else may take its time.
+std::optional<os::Fd> takePair(const os::Process& process, int number, const std::optional<os::HeldSocket>& seen) {
+    auto taken = seen && os::isTrustedMaker(seen->maker) ? process.takeDescriptor(number) : std::optional<os::Fd>();
+    return taken && isOurs(taken->get()) ? std::move(taken) : std::nullopt;
+}
+
+// The same where processes are searched: any of them may have put something else there meanwhile.
 std::optional<os::Fd> takeSocket(const os::Process& process, int number) {
-    auto socket = os::inspectSocket(process.pid(), number);
-    auto taken = socket && os::isTrustedMaker(socket->maker) ? process.takeDescriptor(number) : std::optional<os::Fd>();
-    if (!taken || inodeOf(*taken) != socket->inode || !isOurs(taken->get()))
-        return std::nullopt; // QEMU has put something else there meanwhile
-    return taken;
+    auto seen = os::inspectSocket(process.pid(), number);
+    auto taken = takePair(process, number, seen);
+    return taken && isSeqpacket(taken->get()) && inodeOf(*taken) == seen->inode ? std::move(taken) : std::nullopt;
 }
 
 // Whose vessel it is, if the socket is the receiving end of one. Takes no descriptors.
@@ -621,15 +631,13 @@ std::optional<int> peekPosition(int socket) {
     return getsockopt(socket, SOL_SOCKET, SO_PEEK_OFF, &position, &size) < 0 ? std::nullopt : std::optional(position);
 }
 
-// The receiving end where it is looked for first, as long as nobody is walking its queue. A position means that
-// somebody is, or was killed at it: a peek would neither see the first message nor leave the walk alone. What is no
-// Unix socket has no position at all.
-std::optional<os::Fd> takeUnwalkedEnd(const os::Process& process) {
-    auto out = takeSocket(process, kFirstNumber + 1);
-    // The position last: a walk that begins after it is disturbed by the peek, and has to begin anew.
-    if (!out || peekPosition(out->get()) != -1)
-        return std::nullopt;
-    return out;
+// All leases and companions of a generation, for who has to choose.
+template <typename All, typename LeaseOf>
+std::vector<const StoredLease*> wordsOf(const All& all, LeaseOf leaseOf) {
+    std::vector<const StoredLease*> words;
+    for (const auto& each : all)
+        visitParts(leaseOf(each), [&](const StoredLease& part) { words.push_back(&part); });
+    return words;
 }
 
 std::optional<End> search(const os::Process& process, const std::array<unsigned char, 16>& uuid) {
@@ -655,6 +663,13 @@ os::Fd inheritable(const os::Fd& end, int number) {
 
 bool StoredLease::isNamed(const std::string& name) const {
     return path == name || std::find(aliases.begin(), aliases.end(), name) != aliases.end();
+}
+
+void closeLater(StoredLease& lease, os::ClosedTogether& closed) {
+    visitParts(lease, [&](StoredLease& part) {
+        for (os::Fd* fd : {&part.lease, &part.image, &part.directory})
+            closed.add(std::move(*fd));
+    });
 }
 
 VesselEnds::VesselEnds() {
@@ -686,22 +701,21 @@ void VesselEnds::leaveToQemu() {
 }
 
 std::optional<Vessel> Vessel::retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid,
-                                       Remote remote, std::chrono::milliseconds limit) {
+                                       const Choice& choose, std::chrono::milliseconds limit) {
     Vessel vessel(process, limit);
-    Contents contents = remote == Remote::left ? Contents::local : Contents::everything;
-    return vessel.tryRead(uuid, contents) ? std::optional(std::move(vessel)) : std::nullopt;
+    return vessel.tryRead(uuid, Contents::everything, choose) ? std::optional(std::move(vessel)) : std::nullopt;
 }
 
 std::optional<Manifest> Vessel::readManifest(const os::Process& process, const std::array<unsigned char, 16>& uuid,
                                              std::chrono::milliseconds limit) {
     Vessel vessel(process, limit);
-    if (!vessel.tryRead(uuid, Contents::words))
+    if (!vessel.tryRead(uuid, Contents::words, {}))
         return std::nullopt;
     return Manifest{std::move(vessel.tag_), std::move(vessel.leases_)};
 }
 
-bool Vessel::tryRead(const std::array<unsigned char, 16>& uuid, Contents contents) {
-    if (tryReadAtOnce(uuid, contents))
+bool Vessel::tryRead(const std::array<unsigned char, 16>& uuid, Contents contents, const Choice& choose) {
+    if (tryReadAtOnce(uuid, contents, choose))
         return true;
     QueueLock locked = lockOut(*process_, deadline_);
     auto end = search(*process_, uuid);
@@ -709,49 +723,74 @@ bool Vessel::tryRead(const std::array<unsigned char, 16>& uuid, Contents content
         return false;
     out_ = std::move(end->out);
     tag_ = std::move(end->first.tag);
-    if (contents == Contents::local) {
+    if (choose) {
         readAll(Contents::words);
-        leaveIfRemote(leases_);
+        if (choose(wordsOf(leases_, [](const StoredLease& lease) -> const StoredLease& { return lease; })) ==
+            Taking::none)
+            throw RemoteLeases();
     }
     readAll(contents);
     return true;
 }
 
-// Nearly always there is one generation of one message, where it is looked for first: one peek tells all.
-bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents contents) {
-    auto out = takeUnwalkedEnd(*process_);
+// Nearly always there is one generation of one message, where it is looked for first, and two peeks tell all: the
+// second one has the descriptors, if they are to be had. Nobody is locked out, or waited for. What is not asked:
+// - whether somebody walks the queue (SO_PEEK_OFF): he notices that we have moved his position and begins anew, and
+//   whatever we have got instead of the first message is not all that waits.
+// - of which type the socket is, and whether it is still the one that was looked at: libvirt has said whose process
+// this
+//   is, and whoever has the vessel of that guest writes into it what he likes. That trusted hands made the pair is told
+//   by the socket itself.
+bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents contents, const Choice& choose) {
+    constexpr int kNumber = kFirstNumber + 1;
+    auto out = takePair(*process_, kNumber, os::inspectSocket(process_->pid(), kNumber));
     if (!out)
         return false;
-    int waiting = 0;
     char room[kMaxMessage];
-    if (contents == Contents::local) {
-        RawMessage words = peekRaw(out->get(), room, false);
-        if (!isVesselOf(words.text, uuid))
-            return false;
-        Message message = parseMessage(std::move(words));
-        leaveIfRemote(assemble(std::move(message.parts)));
-    }
-    RawMessage raw = peekRaw(out->get(), room, contents != Contents::words);
-    std::size_t length = raw.text.size();
-    if (!isVesselOf(raw.text, uuid) || ioctl(out->get(), SIOCINQ, &waiting) < 0 ||
-        static_cast<std::size_t>(waiting) != length)
+    RawMessage raw = peekRaw(out->get(), room, contents == Contents::everything && !choose);
+    if (!isVesselOf(raw.text, uuid))
         return false;
+    const std::string_view text = raw.text;
     Message message = parseMessage(std::move(raw));
     const Header& header = message.header;
-    if (header.parts != 1 || header.numbers[1] != kFirstNumber + 1)
+    if (header.parts != 1 || header.numbers[1] != kNumber)
         return false;
     if (header.leases != header.totalLeases)
         hostile("leases are missing");
+    Taking taking = Taking::compared;
+    if (choose) {
+        taking = choose(wordsOf(message.parts, [](const Part& part) -> const StoredLease& { return part.lease; }));
+        if (taking == Taking::none)
+            throw RemoteLeases();
+        // The words are known: as much of them as tells that these are still the same (who changes them counts up
+        // the generation).
+        char head[sizeof(Header)];
+        RawMessage whole = peekRaw(out->get(), head, true);
+        if (whole.text != text.substr(0, sizeof head))
+            return false;
+        attach(message, std::move(whole));
+    }
+    // All that waits in the queue, and not the older one of two generations.
+    if (int waiting = 0; ioctl(out->get(), SIOCINQ, &waiting) < 0 || static_cast<std::size_t>(waiting) != text.size())
+        return false;
     out_ = std::move(*out);
     tag_ = std::move(message.tag);
     numbers_ = {header.numbers[0], header.numbers[1]};
     socketInodes_ = {header.socketInodes[0], header.socketInodes[1]};
     generation_ = firstGeneration_ = header.generation;
     queued_ = 1;
-    queuedBytes_ = waiting;
+    queuedBytes_ = static_cast<int>(text.size());
     caller_ = header.caller;
     leases_ = assemble(std::move(message.parts));
+    compared_ = contents == Contents::words; // there are none
+    if (taking == Taking::compared)
+        compareFiles();
     return true;
+}
+
+void Vessel::compareFiles() {
+    if (!std::exchange(compared_, true))
+        compareAllFiles(leases_);
 }
 
 // Walks the whole queue. The caller has locked others out.
@@ -811,6 +850,8 @@ bool Vessel::tryWalk(Contents contents) {
         if (candidate.size() != header.totalLeases)
             hostile("leases are missing");
         leases_ = assemble(std::move(candidate));
+        if (contents == Contents::everything)
+            compareAllFiles(leases_);
         candidate.clear();
         caller_ = header.caller;
         numbers_ = {header.numbers[0], header.numbers[1]};

@@ -13,7 +13,9 @@
 // Any process can keep a socket with a vessel's words in it: only what root has made is one, or who runs as we do.
 // Everything read from a vessel is hostile input: the guest's QEMU may be in the hands of an attacker. Sizes, counts
 // and numbers are checked here; that a descriptor is the file the caller means (device and inode) is checked here too,
-// against what the message claims, and by the caller against what it wants.
+// against what the message claims, and by the caller against what it wants. Only where a call uses leases as they are,
+// and asks for no file, is that left out (Taking::asTheyAre): QEMU decides what is in its vessel, and could as well
+// have changed the words.
 //
 // Knows nothing of marks or locks.
 
@@ -25,6 +27,7 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -92,6 +95,9 @@ void visitParts(Lease& lease, Visit visit) {
         visit(*lease.companion);
 }
 
+// It has nothing open afterwards.
+void closeLater(StoredLease& lease, os::ClosedTogether& closed);
+
 // The two ends, in the process that will become QEMU. They stay open across exec once they are left to it.
 class VesselEnds {
 public:
@@ -121,19 +127,27 @@ public:
     RemoteLeases() : Error(Fault::system, "a lease in its QEMU is on storage that may not answer") {}
 };
 
+// What becomes of the descriptors of a vessel whose words are known.
+enum class Taking {
+    none,      // RemoteLeases
+    compared,  // each is the file that the words say it is
+    asTheyAre, // until compareFiles() is called
+};
+
 class Vessel {
 public:
-    enum class Remote { taken, left };
+    // By the words of all leases and companions.
+    using Choice = std::function<Taking(const std::vector<const StoredLease*>&)>;
 
     // A full vessel is read in a quarter of this.
     static constexpr std::chrono::milliseconds kReadLimit{2000};
 
     // Finds the vessel of this guest in the process: nothing when it has none. Throws Error(Fault::invalid) on a
-    // vessel that is not what VesselEnds and tryReplace make; RemoteLeases where such are to be left. The process must
-    // outlive the vessel. `limit` is for who reads it or keeps it locked at the same time, QEMU itself for instance:
-    // then it throws too.
+    // vessel that is not what VesselEnds and tryReplace make; RemoteLeases where `choose` says so. Without one all
+    // descriptors are taken, and compared. The process must outlive the vessel. `limit` is for who reads it or keeps it
+    // locked at the same time, QEMU itself for instance: then it throws too.
     static std::optional<Vessel> retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid,
-                                          Remote remote = Remote::taken, std::chrono::milliseconds limit = kReadLimit);
+                                          const Choice& choose = {}, std::chrono::milliseconds limit = kReadLimit);
 
     // The same without touching a single lease.
     static std::optional<Manifest> readManifest(const os::Process& process, const std::array<unsigned char, 16>& uuid,
@@ -146,6 +160,12 @@ public:
     // Who changed it last: a number of the libvirtd that did, 0 for Register.
     std::uint64_t caller() const { return caller_; }
 
+    // Throws Error(Fault::invalid) where a descriptor is not what the words say. Done already, unless `choose` chose.
+    void compareFiles();
+
+    // What is closed with the leases.
+    os::Fd takeEnd() { return std::move(out_); }
+
     // More than one generation is in the queue: an earlier change was interrupted. tryReplace() cures it.
     bool disordered() const { return disordered_; }
 
@@ -155,17 +175,13 @@ public:
     [[nodiscard]] bool tryReplace(std::uint64_t caller = 0);
 
 private:
-    enum class Contents {
-        words,
-        local, // everything, if nothing of it is remote
-        everything
-    };
+    enum class Contents { words, everything };
     using Clock = std::chrono::steady_clock;
 
     Vessel(const os::Process& process, std::chrono::milliseconds limit)
         : process_(&process), deadline_(Clock::now() + limit) {}
-    bool tryRead(const std::array<unsigned char, 16>& uuid, Contents contents);
-    bool tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents contents);
+    bool tryRead(const std::array<unsigned char, 16>& uuid, Contents contents, const Choice& choose);
+    bool tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents contents, const Choice& choose);
     void readAll(Contents contents);
     bool tryWalk(Contents contents);
     bool tryTakeOut(std::size_t count);
@@ -183,6 +199,7 @@ private:
     std::size_t queued_ = 0; // messages in the queue
     std::size_t stale_ = 0;  // of these, those before the newest complete generation
     bool disordered_ = false;
+    bool compared_ = true; // compareFiles
     std::vector<StoredLease> leases_;
 };
 

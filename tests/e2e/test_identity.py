@@ -137,6 +137,22 @@ def test_a_cd_that_is_changed_for_the_file_that_replaced_it_by_another_name(alph
     expect.free(beta, cd, old)
 
 
+@by_path
+def test_in_a_lockspace_a_cd_is_changed_for_the_file_that_replaced_it(medium, alpha, beta, images, listener):
+    owner, _, cd = listener
+    alpha.boot(owner)
+    replace(cd, images / "old.iso")
+    link = images / "link.iso"
+    link.symlink_to(cd)
+    alpha.ok("change-media", owner.name, "hdc", link, "--update", "--live", "--force")
+    for event in (resumes, is_dumped):
+        expect.taken(beta, cd)
+        expect.free(beta, cd, mode="readonly")
+        goes_through(alpha, owner, event)
+    alpha.ok("change-media", owner.name, "hdc", "--eject", "--live", "--force")
+    expect.free(beta, cd)
+
+
 def test_a_cd_that_is_changed_for_itself_under_another_name_stays_leased(alpha, beta, images, listener):
     owner, _, cd = listener
     alpha.boot(owner)
@@ -340,6 +356,31 @@ def test_a_hot_plugged_disk_and_the_copy_that_replaced_it_are_two(alpha, beta, i
     expect.free(beta, extra)
     alpha.ok("detach-disk", scsi.name, "sda")
     expect.free(beta, old, extra)
+
+
+@by_path
+@pytest.mark.parametrize("order", [("sda", "sdb"), ("sdb", "sda")], ids=["the old one goes first", "the new one"])
+def test_in_a_lockspace_a_disk_and_the_copy_that_replaced_it_have_one_lease(medium, alpha, beta, image, images, scsi,
+                                                                           order):
+    """That of the name, until both are gone. On their own host each is known by its number as well."""
+    extra = image("extra.img")
+    alpha.start_guest(scsi)
+    attach(alpha, scsi, extra, "sda")
+    old = replace(extra, images / "old.img")
+    attach(alpha, scsi, extra, "sdb")
+    there = {"sda": old, "sdb": extra}
+    for target in order:
+        expect.taken(beta, extra)
+        expect.taken(alpha, extra, *there.values())
+        goes_through(alpha, scsi, resumes)
+        alpha.kill_libvirtd()
+        alpha.start_libvirtd()
+        alpha.ok("detach-disk", scsi.name, target)
+        there.pop(target)
+    expect.free(beta, extra)
+    expect.free(alpha, old)
+    goes_through(alpha, scsi, resumes)
+    expect.free(beta, extra)
 
 
 def test_the_old_one_of_two_of_the_same_name_goes_first(alpha, beta, image, images, scsi):

@@ -347,7 +347,13 @@ private:
             checkMessage(error.what());
         }
         try {
-            (void)qemu::Vessel::retrieve(process_, kUuid, qemu::Vessel::Remote::left);
+            // As a call does that relies on nothing in it yet.
+            if (auto chosen = qemu::Vessel::retrieve(process_, kUuid, [](const auto& words) {
+                    return std::any_of(words.begin(), words.end(), [](const auto* lease) { return lease->remote; })
+                               ? qemu::Taking::none
+                               : qemu::Taking::asTheyAre;
+                }))
+                chosen->compareFiles();
         } catch (const Error& error) {
             checkMessage(error.what());
         }

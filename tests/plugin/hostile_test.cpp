@@ -151,10 +151,23 @@ TEST_F(Hostile, ShutDownPairRefusesMore) {
     callEverything();
 }
 
-TEST_F(Hostile, SwappedDescriptorsAreRefused) {
+TEST_F(Hostile, SwappedDescriptorsAreRefusedWhereAFileDecides) {
     order("swap " + treasure_);
-    EXPECT_TRUE(refused(host_.acquire(guest_, running_.pid(), disks_), kFailed, {"damaged"}));
-    callEverything();
+    EXPECT_TRUE(refused(host_.acquire(guest_, running_.pid(), added_), kFailed, {"damaged"}));
+    EXPECT_TRUE(refused(host_.acquire(guest_, running_.pid(), {disks_[0]}), kFailed, {"damaged"}));
+    EXPECT_TRUE(refused(host_.detach(guest_, running_.pid(), {disks_[1]}), kFailed, {"damaged"}));
+    EXPECT_TRUE(kernelLocksOn(added_[0].path).empty());
+}
+
+// Such a call takes the leases as they are. What it locks through a descriptor of QEMU's, QEMU can lock itself; it does
+// not get its victim's lease, does not keep the victim from running, and has nothing when that descriptor goes.
+TEST_F(Hostile, SwappedDescriptorsGiveItNothingWhenItStopsAndRuns) {
+    order("swap " + treasure_);
+    const StateOutcome state = host_.release(guest_, running_.pid(), disks_);
+    (void)host_.inquire(guest_, running_.pid(), disks_);
+    EXPECT_FALSE(host_.acquire(guest_, running_.pid(), disks_, {.state = state.state}));
+    EXPECT_TRUE(granted(host_.acquire(rival_, victim_.pid(), {{treasure_}})));
+    order("swap " + disk_);
 }
 
 TEST_F(Hostile, RefusalNamesTheGuestWhoseVesselIsDamaged) {

@@ -5,7 +5,9 @@
 #include "core/os/fd.hpp"
 #include "tests/support/unit_support.hpp"
 
+#include <algorithm>
 #include <filesystem>
+#include <vector>
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -54,6 +56,27 @@ TEST_F(Descriptor, IsNotClosedOnceItWasReleased) {
     fd.reset();
     EXPECT_TRUE(isOpen(number));
     close(number);
+}
+
+TEST_F(Descriptor, IsClosedTogetherWithOthersOfItsOwnerAndWithNobodyElses) {
+    std::vector<int> given;
+    Fd stranger;
+    {
+        ClosedTogether closed;
+        closed.add(Fd());
+        for (int i = 0; i < 300; i++) { // more than go at once
+            Fd fd = openFile("/dev/null", O_RDONLY);
+            if (i == 150) {
+                stranger = std::move(fd);
+                continue;
+            }
+            given.push_back(fd.get());
+            closed.add(std::move(fd));
+        }
+    }
+    EXPECT_TRUE(isOpen(stranger.get()));
+    EXPECT_EQ(given.size(), 299u);
+    EXPECT_TRUE(std::none_of(given.begin(), given.end(), isOpen));
 }
 
 TEST_F(Descriptor, IsNeverInheritedByAnExecutedProgram) {

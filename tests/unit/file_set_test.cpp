@@ -199,6 +199,17 @@ TEST_F(FileSet, FileDeletedUnderALivingGuestIsNoticedAtItsNextStep) {
     }
 }
 
+// It came out of QEMU, and reading another file might never end. Here it would be an error of its own.
+TEST_F(FileSet, WhatIsNotTheListedFileOfMarksIsNotRead) {
+    Member member(directory.get(), kFirst);
+    FileSetMedium medium(directory.get(), directory.get(), -1, kFirst, "disk.img");
+    for (const auto& call : std::initializer_list<std::function<void()>>{
+             [&] { (void)medium.tryPlace(kOwner, LockType::write); }, [&] { medium.removeHandoff(); }}) {
+        std::string error = errorOf(call);
+        EXPECT_NE(error.find("deleted from its lockspace"), std::string::npos) << error;
+    }
+}
+
 TEST_F(FileSet, OneImageTwiceInOneGuestIsRefusedAndOneThatWasDetachedIsNot) {
     std::optional<Member> member(std::in_place, directory.get(), kFirst);
     ASSERT_TRUE(place(*member, kPresent));

@@ -117,24 +117,66 @@ TEST_P(EngineWithDisks, ASuspendedGuestLeavesTheFileOfASymbolicLinkThatWasTurned
     }
 }
 
-TEST_P(EngineWithDisks, AReplacedFileOfTheSameNameThatIsPluggedBesideTheOldOneHasItsOwnLease) {
+// By a name there is one lease of both. Each file has one of this host, by its number.
+TEST_P(EngineWithDisks, AReplacedFileOfTheSameNameThatIsPluggedBesideTheOldOneIsLeasedAsLongAsEitherIsOpen) {
+    for (bool newFirst : {true, false}) {
+        SCOPED_TRACE(newFirst ? "the new one goes first" : "the old one goes first");
+        Running qemu = run(web, both);
+        std::string old = replace(image), first = newFirst ? image : old, last = newFirst ? old : image;
+        const std::vector<Resource> oldOne{{old, Mode::exclusive}};
+        EXPECT_EQ(engine.acquire(web, disk, ""), std::nullopt);
+        qemu.writes(image);
+        EXPECT_EQ(storedFor(qemu, web), 3u);
+        for (const auto& taken : {disk, oldOne})
+            EXPECT_TRUE(says(refusalOf(mail, taken), "in use by guest 'web'"));
+        expectRunsOn(web, {disk[0], other[0], disk[0]}, "the plug");
+        qemu.closes(first);
+        engine.detach(web, disk);
+        EXPECT_EQ(storedFor(qemu, web), 2u);
+        EXPECT_EQ(leaseOf(qemu, web, last == old && goesByName() ? second : last), "exclusive");
+        if (goesByName()) {
+            EXPECT_TRUE(says(refusalOf(mail, disk), "in use by guest 'web'")) << "one name, one lease";
+        } else {
+            EXPECT_EQ(refusalOf(mail, newFirst ? disk : oldOne), "granted");
+        }
+        EXPECT_TRUE(says(refusalOf(mail, newFirst ? oldOne : disk), "in use by guest 'web'"));
+        expectRunsOn(web, both, "the detach");
+        qemu.closes(last);
+        engine.detach(web, disk);
+        EXPECT_EQ(refusalOf(mail, disk), "granted");
+        EXPECT_EQ(refusalOf(mail, oldOne), "granted");
+        EXPECT_EQ(storedFor(qemu, web), 1u);
+        fs::remove(old);
+    }
+}
+
+TEST_P(EngineWithDisks, AReplacedFileAndTheOneThatReplacedItAreGivenBackAtOnceWhenQemuHasClosedBoth) {
     Running qemu = run(web, both);
     std::string old = replace(image);
-    if (goesByName()) {
-        EXPECT_TRUE(says(unit::errorOf([&] { engine.acquire(web, disk, ""); }), " twice"));
-        return;
-    }
     EXPECT_EQ(engine.acquire(web, disk, ""), std::nullopt);
     qemu.writes(image);
+    expectRunsOn(web, {disk[0], other[0], disk[0]}, "the plug");
     EXPECT_EQ(storedFor(qemu, web), 3u);
-    EXPECT_TRUE(says(refusalOf(mail, disk), "in use by guest 'web'"));
-    EXPECT_TRUE(says(refusalOf(mail, {{old, Mode::exclusive}}), "in use by guest 'web'"));
     qemu.closes(image);
     qemu.closes(old);
-    engine.detach(web, disk);
-    EXPECT_EQ(refusalOf(mail, disk), "granted");
-    EXPECT_EQ(refusalOf(mail, {{old, Mode::exclusive}}), "granted");
+    expectRunsOn(web, other, "both were closed");
     EXPECT_EQ(storedFor(qemu, web), 1u);
+    for (const std::string& path : {image, old})
+        EXPECT_EQ(refusalOf(mail, {{path, Mode::exclusive}}), "granted") << path;
+}
+
+// In a lockspace their lease is one, and has one mode.
+TEST_P(EngineWithDisks, AReplacedFileThatIsPluggedInAnotherModeIsRefusedWhereTheNameDecides) {
+    const std::vector<Resource> disc{{image, Mode::readOnly}};
+    Running qemu = run(web, {other[0], disc[0]});
+    replace(image);
+    if (!goesByName()) {
+        EXPECT_EQ(engine.acquire(web, disk, ""), std::nullopt);
+        return;
+    }
+    EXPECT_TRUE(says(unit::errorOf([&] { engine.acquire(web, disk, ""); }), "detach that one first"));
+    EXPECT_EQ(storedFor(qemu, web), 2u);
+    expectRunsOn(web, {other[0], disc[0]}, "the refusal");
 }
 
 TEST_P(EngineWithDisks, AReplacedFileThatSomebodyHasIsRefusedToWhoeverPlugsIt) {
@@ -156,14 +198,19 @@ TEST_P(EngineWithDisks, AReplacedFileThatSomebodyHasIsRefusedToWhoeverPlugsIt) {
 TEST_P(EngineWithDisks, WhereARestartAndAPlugLookAlikeEitherIsSafe) {
     Running qemu = run(web, disk);
     std::string old = replace(image);
+    EXPECT_EQ(engine.acquire(web, disk, ""), std::nullopt);
+    EXPECT_EQ(engine.acquire(web, disk, ""), std::nullopt) << "once more";
+    EXPECT_TRUE(says(refusalOf(mail, disk), "in use by guest 'web'")) << "it may be about to open it";
     if (goesByName()) {
-        EXPECT_EQ(engine.acquire(web, disk, ""), std::nullopt);
-        EXPECT_TRUE(says(refusalOf(mail, disk), "in use by guest 'web'")) << "one name, one lease";
-        EXPECT_EQ(pauseAndRun(engine, web, disk), "");
+        // It has opened it, and the old one goes.
+        qemu.writes(image);
+        qemu.closes(old);
+        engine.detach(web, disk);
+        EXPECT_EQ(storedFor(qemu, web), 1u);
+        EXPECT_EQ(leaseOf(qemu, web, image), "exclusive");
+        expectRunsOn(web, disk, "the plug");
         return;
     }
-    EXPECT_EQ(engine.acquire(web, disk, ""), std::nullopt);
-    EXPECT_TRUE(says(refusalOf(mail, disk), "in use by guest 'web'")) << "it may be about to open it";
     EXPECT_TRUE(says(refusalOf(mail, {{old, Mode::exclusive}}), "in use by guest 'web'"));
     EXPECT_EQ(inNewLibvirtd([&](const Engine& fresh) { return pauseAndRun(fresh, web, disk); }), "");
     EXPECT_EQ(refusalOf(mail, disk), "granted") << "it has not opened it";
@@ -180,10 +227,6 @@ TEST_P(EngineWithDisks, AMediumThatWasReplacedIsChangedToTheNewFileOfTheSameName
     const std::vector<Resource> disc{{image, Mode::readOnly}};
     Running qemu = run(web, {other[0], disc[0]});
     std::string old = replace(image);
-    if (goesByName()) {
-        EXPECT_TRUE(says(unit::errorOf([&] { engine.acquire(web, disc, ""); }), " twice"));
-        return;
-    }
     EXPECT_EQ(engine.acquire(web, disc, ""), std::nullopt);
     EXPECT_NE(refusalOf(mail, disk), "granted") << "the new one is leased before QEMU opens it";
     qemu.reads(image);

@@ -169,6 +169,28 @@ TEST_F(HostileVessel, WithASpoiltMessageIsRefused) {
     }
 }
 
+// Whoever takes all leases as they are relies on no file; before one decides anything they are compared.
+TEST_F(HostileVessel, WithSwappedDescriptorsIsRefusedBeforeAFileDecidesAnything) {
+    StandIn qemu([&] {
+        ForgedVessel forged;
+        auto leases = openLeases(images);
+        Forgery message = forged.message(kTag, leases);
+        std::swap(message.fds[0], message.fds[1]);
+        forged.send(message);
+    });
+    auto retrieve = [&](Taking taking) {
+        return Vessel::retrieve(qemu.process(), kTag.uuid, [&](const std::vector<const StoredLease*>& words) {
+            EXPECT_EQ(words.size(), images.size());
+            return taking;
+        });
+    };
+    EXPECT_THROW(retrieve(Taking::compared), Error);
+    EXPECT_THROW(retrieve(Taking::none), RemoteLeases);
+    auto vessel = retrieve(Taking::asTheyAre);
+    ASSERT_TRUE(vessel);
+    EXPECT_THROW(vessel->compareFiles(), Error);
+}
+
 TEST_F(HostileVessel, CutAnywhereIsRefused) {
     std::size_t whole = 0;
     {
