@@ -439,6 +439,8 @@ std::vector<ScaleRow> measureScale(const Options& options, const fs::path& direc
     if (options.storm > 0) {
         add(measureStarts(scale, options.storm));
         add(measureEvacuation(scale, std::max<std::size_t>(options.storm * 2 / 3, 1)));
+        add(measureIncoming(scale, 256, std::max<std::size_t>(options.crowdRepetitions / 5, 3)));
+        add(measureLibvirtd(scale, options.crowds.empty() ? 1 : std::ranges::max(options.crowds)));
     }
     if (wanted(options, "the command", {options.command})) {
         all.push_back(measureCommand(options, directory, "classify", 2000));

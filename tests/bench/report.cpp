@@ -163,8 +163,11 @@ void printScale(std::ostream& out, const Run& run) {
         char start[64];
         std::snprintf(start, sizeof start, "%-11s %-6s %7zu  %-15s", row.scene.c_str(), row.medium.c_str(), row.guests,
                       row.operation.c_str());
-        out << start << number(row.time.median, 10) << number(row.time.p99, 10) << std::string(4, ' ')
-            << (row.calls ? std::to_string(*row.calls) : "-") << '\n';
+        if (row.kilobytes)
+            out << start << "  " << *row.kilobytes << " kB\n";
+        else
+            out << start << number(row.time.median, 10) << number(row.time.p99, 10) << std::string(4, ' ')
+                << (row.calls ? std::to_string(*row.calls) : "-") << '\n';
     }
 }
 
@@ -197,7 +200,8 @@ void printJson(std::ostream& out, const Run& run) {
         out << separator << "    {\"scene\": " << quoted(row.scene) << ", \"medium\": " << quoted(row.medium)
             << ", \"guests\": " << row.guests << ", \"operation\": " << quoted(row.operation)
             << ", \"median\": " << jsonNumber(row.time.median) << ", \"p99\": " << jsonNumber(row.time.p99)
-            << ", \"calls\": " << (row.calls ? std::to_string(*row.calls) : "null") << '}';
+            << ", \"calls\": " << (row.calls ? std::to_string(*row.calls) : "null")
+            << ", \"kilobytes\": " << (row.kilobytes ? std::to_string(*row.kilobytes) : "null") << '}';
         separator = ",\n";
     }
     out << "\n  ],\n  \"goals\": [";

@@ -39,12 +39,14 @@ struct Row {
 
 // What happens where many guests are (scale.hpp), and what the command takes for many images.
 struct ScaleRow {
-    std::string scene;  // "reader", "shared": beside so many of them; "storm", "evacuation", "command"
+    std::string
+        scene; // "reader", "shared": beside so many of them; "storm", "evacuation", "incoming", "libvirtd", "command"
     std::string medium; // "bytes", "files", or nothing
     std::size_t guests;
     std::string operation;
     Summary time;
     std::optional<long> calls{};
+    std::optional<long> kilobytes{}; // instead of a time
 };
 
 struct Run {

@@ -5,13 +5,19 @@
 #include "tests/bench/calls.hpp"
 #include "tests/support/plugin_host.hpp"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
+#include <cerrno>
 #include <chrono>
+#include <cstdlib>
 #include <exception>
 #include <fstream>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 
 namespace leasehold::bench {
@@ -190,7 +196,111 @@ void startAll(Host& host, std::vector<Member>& members, std::vector<Time>& times
     });
 }
 
+// Of this process, which plays libvirtd (proc(5), /proc/PID/status).
+long residentKilobytes() {
+    std::ifstream status("/proc/self/status");
+    for (std::string word; status >> word;)
+        if (long kilobytes = 0; word == "RssAnon:" && status >> kilobytes)
+            return kilobytes;
+    throw std::runtime_error("/proc/self/status does not tell what memory is used");
+}
+
+Time timeOfFork() {
+    const auto begin = Clock::now();
+    const pid_t pid = fork();
+    if (pid == 0)
+        _exit(EXIT_SUCCESS);
+    if (pid < 0)
+        throw std::system_error(errno, std::generic_category(), "fork");
+    while (waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
+    }
+    return Clock::now() - begin;
+}
+
 } // namespace
+
+std::vector<ScaleRow> measureIncoming(const ScaleOptions& options, std::size_t disks, std::size_t repetitions) {
+    std::vector<ScaleRow> rows;
+    for (const bool files : {false, true}) {
+        const fs::path directory = options.directory / (files ? "incoming-files" : "incoming-bytes");
+        Host host(options, makeConfig(directory, files));
+        std::vector<Disk> images;
+        for (std::size_t i = 0; i < disks; i++)
+            images.push_back({makeImage(directory / ("disk" + std::to_string(i)))});
+        std::vector<Time> cold, incoming;
+        for (std::size_t i = 0; i < repetitions; i++) {
+            options.pulse();
+            const Guest guest = support::makeGuest("incoming", 400000 + static_cast<unsigned>(i));
+            support::Registration source = start(*host, guest, images);
+            demand(host->acquire(guest, source.process->pid(), images), "acquire");
+            demand(host->inquire(guest, source.process->pid(), images), "inquire");
+            cold.push_back(source.elapsed);
+            incoming.push_back(start(*host, guest, images).elapsed);
+        }
+        const std::string of = ", " + std::to_string(disks) + " disks";
+        rows.push_back(rowOf("incoming", files, 1, ("cold" + of).c_str(), cold));
+        rows.push_back(rowOf("incoming", files, 1, ("incoming" + of).c_str(), incoming));
+    }
+    return rows;
+}
+
+std::vector<ScaleRow> measureLibvirtd(const ScaleOptions& options, std::size_t guests) {
+    constexpr std::size_t kDisks = 10, kTimes = 20;
+    const fs::path directory = options.directory / "libvirtd";
+    Host host(options, makeConfig(directory, false));
+    std::vector<ScaleRow> rows;
+    struct There {
+        Guest guest;
+        std::vector<Disk> disks;
+        support::GuestProcess process;
+    };
+    std::vector<There> there;
+    there.reserve(guests);
+    auto add = [&](std::size_t number) {
+        Guest guest = support::makeGuest("beside", 500000 + static_cast<unsigned>(number));
+        std::vector<Disk> disks;
+        for (std::size_t i = 0; i < kDisks; i++)
+            disks.push_back({makeImage(directory / (std::to_string(number) + "-" + std::to_string(i)))});
+        support::Registration registration = start(*host, guest, disks);
+        demand(host->acquire(guest, registration.process->pid(), disks), "acquire");
+        there.push_back({std::move(guest), std::move(disks), std::move(*registration.process)});
+    };
+    auto release = [&](const There& one) {
+        support::StateOutcome released = host->release(one.guest, one.process.pid(), one.disks);
+        demand(released, "release");
+        return released.state;
+    };
+    auto resume = [&](const There& one, const std::optional<std::string>& state) {
+        const support::Outcome outcome = host->acquire(one.guest, one.process.pid(), one.disks, {.state = state});
+        demand(outcome, "acquire");
+        return outcome.elapsed;
+    };
+    for (std::size_t number = 0; number < guests; number++) {
+        options.pulse();
+        add(number);
+        if (number != 0 && number + 1 != guests)
+            continue;
+        std::vector<Time> resumes, forks;
+        std::optional<long> calls;
+        const There& first = there.front();
+        for (std::size_t i = 0; i < kTimes; i++) {
+            const std::optional<std::string> state = release(first);
+            if (i == 0)
+                calls = countSystemCalls([&] { (void)resume(first, state); });
+            resumes.push_back(resume(first, state));
+            forks.push_back(timeOfFork());
+        }
+        const long before = residentKilobytes();
+        for (const There& one : there)
+            (void)resume(one, release(one));
+        rows.push_back(rowOf("libvirtd", false, number + 1, "resume", resumes));
+        rows.back().calls = calls;
+        rows.push_back(rowOf("libvirtd", false, number + 1, "fork", forks));
+        rows.push_back(rowOf("libvirtd", false, number + 1, "memory kept", {Time(0)}));
+        rows.back().kilobytes = residentKilobytes() - before;
+    }
+    return rows;
+}
 
 std::vector<ScaleRow> measureCrowds(const ScaleOptions& options, const std::vector<std::size_t>& others,
                                     std::size_t repetitions) {

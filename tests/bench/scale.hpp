@@ -32,6 +32,13 @@ std::vector<ScaleRow> measureStarts(const ScaleOptions& options, std::size_t gue
 // Two hosts with so many guests each evacuate to each other at once.
 std::vector<ScaleRow> measureEvacuation(const ScaleOptions& options, std::size_t guests);
 
+// Register of a guest with so many disks: at a cold start, and as the destination of a live migration.
+std::vector<ScaleRow> measureIncoming(const ScaleOptions& options, std::size_t disks, std::size_t repetitions);
+
+// libvirtd beside so many guests of ten disks each: what a call for one of them costs, the fork that a call makes where
+// storage may hang, and what memory stays in use when all of them were suspended and resumed.
+std::vector<ScaleRow> measureLibvirtd(const ScaleOptions& options, std::size_t guests);
+
 } // namespace leasehold::bench
 
 #endif
