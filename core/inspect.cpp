@@ -524,7 +524,8 @@ std::vector<std::string> adviseOn(const ImageView& image) {
                          "client evict id=NUMBER. An evicted client can write no more");
     else if (distant)
         advice.push_back("if that host is dead: the storage gives its locks up by itself, on NFSv4 when somebody asks "
-                         "after the lease time (90 s), on a cluster file system after it was fenced");
+                         "after the lease time (90 s), on GlusterFS after server.tcp-user-timeout (42 s), on a cluster "
+                         "file system after it was fenced");
     for (const QemuView& qemu : image.qemu)
         if (qemu.who.guest.empty())
             advice.push_back(qemu.elsewhere ? "a QEMU or qemu-img on another host uses it: run leasehold inspect there"

@@ -320,6 +320,9 @@ Storages findStorages() {
         } else if (mount.type == "nfs4") {
             found.others.insert("NFSv4: nothing has to be done; locks of a dead host are free after the server's lease "
                                 "time (90 s by default), as soon as somebody asks");
+        } else if (mount.type == "fuse.glusterfs") {
+            found.others.insert("GlusterFS: nothing has to be done; locks of a dead host are free after "
+                                "server.tcp-user-timeout (42 s by default)");
         } else if (mount.type == "gfs2" || mount.type == "ocfs2") {
             found.others.insert((mount.type == "gfs2" ? std::string("GFS2") : std::string("OCFS2")) +
                                 ": nothing has to be done; locks of a dead host are free when the cluster has fenced "

@@ -4,6 +4,7 @@
 
 #include "core/os/error.hpp"
 #include "core/os/text.hpp"
+#include "core/storage/gluster.hpp"
 
 #include <array>
 #include <cstdio>
@@ -123,12 +124,13 @@ Storage classifyLustre(const std::optional<Mount>& mount) {
 constexpr const char* kCephFs = "the locks of a host that died stay until its client is evicted: by itself after "
                                 "session_autoclose (300 s), at once by leasehold fenced";
 
+constexpr const char* kGluster = "fuse.glusterfs";
+
 // All FUSE file systems share one magic number; the mount says which one it is. virtiofs is FUSE without the word.
 Storage classifyFuse(const std::optional<Mount>& mount) {
     std::string name = mount ? mount->type : "FUSE";
-    if (name == "fuse.glusterfs")
-        return untrusted("GlusterFS", "after an interruption longer than ping-timeout its bricks give a lock away "
-                                      "without a word to the holder, unless its volume has client.strict-locks on");
+    if (name == kGluster) // what it tells about itself decides (gluster.hpp)
+        return misused("GlusterFS", "whether its volume option client.strict-locks is on cannot be told");
     if (name == "fuse.ceph" || name == "fuse.ceph-fuse") // Ceph src/client/fuse_ll.cc: "subtype=ceph-fuse"
         return everywhere("CephFS (ceph-fuse)", kCephFs);
     if (name == "virtiofs")
@@ -138,7 +140,7 @@ Storage classifyFuse(const std::optional<Mount>& mount) {
     return untrusted(name, "what a lock means there is up to the file system's own process");
 }
 
-constexpr std::uint32_t kOverlay = 0x794c7630;
+constexpr std::uint32_t kOverlay = 0x794c7630, kFuse = 0x65735546;
 
 using Rule = Storage (*)(const std::optional<Mount>&);
 
@@ -166,7 +168,7 @@ constexpr std::array kFileSystems{
     FileSystem{0x7461636f, classifyOcfs2},
     FileSystem{0x01161970, classifyGfs2},
     FileSystem{0x00c36400, [](const std::optional<Mount>&) { return everywhere("CephFS", kCephFs); }},
-    FileSystem{0x65735546, classifyFuse},
+    FileSystem{kFuse, classifyFuse},
     FileSystem{0xfe534d42, classifySmb},
     FileSystem{0xff534d42, classifySmb},
     FileSystem{0x0bd00bd0, classifyLustre},
@@ -283,7 +285,11 @@ Storage look(int fd, const std::string& path, int depth) {
         return classifyOverlay(fd, depth);
     // The options matter for everything but the plain local ones, and reading them costs more than all else.
     Storage storage = classifyMount(magic, std::nullopt);
-    return storage.remote || storage.lock == LockKind::none ? classifyMount(magic, mountOf(fd)) : storage;
+    if (!storage.remote && storage.lock != LockKind::none)
+        return storage;
+    std::optional<Mount> mount = mountOf(fd);
+    return magic == kFuse && mount && mount->type == kGluster ? classifyGluster(*mount, fd)
+                                                              : classifyMount(magic, mount);
 }
 
 } // namespace

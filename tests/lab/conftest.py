@@ -16,12 +16,13 @@ REFUSED = {
     "smb": "SMB is refused: its F_OFD_GETLK does not tell which lock is in the way",
 }
 
-# Which kinds to run on, for one who works on a few of them. A kernel has one cluster stack of OCFS2.
-EVERYTHING = ",".join(kind for kind in storages.KINDS if kind != "ocfs2pcmk")
+# Which kinds to run on, for one who works on a few of them. A kernel has one cluster stack of OCFS2. Leases on a
+# replicated volume are not given by themselves.
+EVERYTHING = ",".join(kind for kind in storages.KINDS if kind not in ("ocfs2pcmk", "gluster3"))
 KINDS = [kind for kind in os.environ.get("LEASEHOLD_LAB_STORAGE", EVERYTHING).split(",") if kind]
 
 # Where a lease is made of files with a flock.
-FILE_SETS = [kind for kind in ("ocfs2", "bindfs") if kind in KINDS]
+FILE_SETS = [kind for kind in ("ocfs2", "bindfs", "gluster3") if kind in KINDS]
 
 
 def pytest_addoption(parser):
@@ -37,8 +38,8 @@ def pytest_configure(config):
 
 
 # What is quick and tells most comes first.
-FILES = ("test_locks", "test_leases", "test_file_sets", "test_devices", "test_stacks", "test_inspect", "test_accidents",
-         "test_fenced", "test_ceph")
+FILES = ("test_locks", "test_leases", "test_file_sets", "test_devices", "test_stacks", "test_inspect", "test_gluster",
+         "test_accidents", "test_fenced", "test_ceph")
 
 
 def is_wanted(item):
@@ -90,7 +91,7 @@ def bring_up(lab_of):
     def ready(name):
         if name not in kinds:
             kind = storages.KINDS[name]
-            kinds[name] = kind(lab_of(labs.Lab if kind.own_kernels else labs.NamespaceLab))
+            kinds[name] = kind(lab_of(getattr(labs, kind.lab_kind)))
         try:
             return kinds[name].ready()
         except labs.Missing as missing:

@@ -9,7 +9,8 @@ Host   one QEMU that runs a Debian kernel. It can be cut off, frozen, killed (a 
 Actor  a process on a host that plays libvirtd with the built plugin, or takes locks by hand: see actor.cpp.
 
 Machine  this machine's own kernel as one more host of a Lab, with the hosts' root image: for servers that would take
-       minutes on an emulated processor.
+       minutes on an emulated processor. In a MachineLab all hosts are such: for network storage whose clients are
+       processes.
 
 NamespaceLab and NamespaceHost are the same without kernels of their own: namespaces of this machine, for storage that
 is a process, as FUSE file systems are. They start at once.
@@ -148,19 +149,23 @@ def tap_device(name):
 class Network:
     """The wire between the hosts: hub.c, a socket for each host's QEMU, and one for this machine."""
 
-    def __init__(self, lab, hosts):
+    tap_numbers = itertools.count()
+
+    def __init__(self, lab, hosts, machines=1):
         pairs = [connected_sockets() for _ in range(hosts)]
         self.plugs = [qemu for qemu, _ in pairs]
-        ends = [hub.fileno() for _, hub in pairs]
-        self.tap_name = f"lab{os.getpid()}"
-        if tap := tap_device(self.tap_name):
-            ends.append(tap)
+        self.taps = [f"lab{os.getpid()}-{next(self.tap_numbers)}" for _ in range(machines)]
+        taps = [tap for name in self.taps if (tap := tap_device(name)) is not None]
+        ends = [hub.fileno() for _, hub in pairs] + taps
         self.hub = subprocess.Popen([*CHILD, lab.compiled("hub", "cc", HERE / "hub.c"), *map(str, ends)], pass_fds=ends,
                                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _, hub in pairs:
             hub.close()
-        if tap:
+        for tap in taps:
             os.close(tap)
+
+    def tap_of(self, number):
+        return self.taps[number - len(self.plugs) - 1]
 
     def order(self, word, a, b):
         self.hub.stdin.write(f"{word} {a} {b}\n")
@@ -224,6 +229,17 @@ class AnyHost:
                     f" {GUEST_DIR}/leasehold.so {GUEST_DIR}/fake_qemu 2>{socket_path}.log")
             self.makes_actors = self.process
         return socket_path
+
+    # Accidents.
+
+    def cut(self, *others):
+        """Pulls the cable to these hosts, or to all. The shared disk and the agent are not affected."""
+        for other in others or self.lab.others(self):
+            self.lab.network.order("cut", self.number, other.number)
+
+    def heal(self, *others):
+        for other in others or self.lab.others(self):
+            self.lab.network.order("heal", self.number, other.number)
 
     def kill(self):
         """Power cut."""
@@ -320,17 +336,6 @@ class Host(AnyHost):
         with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as agent:
             return answer_to(request + "\0", agent, timeout)
 
-    # Accidents.
-
-    def cut(self, *others):
-        """Pulls the cable to these hosts, or to all. The shared disk and the agent are not affected."""
-        for other in others or self.lab.others(self):
-            self.lab.network.order("cut", self.number, other.number)
-
-    def heal(self, *others):
-        for other in others or self.lab.others(self):
-            self.lab.network.order("heal", self.number, other.number)
-
     # Not by QEMU's monitor: that stops the host's clocks as well, and time-outs are what a frozen host is about.
 
     def freeze(self):
@@ -391,17 +396,37 @@ class NamespaceHost(AnyHost):
 class Machine(NamespaceHost):
     """This machine's kernel, in the hosts' root image and on their network."""
 
+    enter = "-m", "-u", "-p", "-n", "-r", "-w"
+    share = "/share"
+
     def __init__(self, lab, number):
         require("ip", "unshare", "nsenter")
         super().__init__(lab, number)
         self.address = f"10.77.0.{number}"
+        self.wire = None  # has its network namespace, which outlives the host
 
-    def power_on(self):
-        tap, root = self.lab.network.tap_name, self.lab.dir / self.name
+    def plug_in(self):
+        tap = self.lab.network.tap_of(self.number)
         if subprocess.run(["ip", "link", "show", tap], capture_output=True, check=False).returncode != 0:
             raise Missing("needs /dev/net/tun")
-        self.process = subprocess.Popen([*CHILD, "unshare", "--mount", "--uts", "--pid", "--net", "--fork",
-                                         "--kill-child", "--mount-proc", "bash", "-c", f"""set -e
+        self.wire = subprocess.Popen([*CHILD, "unshare", "--net", "sh", "-c", "echo made && exec sleep infinity"],
+                                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        with self.wire.stdout as output:
+            assert output.readline() == "made\n", f"{self.name} has no network"
+        subprocess.run(["ip", "link", "set", tap, "netns", str(self.wire.pid)], check=True)
+        for words in (f"link set {tap} name eth1", f"addr add {self.address}/24 dev eth1", "link set lo up",
+                      "link set eth1 up"):
+            subprocess.run(["nsenter", "-t", str(self.wire.pid), "-n", "ip", *words.split()], check=True)
+
+    def power_on(self):
+        self.kill()
+        if self.wire:
+            self.heal()
+        else:
+            self.plug_in()
+        root = self.lab.dir / self.name
+        self.process = subprocess.Popen([*CHILD, "nsenter", "-t", str(self.wire.pid), "-n", "unshare", "--mount", "--uts",
+                                         "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", f"""set -e
             hostname {self.name}
             mkdir -p {root}/image {root}/changes {root}/root
             mount -o ro,loop,noload {self.lab.image.root} {root}/image
@@ -412,30 +437,41 @@ class Machine(NamespaceHost):
             cd {root}/root
             mount -t proc proc proc
             mount -t tmpfs tmpfs run
+            mkdir -p run/gluster
             mount --rbind /dev dev
             mount --bind {self.lab.share} share
             cp -r share {GUEST_DIR[1:]}
-            echo named
-            read go
-            ip link set {tap} name eth1
-            ip addr add {self.address}/24 dev eth1
-            ip link set lo up
-            ip link set eth1 up
             echo ready
-            exec chroot . sleep infinity"""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout.readline() == "named\n", f"{self.name} has not started"
-        inside = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().strip()
-        subprocess.run(["ip", "link", "set", tap, "netns", inside], check=True)
-        self.process.stdin.write("go\n")
-        self.process.stdin.close()
-
-    enter = "-m", "-u", "-p", "-n", "-r", "-w"
+            # As every init it takes care of the dead whose parents are gone.
+            exec chroot . bash -c 'while :; do sleep 1; done'"""], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                        text=True)
 
     def wait_ready(self):
         super().wait_ready()
         # Until then commands would run in this machine's own root.
         wait_until(lambda: os.readlink(f"/proc/{self.init}/root") != "/", f"{self.name} has its own root")
         return self
+
+    # A host without power, or with a processor that stands still, says nothing to anybody.
+
+    def kill(self):
+        if self.runs:
+            self.cut()
+        super().kill()
+
+    def freeze(self):
+        self.cut()
+        self.ok("kill -STOP -1")
+
+    def thaw(self):
+        self.ok("kill -CONT -1")
+        self.heal()
+
+    def close(self):
+        self.kill()
+        if self.wire:
+            self.wire.kill()
+            self.wire.wait()
 
     def log(self):
         return ""
@@ -593,6 +629,9 @@ class AnyLab:
         for host in hosts:
             host.wait_ready()
 
+    def others(self, host):
+        return [other for other in self.hosts if other is not host]
+
     def unique(self, stem):
         return f"{stem}{next(self.numbers)}"
 
@@ -630,11 +669,25 @@ class Lab(AnyLab):
             host.power_on()
         super().start()  # compiles while they boot
 
-    def others(self, host):
-        return [other for other in self.hosts if other is not host]
+    def close(self):
+        self.machine.close()
+        super().close()
+        self.network.close()
+
+
+class MachineLab(AnyLab):
+    def __init__(self, hosts=3):
+        require("mkfs.ext4", "cc", "c++", "apt-get", "dpkg-deb", "chroot", "ldconfig", "setpriv")
+        if not pathlib.Path("/dev/fuse").exists():
+            raise Missing("there is no /dev/fuse")
+        super().__init__()
+        self.image = root_image.prepared(root_image.cache_folder())
+        self.network = Network(self, 0, hosts)
+        self.hosts = [Machine(self, number) for number in range(1, hosts + 1)]
 
     def close(self):
-        self.machine.kill()
+        for host in self.hosts:
+            host.close()
         super().close()
         self.network.close()
 

@@ -21,7 +21,7 @@ OWN_DISK, OCFS2_DISK, GFS2_DISK, FREE_DISK = "/dev/vdb", "/dev/vdc", "/dev/vdd",
 class Storage:
     name = ""
     has_server = True
-    own_kernels = True
+    lab_kind = "Lab"
     plugin_conf = None  # what the administrator has to write for leases there
 
     def __init__(self, lab):
@@ -215,25 +215,63 @@ END
 
 
 class Gluster(Storage):
+    """A volume of one brick, on this machine's own kernel; clients and bricks are processes."""
+
     name = "gluster"
-    plugin_conf = 'storage_locks = [ "/mnt/gluster=ofd" ]'
+    lab_kind = "MachineLab"
+    volume = "lab"
+    layout = ""
+    bricks = ("lab",)
+    options = {"client.strict-locks": "on"}
 
     def serve(self, server):
-        own_disk(server)
-        server.ok("mkdir -p /srv/brick /srv/glusterd && mount --bind /srv/glusterd /var/lib/glusterd && glusterd",
-                  timeout=120)
-        server.ok(f"""until gluster --timeout=20 volume list >/dev/null 2>&1; do sleep 0.5; done
-            gluster volume info lab >/dev/null 2>&1 ||
-            gluster --mode=script volume create lab {server.name}:/srv/brick force &&
-            gluster volume set lab server.tcp-user-timeout {GLUSTER_PATIENCE} && gluster volume start lab force""",
-                  timeout=180)
+        server.ok("mountpoint -q /srv || { mount -t tmpfs tmpfs /srv && glusterd; }", timeout=120)
+        server.ok("until gluster --timeout=20 volume list >/dev/null 2>&1; do sleep 0.2; done", timeout=120)
+        self.create(self.volume, self.options, self.layout, self.bricks)
 
-    def be_strict_about_locks(self, word):
-        self.server.ok(f"gluster volume set lab client.strict-locks {word}", timeout=60)
+    def create(self, volume, options=None, layout="", bricks=None):
+        """A volume, if there is none of that name."""
+        places = " ".join(f"{self.server.name}:/srv/{brick}" for brick in bricks or [volume])
+        options = {"server.tcp-user-timeout": GLUSTER_PATIENCE} | (options or {})
+        settings = "".join(f" && gluster volume set {volume} {key} {value}" for key, value in options.items())
+        self.server.ok(f"""gluster volume info {volume} >/dev/null 2>&1 || {{
+            gluster --mode=script volume create {volume} {layout} {places} force{settings} &&
+            gluster volume start {volume}; }}""", timeout=180)
+
+    def set(self, option, word, volume=None):
+        self.server.ok(f"gluster volume set {volume or self.volume} {option} {word}", timeout=60)
 
     def mount(self, host):
-        host.ok(f"modprobe fuse && mkdir -p {self.directory} &&"
-                f" mount -t glusterfs {self.server.name}:/lab {self.directory}", timeout=120)
+        self.mount_at(host, self.volume, self.directory)
+
+    def mount_at(self, host, volume, directory):
+        host.ok(f"mkdir -p {directory} && mount -t glusterfs {self.server.name}:/{volume} {directory} &&"
+                f" mountpoint -q {directory}", timeout=120)
+
+    def restart_brick(self, brick, volume=None, directory=None):
+        """Killed and started again; gives back control when all clients are connected. (A descriptor that is used for the
+        first time meanwhile is never really opened, and answers ENOTCONN for good: open-behind.c.)"""
+        volume, directory = volume or self.volume, directory or self.directory
+        self.server.ok(f"""kill -KILL $(cat /var/run/gluster/vols/{volume}/{self.server.name}-srv-{brick}.pid)
+            until gluster volume status {volume} {self.server.name}:/srv/{brick} | grep -q ' N  *N/A'; do
+                sleep 0.2; done
+            gluster volume start {volume} force""", timeout=180)
+        for host in self.clients:
+            host.ok(f"""for i in $(seq 600); do
+                    said=$(cat {directory}/.meta/graphs/active/{volume}-client-*/private) &&
+                        [[ $said == *'connected = 1'* && $said != *'connected = 0'* ]] && exit 0
+                    sleep 0.1
+                done; exit 1""", timeout=120)
+
+
+class GlusterReplica(Gluster):
+    """Three bricks, of which one has no data (an arbiter)."""
+
+    name = "gluster3"
+    volume = "three"
+    layout = "replica 3 arbiter 1"
+    bricks = ("three1", "three2", "three3")
+    plugin_conf = 'storage_locks = [ "/mnt/gluster3=flock" ]'
 
 
 # --- CephFS -------------------------------------------------------------------------------------------------------
@@ -343,7 +381,7 @@ class Bindfs(Storage):
     name = "bindfs"
     plugin_conf = 'storage_locks = [ "/mnt/bindfs=flock" ]'
     has_server = False
-    own_kernels = False
+    lab_kind = "NamespaceLab"
 
     def mount(self, host):
         source = self.lab.dir / "bindfs"
@@ -430,4 +468,5 @@ class Ocfs2Pcmk(OnDlm):
         host.ok(f"mkdir -p {self.directory} && mount -t ocfs2 {OCFS2_DISK} {self.directory}", timeout=180)
 
 
-KINDS = {kind.name: kind for kind in (Nfs42, Nfs3, Ocfs2, Ocfs2Pcmk, Gfs2, Devices, CephFs, CephFuse, Bindfs, Smb, Gluster)}
+KINDS = {kind.name: kind for kind in (Nfs42, Nfs3, Ocfs2, Ocfs2Pcmk, Gfs2, Devices, CephFs, CephFuse, Bindfs, Smb, Gluster,
+                                      GlusterReplica)}

@@ -25,7 +25,7 @@ def hold(actor, kind, path, mode="rw"):
 
 
 def lock_of(kind):
-    return ("flock", "f", "ex") if kind in ("ocfs2", "bindfs") else ("ofd", "f", "w", MARK, 1)
+    return ("flock", "f", "ex") if kind in ("ocfs2", "bindfs", "gluster3") else ("ofd", "f", "w", MARK, 1)
 
 
 def until_granted(actor, *order, seconds):
@@ -345,56 +345,6 @@ def test_a_frozen_ocfs2_host_resets_itself_when_it_thaws(lab, bring_up, frozen, 
     _, seconds = frozen(bring_up("ocfs2"))
     table.add("ocfs2", "host frozen", f"lock free after: {seconds:.0f} s")
     labs.wait_until(lambda: not lab.hosts[0].runs, "h1 has reset itself")
-
-
-# --- GlusterFS
-
-
-@pytest.fixture(scope="module", params=["off", "on"])
-def after_gluster_was_cut(request, bring_up, table):
-    """client.strict-locks; and h1, which held a lock and the lease of a suspended guest when its cable was pulled. h2
-    took both and gave the lease back."""
-    gluster = bring_up("gluster")
-    gluster.be_strict_about_locks(request.param)
-    lock, lease = gluster.path(), gluster.image()
-    holder, guest, thief = (gluster.actor(gluster.clients[number]) for number in (0, 0, 1))
-    hold(holder, "gluster", lock, "direct")
-    guest.ok("register", "db", 1, lease)
-    guest.ok("acquire", "db")
-    state = guest.ok("release", "db")
-    thief.ok("open", "f", lock, "direct")
-    gluster.clients[0].cut(gluster.server)
-    try:
-        seconds = until_granted(thief, *lock_of("gluster"), seconds=storages.GLUSTER_PATIENCE + labs.PATIENCE)
-        thief.ok("write", "f", 0)
-        assert until_granted(thief, "register", "web", 2, lease, seconds=labs.PATIENCE)
-        thief.ok("kill", "web")
-    finally:
-        gluster.clients[0].heal(gluster.server)
-    table.add("gluster", f"cut off, client.strict-locks {request.param}", f"lock free after: {seconds:.0f} s")
-    labs.wait_until(lambda: holder.ask("statfs", gluster.directory), "the connection is back")
-    yield request.param, holder, guest, state
-    for actor in (holder, guest, thief):
-        actor.quit()
-
-
-needs_gluster = pytest.mark.needs("gluster")
-
-
-@needs_gluster
-def test_glusterfs_tells_a_host_that_was_cut_off_of_its_loss_only_when_it_is_strict(after_gluster_was_cut):
-    """Why it is refused unless the administrator insists: client.strict-locks is off by default."""
-    strict, holder, *_ = after_gluster_was_cut
-    told = "EBADFD" if strict == "on" else "ok"
-    assert [holder.ask(order, "f", 0).status for order in ("read", "write")] == [told, told]
-    assert holder.ask(*lock_of("gluster")).status == ("EBADFD" if strict == "on" else "EAGAIN")
-
-
-@needs_gluster
-def test_a_lost_lease_on_glusterfs_is_noticed_only_when_it_is_strict(after_gluster_was_cut):
-    strict, _, guest, state = after_gluster_was_cut
-    assert ("lost" in watched(guest.host)) == (strict == "on")
-    assert guest.ask("acquire", "db", state).status == ("refused" if strict == "on" else "ok")
 
 
 # --- other networks that are cut

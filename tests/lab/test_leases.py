@@ -59,7 +59,7 @@ def test_sharers_on_both_hosts_get_along_and_keep_the_writer_out(image, one, two
     one.refused("register", "reader", 4, f"{image}:ro")
 
 
-@pytest.mark.parametrize("name", [name for name in ("bindfs", "gluster") if name in conftest.KINDS])
+@pytest.mark.parametrize("name", [name for name in ("bindfs", "gluster3") if name in conftest.KINDS])
 def test_storage_whose_locks_can_be_lost_is_refused_unless_the_administrator_insists(bring_up, actor, name):
     storage = bring_up(name)
     text = actor(storage.clients[0], "").refused("register", "db", 1, storage.path())

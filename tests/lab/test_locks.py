@@ -43,6 +43,7 @@ FACTS = {
     "smb": Facts("0xfe534d42", ranges_visible=False, flock_per_description=False, survives_dup=False,
                  asking_is_blind_to_own=False),
     "gluster": Facts("0x65735546", listed_as=("nothing",)),
+    "gluster3": Facts("0x65735546", listed_as=("nothing",)),
 }
 
 BUSY = ("EAGAIN", "EACCES")

@@ -22,6 +22,8 @@ from test_tools import LEASEHOLD  # noqa: E402
 # command.
 RUN_BY = {
     "apt install ./build-packages/leasehold_*.deb": ("tests/packages/test_deb.py", 'machine.apt("install", deb'),
+    "gluster volume set VOLUME client.strict-locks on": ("tests/lab/test_gluster.py",
+                                                         "gluster volume set lax client.strict-locks on"),
     "journalctl -u leasehold-watch": ("tests/packages/node.py", '["journalctl", '),
     "journalctl -u libvirtd": ("tests/packages/node.py", '["journalctl", '),
     "leasehold classify PATH": ("tests/tools/test_tools.py", 'call("classify"'),
@@ -41,6 +43,7 @@ RUN_BY = {
     "leasehold watch": ("tests/e2e/test_watch.py", '"watch"'),
     "leasehold watch --textfile /var/lib/prometheus/node-exporter/leasehold.prom": (
         "tests/tools/test_watching.py", 'call("watch", "--once", "--dry-run", "--textfile", path)'),
+    "mount /mnt/volume": ("tests/lab/test_gluster.py", 'storage.mount_at(host, "lax", directory)'),
     "ninja -C build": ("tests/run", "build build-release -Dtests=false --buildtype=release"),
     "packaging/build-deb.sh": ("tests/packages/conftest.py", 'f"build-{kind}.sh"'),
     "packaging/build-rpm.sh": ("tests/packages/conftest.py", 'f"build-{kind}.sh"'),
@@ -49,6 +52,7 @@ RUN_BY = {
     "systemctl enable --now leasehold-watch": ("tests/packages/test_node.py", '"systemctl enable --now leasehold-watch"'),
     "systemctl restart libvirtd": ("tests/packages/node.py", "leasehold enable && systemctl restart libvirtd"),
     "tests/run lab": ("tests/run", "run_lab()"),
+    "umount /mnt/volume": ("tests/lab/test_gluster.py", 'host.ok(f"umount {directory}")'),
     "virsh blockpull": ("tests/e2e/test_chain.py", '"blockpull"'),
     "virsh save": ("tests/e2e/test_lifecycle.py", '"save"'),
     "virsh start": ("tests/e2e/test_messages.py", '"start"'),
