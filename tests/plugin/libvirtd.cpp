@@ -37,7 +37,7 @@ namespace {
 using support::throwErrno;
 
 // Nothing in these tests takes longer; who waits longer waits for ever.
-constexpr int kPatience = 20'000; // ms
+constexpr int kPatience = 120'000; // ms
 
 // Out of the way of the low numbers, which limitFreeDescriptors() would have to fill up.
 constexpr int kServerSocket = 9;

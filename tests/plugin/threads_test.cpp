@@ -4,6 +4,7 @@
 // libvirtd works for several guests at once, each in a thread of its own, and forks while all of them run.
 
 #include "tests/plugin/libvirtd.hpp"
+#include "tests/support/sanitizers.hpp"
 
 #include <array>
 #include <atomic>
@@ -22,11 +23,7 @@ namespace leasehold::plugin_test {
 namespace {
 
 // A sanitizer's allocator does not survive the fork of a process with several threads; glibc's does.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kThreadsMayFork = false;
-#else
-constexpr bool kThreadsMayFork = true;
-#endif
+constexpr bool kThreadsMayFork = !support::kAddressSanitizer && !support::kThreadSanitizer;
 
 class Threads : public PluginTest {
 protected:
@@ -216,9 +213,8 @@ private:
 // The forked child has one thread. A lock of the C library that another one held at the fork is held for ever: neither
 // a grant nor a refusal with all its words may need one.
 TEST_F(Threads, ForkedChildWaitsForNoLockOfAThreadThatItDoesNotHave) {
-#ifdef __SANITIZE_THREAD__
-    GTEST_SKIP() << "ThreadSanitizer's own locks do not survive this fork";
-#endif
+    if (support::kThreadSanitizer)
+        GTEST_SKIP() << "ThreadSanitizer's own locks do not survive this fork";
     const std::vector<Disk> disk{{image("disk.img")}};
     Libvirtd other;
     const Started running = boot(other, rival_, disk);

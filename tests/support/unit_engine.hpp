@@ -38,9 +38,9 @@ protected:
                       throw std::runtime_error(*refusal);
               }) {
             guest.pid = pid();
-            for (const Resource& image : images)
-                if (!image.named)
-                    image.mode == lease::Mode::readOnly ? reads(image.path) : writes(image.path);
+            for (const Resource& each : images)
+                if (!each.named)
+                    each.mode == lease::Mode::readOnly ? reads(each.path) : writes(each.path);
         }
     };
 

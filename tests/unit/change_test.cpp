@@ -9,6 +9,7 @@
 // LEASEHOLD_LONG=1: all.
 
 #include "core/os/error.hpp"
+#include "tests/support/sanitizers.hpp"
 #include "tests/support/unit_faults.hpp"
 #include "tests/support/unit_media.hpp"
 
@@ -154,11 +155,8 @@ protected:
 
     // Of the system calls that die and fail: all on the image, a part where there are two or three times as many.
     int step() const {
-#ifdef __SANITIZE_ADDRESS__
-        constexpr int kPart = 7; // each death takes ten times as long there, and is the same
-#else
-        constexpr int kPart = 1;
-#endif
+        // Each death takes ten times as long there, and is the same.
+        constexpr int kPart = support::kAddressSanitizer ? 7 : 1;
         return unit::isLongRun() ? 1 : std::string(GetParam().name) == "OnTheImage" ? kPart : 5 * kPart;
     }
 
@@ -251,7 +249,7 @@ TEST_P(EngineChanges, WhateverFailsNobodyGetsWhatAnotherGuestHas) {
     for (const auto& [name, entry] : entries) {
         int faults = unit::failAtEverySystemCall(
             1, unit::isLongRun() ? 1 : kNaming * step(), [] {}, entry,
-            [&](const unit::InjectedFault& fault) {
+            [&, name = name](const unit::InjectedFault& fault) {
                 EXPECT_NE(fault.outcome, granted) << name << ", " << fault.what;
                 EXPECT_EQ(fault.outcome.find("CRASH"), std::string::npos) << name << ", " << fault.what;
                 EXPECT_EQ(leaseOf(*qemu, web, image), "exclusive") << name << ", " << fault.what;

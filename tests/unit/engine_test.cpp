@@ -275,7 +275,7 @@ TEST_P(EngineWithMedia, LibvirtdKilledAtAnySystemCallLeavesTheLeaseAndAWorkingVe
         {"plug", [&] { unit::demand(!engine.acquire(web, plug, ""), "refused"); }},
         {"unplug", [&] { engine.detach(web, plug); }}};
     for (const auto& [name, call] : calls) {
-        int deaths = unit::killAtEverySystemCall(call, [&](int stop) {
+        int deaths = unit::killAtEverySystemCall(call, [&, name = name](int stop) {
             SCOPED_TRACE(testing::Message() << name << " killed at stop " << stop);
             ASSERT_TRUE(held(image));
             auto vessel = qemu::Vessel::retrieve(qemu.process(), web.uuid);

@@ -257,7 +257,8 @@ TEST_F(LockspaceTest, FindingALeaseMakesNothing) {
     EXPECT_EQ(findLease(dir.file("file"), "lease"), std::nullopt);
     EXPECT_TRUE(fs::is_empty(path));
     Lockspace lockspace = open(path);
-    EXPECT_EQ(findLease(path, "lease"), os::identify(openLeaseDirectory(lockspace, "lease").get(), "lease"));
+    const auto made = os::identify(openLeaseDirectory(lockspace, "lease").get(), "lease");
+    EXPECT_EQ(findLease(path, "lease"), made);
     fs::create_symlink(dir.path("file"), dir.path("good/link"));
     EXPECT_NE(findLease(path, "link"), findLease(dir.path(), "file")) << "followed a link";
 }

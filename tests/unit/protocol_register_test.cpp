@@ -3,6 +3,7 @@
 
 // registerAll: who may come in, and what a refusal leaves.
 
+#include "tests/support/sanitizers.hpp"
 #include "tests/support/unit_actor.hpp"
 
 #include <algorithm>
@@ -106,11 +107,8 @@ TEST_F(Register, SharedGuestsDoNotKeepTheEntryBusy) {
 
 // A template under linked clones; a disk of a cluster. What one costs more than another is a look at each who is there.
 TEST_F(Register, WhoComesToManyMakesNoMoreSystemCallsThanWhoComesToFew) {
-#ifdef __SANITIZE_ADDRESS__
-    constexpr int kAllocator = 20; // it maps memory when it likes: 3 calls more were seen
-#else
-    constexpr int kAllocator = 0;
-#endif
+    // The sanitizer's maps memory when it likes: 3 calls more were seen.
+    constexpr int kAllocator = support::kAddressSanitizer ? 20 : 0;
     const std::size_t many = marksAreFiles() ? 60 : 1000;
     if (!mayOpen(4 * many))
         GTEST_SKIP() << "may not open enough files";

@@ -105,13 +105,15 @@ TEST_F(VesselReplace, KilledAtAnySystemCallKeepsEveryLeaseAndTheVesselReadable) 
         });
         const os::Process& process = qemu.process();
         bool disorder = false;
-        int deaths = unit::killAtEverySystemCall(
-            [&] {
-                auto vessel = Vessel::retrieve(process, kTag.uuid);
-                unit::demand(vessel.has_value(), "no vessel");
-                (void)vessel->tryReplace();
-            },
-            [&](int stop) {
+        auto replace = [&] {
+            auto vessel = Vessel::retrieve(process, kTag.uuid);
+            unit::demand(vessel.has_value(), "no vessel");
+            (void)vessel->tryReplace();
+        };
+        int deaths = 0;
+        // Now and then an allocator makes a call of its own, and the one that tells is passed over.
+        for (int tries = 0; tries < 5 && deaths >= 0 && !disorder; tries++)
+            deaths = unit::killAtEverySystemCall(replace, [&](int stop) {
                 for (const std::string& image : {images.front(), images.back()})
                     ASSERT_FALSE(isFree(image, kLeaseByte)) << "killed at stop " << stop;
                 auto vessel = Vessel::retrieve(process, kTag.uuid);
