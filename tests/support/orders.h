@@ -57,10 +57,11 @@ static int openOrders(void) {
     socklen_t size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)length);
     int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
-    if (fd < 0 || bind(fd, (struct sockaddr*)&name, size) < 0 || dup2(fd, STDOUT_FILENO) < 0)
+    if (fd < 0 || dup2(fd, STDOUT_FILENO) < 0)
         return -1;
     close(fd);
-    return STDOUT_FILENO;
+    /* Last: whoever reaches it counts our descriptors, and takes the next that goes for an order obeyed. */
+    return bind(STDOUT_FILENO, (struct sockaddr*)&name, size) < 0 ? -1 : STDOUT_FILENO;
 }
 
 static void obeyOrders(int fd) {
