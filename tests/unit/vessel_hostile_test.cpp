@@ -420,14 +420,16 @@ TEST_F(HostileVessel, InWhichSomebodyPlaysIsNotReadForLong) {
     auto begin = std::chrono::steady_clock::now();
     ASSERT_TRUE(Vessel::retrieve(qemu.process(), kTag.uuid));
     const auto whole = std::chrono::steady_clock::now() - begin;
-    unit::Child player([&](unit::Line&) {
+    unit::Child player([&](unit::Line& line) {
         auto out = os::Process(qemu.pid()).takeDescriptor(ForgedVessel::kOut);
+        line.say();
         (void)setpriority(PRIO_PROCESS, 0, -20); // so that it gets its turn on a busy machine
         for (int position = 0;; position ^= 1) {
             setsockopt(out->get(), SOL_SOCKET, SO_PEEK_OFF, &position, sizeof position);
             std::this_thread::sleep_for(whole / 50);
         }
     });
+    player.line().hear();
     begin = std::chrono::steady_clock::now();
     EXPECT_THROW(Vessel::retrieve(qemu.process(), kTag.uuid), Error);
     EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(60));
