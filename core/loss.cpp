@@ -33,7 +33,7 @@ int tryReadPastTheCache(const StoredLease& stored) {
                 return 0;
             throw SystemError(errno, "prepare to read", stored.path);
         }
-        ssize_t got = pread(fd, block, sizeof block, 0);
+        ssize_t got = TEMP_FAILURE_RETRY(pread(fd, block, sizeof block, 0));
         int error = got < 0 ? errno : 0;
         int after = fcntl(fd, F_GETFL);
         (void)fcntl(fd, F_SETFL, after & ~O_DIRECT);

@@ -103,7 +103,7 @@ void writeRecordAt(int fd, std::int64_t offset, const OwnerRecord& record) {
 
 std::optional<OwnerRecord> readRecordAt(int fd, std::int64_t offset) {
     char buffer[kMaxRecord];
-    ssize_t length = pread(fd, buffer, sizeof buffer, offset);
+    ssize_t length = TEMP_FAILURE_RETRY(pread(fd, buffer, sizeof buffer, offset));
     if (length < 0)
         return std::nullopt;
     return parseRecord({buffer, static_cast<std::size_t>(length)});

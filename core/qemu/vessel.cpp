@@ -586,7 +586,7 @@ std::optional<os::Fd> takeSocket(const os::Process& process, int number) {
 // Whose vessel it is, if the socket is the receiving end of one. Takes no descriptors.
 std::optional<Message> peekHere(int socket) {
     char buffer[512 + kMaxName]; // the header of a later version may be longer
-    ssize_t length = recv(socket, buffer, sizeof buffer, MSG_PEEK | MSG_DONTWAIT);
+    ssize_t length = TEMP_FAILURE_RETRY(recv(socket, buffer, sizeof buffer, MSG_PEEK | MSG_DONTWAIT));
     Message message;
     Header& header = message.header;
     if (length < static_cast<ssize_t>(kFirstHeader) || std::memcmp(buffer, kMagic, sizeof kMagic) != 0)
