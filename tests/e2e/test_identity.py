@@ -327,13 +327,18 @@ def attach(host, guest, path, target):
     host.ok("attach-disk", guest.name, path, target, "--subdriver", "raw")
 
 
+def attach_and_replace(host, guest, image, images):
+    """The guest runs and has a file as sda, whose name a copy has taken: (the copy, the file as it is called now)."""
+    extra = image("extra.img")
+    host.start_guest(guest)
+    attach(host, guest, extra, "sda")
+    return extra, replace(extra, images / "old.img")
+
+
 @by_file
 def test_a_hot_plugged_disk_that_was_replaced_by_a_copy_leaves_both_free_when_it_goes(medium, alpha, beta, image,
                                                                                       images, scsi):
-    extra = image("extra.img")
-    alpha.start_guest(scsi)
-    attach(alpha, scsi, extra, "sda")
-    old = replace(extra, images / "old.img")
+    extra, old = attach_and_replace(alpha, scsi, image, images)
     expect.taken(beta, old)
     expect.free(beta, extra)
     alpha.ok("detach-disk", scsi.name, "sda")
@@ -343,10 +348,7 @@ def test_a_hot_plugged_disk_that_was_replaced_by_a_copy_leaves_both_free_when_it
 
 
 def test_a_hot_plugged_disk_and_the_copy_that_replaced_it_are_two(alpha, beta, image, images, scsi):
-    extra = image("extra.img")
-    alpha.start_guest(scsi)
-    attach(alpha, scsi, extra, "sda")
-    old = replace(extra, images / "old.img")
+    extra, old = attach_and_replace(alpha, scsi, image, images)
     attach(alpha, scsi, extra, "sdb")
     expect.taken(beta, old, extra)
     goes_through(alpha, scsi, resumes)
@@ -363,10 +365,7 @@ def test_a_hot_plugged_disk_and_the_copy_that_replaced_it_are_two(alpha, beta, i
 def test_in_a_lockspace_a_disk_and_the_copy_that_replaced_it_have_one_lease(medium, alpha, beta, image, images, scsi,
                                                                            order):
     """That of the name, until both are gone. On their own host each is known by its number as well."""
-    extra = image("extra.img")
-    alpha.start_guest(scsi)
-    attach(alpha, scsi, extra, "sda")
-    old = replace(extra, images / "old.img")
+    extra, old = attach_and_replace(alpha, scsi, image, images)
     attach(alpha, scsi, extra, "sdb")
     there = {"sda": old, "sdb": extra}
     for target in order:
@@ -384,10 +383,7 @@ def test_in_a_lockspace_a_disk_and_the_copy_that_replaced_it_have_one_lease(medi
 
 
 def test_the_old_one_of_two_of_the_same_name_goes_first(alpha, beta, image, images, scsi):
-    extra = image("extra.img")
-    alpha.start_guest(scsi)
-    attach(alpha, scsi, extra, "sda")
-    old = replace(extra, images / "old.img")
+    extra, old = attach_and_replace(alpha, scsi, image, images)
     attach(alpha, scsi, extra, "sdb")
     alpha.ok("detach-disk", scsi.name, "sda")
     expect.free(beta, old)
@@ -407,10 +403,7 @@ def test_a_detached_disk_whose_path_is_gone_is_free(alpha, beta, image, images, 
 
 def test_a_copy_that_another_guest_has_cannot_be_attached_under_the_old_name(alpha, beta, lab, image, images, guest,
                                                                              scsi):
-    extra = image("extra.img")
-    alpha.start_guest(scsi)
-    attach(alpha, scsi, extra, "sda")
-    old = replace(extra, images / "old.img")
+    extra, old = attach_and_replace(alpha, scsi, image, images)
     other = guest(extra, emulator=lab.emulator_without_locks)
     beta.start_guest(other)
     error = alpha.refused("attach-disk", scsi.name, extra, "sdb", "--subdriver", "raw")

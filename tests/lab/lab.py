@@ -27,7 +27,6 @@ import fcntl
 import itertools
 import os
 import pathlib
-import shlex
 import shutil
 import signal
 import socket

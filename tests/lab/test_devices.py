@@ -7,7 +7,6 @@ is in test_leases.py, on logical volumes.)"""
 
 import os
 
-import conftest
 import pytest
 import storage as storages
 

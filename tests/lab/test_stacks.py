@@ -8,7 +8,6 @@ Two guests never have two layers of it, the refusal names the layer, and what th
 import base64
 import struct
 
-import lab as labs
 import pytest
 
 pytestmark = pytest.mark.needs("devices")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from test_tools import LEASEHOLD, PLUGIN, PATIENCE, call, of_nobody  # noqa: F401
+from test_tools import PLUGIN, PATIENCE, call, of_nobody  # noqa: F401
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "support"))
 from broken_fs import broken_fs  # noqa: E402

@@ -241,18 +241,19 @@ TEST_F(InALockspace, SweepsBesideEntriesNeverGiveTheLeaseToTwo) {
     void* shared = mmap(nullptr, sizeof(Score), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     ASSERT_NE(shared, MAP_FAILED);
     auto& score = *new (shared) Score();
+    auto demand = [&](bool holds, const char* problem) {
+        score.wrong = score.wrong || !holds;
+        unit::demand(holds, problem);
+    };
     auto fight = [&](const Guest& guest, int self) {
         while (!score.wrong && (score.wins[0] < 20 || score.wins[1] < 20)) {
             if (engine.acquire(guest, {{image}}, ""))
                 continue;
             os::Fd alone;
-            const bool first = os::tryOpenAt(AT_FDCWD, witness, O_CREAT | O_EXCL | O_WRONLY, 0600, alone) == 0;
-            score.wrong = score.wrong || !first;
-            unit::demand(first, "both have the lease");
+            demand(os::tryOpenAt(AT_FDCWD, witness, O_CREAT | O_EXCL | O_WRONLY, 0600, alone) == 0,
+                   "both have the lease");
             score.wins[self]++;
-            const bool last = unlink(witness.c_str()) == 0;
-            score.wrong = score.wrong || !last;
-            unit::demand(last, "the witness is gone");
+            demand(unlink(witness.c_str()) == 0, "the witness is gone");
             engine.detach(guest, {{image}});
         }
     };

@@ -71,18 +71,26 @@ protected:
         return reading;
     }
 
-    // What becomes of a message of two leases that `spoil` has changed.
+    // A guest with a message of two leases that `spoil` has changed.
     template <typename Spoil>
-    Reading readSpoilt(Spoil spoil) {
-        StandIn qemu([&] {
+    StandIn guestWithSpoilt(Spoil spoil) {
+        return StandIn([&] {
             ForgedVessel forged;
             auto leases = openLeases(images);
             Forgery message = forged.message(kTag, leases);
             spoil(message);
             forged.send(message);
         });
+    }
+
+    // What becomes of it.
+    template <typename Spoil>
+    Reading readSpoilt(Spoil spoil) {
+        StandIn qemu = guestWithSpoilt(spoil);
         return read(qemu);
     }
+
+    static void swapDescriptors(Forgery& message) { std::swap(message.fds[0], message.fds[1]); }
 
     unit::TempDir dir;
     std::vector<std::string> images = makeImages(dir, 2);
@@ -171,13 +179,7 @@ TEST_F(HostileVessel, WithASpoiltMessageIsRefused) {
 
 // Whoever takes all leases as they are relies on no file; before one decides anything they are compared.
 TEST_F(HostileVessel, WithSwappedDescriptorsIsRefusedBeforeAFileDecidesAnything) {
-    StandIn qemu([&] {
-        ForgedVessel forged;
-        auto leases = openLeases(images);
-        Forgery message = forged.message(kTag, leases);
-        std::swap(message.fds[0], message.fds[1]);
-        forged.send(message);
-    });
+    StandIn qemu = guestWithSpoilt(swapDescriptors);
     auto retrieve = [&](Taking taking) {
         return Vessel::retrieve(qemu.process(), kTag.uuid, [&](const std::vector<const StoredLease*>& words) {
             EXPECT_EQ(words.size(), images.size());
@@ -450,13 +452,7 @@ TEST_F(HostileVessel, ThatIsLockedForEverByQemuIsNotWaitedForLong) {
 }
 
 TEST_F(HostileVessel, IsReadWithoutAnyChangeOfTheLocksOnItsFiles) {
-    StandIn qemu([&] {
-        ForgedVessel forged;
-        auto leases = openLeases(images);
-        Forgery message = forged.message(kTag, leases);
-        std::swap(message.fds[0], message.fds[1]);
-        forged.send(message);
-    });
+    StandIn qemu = guestWithSpoilt(swapDescriptors);
     for (int i = 0; i < 3; i++) {
         EXPECT_EQ(read(qemu), Reading::invalid);
         for (const std::string& image : images)
