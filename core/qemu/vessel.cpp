@@ -636,7 +636,7 @@ template <typename All, typename LeaseOf>
 std::vector<const StoredLease*> wordsOf(const All& all, LeaseOf leaseOf) {
     std::vector<const StoredLease*> words;
     for (const auto& each : all)
-        visitParts(leaseOf(each), [&](const StoredLease& part) { words.push_back(&part); });
+        visitParts(std::invoke(leaseOf, each), [&](const StoredLease& part) { words.push_back(&part); });
     return words;
 }
 
@@ -725,8 +725,7 @@ bool Vessel::tryRead(const std::array<unsigned char, 16>& uuid, Contents content
     tag_ = std::move(end->first.tag);
     if (choose) {
         readAll(Contents::words);
-        if (choose(wordsOf(leases_, [](const StoredLease& lease) -> const StoredLease& { return lease; })) ==
-            Taking::none)
+        if (choose(wordsOf(leases_, std::identity())) == Taking::none)
             throw RemoteLeases();
     }
     readAll(contents);
@@ -737,8 +736,7 @@ bool Vessel::tryRead(const std::array<unsigned char, 16>& uuid, Contents content
 // second one has the descriptors, if they are to be had. Nobody is locked out, or waited for. What is not asked:
 // - whether somebody walks the queue (SO_PEEK_OFF): he notices that we have moved his position and begins anew, and
 //   whatever we have got instead of the first message is not all that waits.
-// - of which type the socket is, and whether it is still the one that was looked at: libvirt has said whose process
-// this
+// - of which type the socket is, and whether it is still the one that was looked at: libvirt has said whose process it
 //   is, and whoever has the vessel of that guest writes into it what he likes. That trusted hands made the pair is told
 //   by the socket itself.
 bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents contents, const Choice& choose) {
@@ -759,7 +757,7 @@ bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents c
         hostile("leases are missing");
     Taking taking = Taking::compared;
     if (choose) {
-        taking = choose(wordsOf(message.parts, [](const Part& part) -> const StoredLease& { return part.lease; }));
+        taking = choose(wordsOf(message.parts, &Part::lease));
         if (taking == Taking::none)
             throw RemoteLeases();
         // The words are known: as much of them as tells that these are still the same (who changes them counts up
