@@ -299,7 +299,9 @@ void Call::checkNotThere() const {
     using Taken = std::pair<FileId, const std::string*>;
     std::vector<Taken> files;
     auto collect = [&](const StoredLease& part) { files.emplace_back(part.leaseFile, &part.path); };
-    auto before = [](const Taken& one, const Taken& other) { return one.first < other.first; };
+    auto before = [](const Taken& one, const Taken& other) {
+        return std::pair(one.first.inode, one.first.device) < std::pair(other.first.inode, other.first.device);
+    };
     auto same = [](const Taken& one, const Taken& other) { return one.first == other.first; };
     if (holdings_)
         for (const StoredLease& lease : holdings_->leases())
