@@ -663,6 +663,10 @@ Protection fillIn(GuestView& guest, Read read) {
     if (!process->mayTakeDescriptors())
         return process->diedWithin(std::chrono::milliseconds(0)) ? Protection::gone : Protection::hidden;
     std::optional<qemu::Manifest> found = read(*process, guest.tag.uuid);
+    // That nothing protects a guest, which people shut it down for, is said after a second look: in one, a descriptor
+    // may be what could not be looked at.
+    if (!found)
+        found = read(*process, guest.tag.uuid);
     if (!found)
         return process->diedWithin(std::chrono::milliseconds(0)) ? Protection::gone : Protection::none;
     guest.tag = std::move(found->tag);
@@ -699,7 +703,10 @@ HostView findGuests() {
         host.blindSpots.push_back("/proc hides the processes of other users (hidepid), and their guests: run this as "
                                   "root");
     else if (found.hidden > 0)
-        host.blindSpots.push_back("processes of other users, and the leases that they keep: run this as root");
+        host.blindSpots.push_back(geteuid() == 0
+                                      ? "some processes, and the leases that they keep: they may not be looked at "
+                                        "from here, in a container for instance, or looking failed; try again"
+                                      : "processes of other users, and the leases that they keep: run this as root");
     if (!found.complete)
         host.blindSpots.push_back("some processes: there are more than could be looked at in time");
     return host;

@@ -51,7 +51,10 @@ Json leaseToJson(const std::string& path, const Settings& settings, lease::Mode 
     if (settings.requireClusterLeases)
         found["readers"] = nullptr;
     struct stat status;
-    if (stat(path.c_str(), &status) < 0 || S_ISDIR(status.st_mode))
+    const bool there = stat(path.c_str(), &status) == 0;
+    if (!there && errno != ENOENT)
+        throw SystemError(errno, "stat", path);
+    if (!there || S_ISDIR(status.st_mode))
         return found; // of what is in it
     Place place;
     // A refusal says more than the storage alone.

@@ -22,7 +22,12 @@ std::optional<Json> tryAskGuest(const GuestView& guest, bool onThisHost, int sec
     auto ask = [&](GuestView& open) {
         open.tag = guest.tag;
         open.pid = guest.pid;
-        return readLeases(open) == Protection::leased ? work(open) : Json();
+        Protection protection = readLeases(open);
+        if (protection == Protection::leased)
+            return work(open);
+        if (protection != Protection::gone)
+            throw Error(Fault::system, "its leases were there, and could not be found again: try again");
+        return Json();
     };
     if (!mayHang(guest, onThisHost)) {
         GuestView open;

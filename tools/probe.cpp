@@ -185,7 +185,8 @@ public:
     Json read() const {
         os::Fd fd;
         char text[kBoardSize];
-        ssize_t length = folder_.tryFile(other_, O_RDONLY, fd) == 0 ? pread(fd.get(), text, sizeof text, 0) : 0;
+        ssize_t length =
+            folder_.tryFile(other_, O_RDONLY, fd) == 0 ? TEMP_FAILURE_RETRY(pread(fd.get(), text, sizeof text, 0)) : 0;
         Json json = Json::parse(text, text + std::max(length, ssize_t{0}), nullptr, false);
         return json.is_object() && json.contains("step") ? json : Json::object({{"step", ""}, {"beat", 0}});
     }

@@ -161,6 +161,12 @@ std::string scopeOf(const Json& lease) {
     return storage.is_null() ? "no answer" : storage["scope"].is_null() ? "none" : storage["scope"].get<std::string>();
 }
 
+// What is shown of it is not all: storage, or a second look at its leases, gave no answer.
+bool isIncomplete(const Json& guest) {
+    return std::any_of(guest["leases"].begin(), guest["leases"].end(),
+                       [](const Json& lease) { return lease["storage"].is_null() || lease["owned"].is_null(); });
+}
+
 Colour colourOf(const std::string& state) {
     return state == "held" ? Colour::green : Colour::yellow;
 }
@@ -271,8 +277,9 @@ int status(const Words& arguments) {
         printForPrometheus(guests, notSeen.empty());
     else
         printForPeople(guests, notSeen);
-    bool fine = notSeen.empty() &&
-                std::all_of(guests.begin(), guests.end(), [](const Json& guest) { return explain(guest).empty(); });
+    bool fine = notSeen.empty() && std::all_of(guests.begin(), guests.end(), [](const Json& guest) {
+                    return explain(guest).empty() && !isIncomplete(guest);
+                });
     return fine ? kDone : kWarnings;
 }
 

@@ -80,7 +80,7 @@ Process::Process(pid_t pid) : pid_(pid), pidfd_(pidfdOpen(pid)) {
 std::optional<Process> Process::openToLookAt(pid_t pid, std::size_t& hidden) {
     Fd probe;
     int error = tryOpen("/proc/" + std::to_string(pid) + "/fd", O_RDONLY | O_DIRECTORY, probe);
-    hidden += error == EACCES || error == EPERM;
+    hidden += error != 0 && error != ENOENT && error != ESRCH;
     return error == 0 ? openIfExists(pid) : std::nullopt;
 }
 
@@ -156,7 +156,10 @@ bool areProcessesHidden() {
 }
 
 std::vector<pid_t> listProcesses() {
-    return numbersIn("/proc");
+    std::vector<pid_t> processes;
+    if (int error = tryListNumbers("/proc", processes))
+        throw SystemError(error, "list", "/proc");
+    return processes;
 }
 
 LockHolders findLockHolders(const FileId& file, std::int64_t first, std::int64_t last,

@@ -20,7 +20,7 @@ public:
     // Throws SystemError(ESRCH) when there is no such process.
     explicit Process(pid_t pid);
     static std::optional<Process> openIfExists(pid_t pid);
-    // One whose descriptors may be listed. Adds to `hidden` where that is forbidden.
+    // One whose descriptors can be listed. Adds to `hidden` where one that is there gives none.
     static std::optional<Process> openToLookAt(pid_t pid, std::size_t& hidden);
 
     pid_t pid() const { return pid_; }

@@ -3,6 +3,7 @@
 #include "core/os/socket_pairs.hpp"
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <set>
 #include <string>
@@ -28,18 +29,54 @@ std::string linkOf(pid_t pid, int number) {
     return folderOf(pid) + "/fd/" + std::to_string(number);
 }
 
-// The inode in "socket:[12345]", which asks nothing of what the descriptor leads to (proc(5), /proc/PID/fd).
-std::optional<std::uint64_t> socketAt(pid_t pid, int number) {
+// The inode in "socket:[12345]", which asks nothing of what the descriptor leads to (proc(5), /proc/PID/fd). 0,
+// ENOTSOCK, or the error number.
+int trySocketAt(pid_t pid, int number, std::uint64_t& inode) {
     constexpr std::string_view kBegin = "socket:[";
     char target[64];
     const ssize_t length = readlink(linkOf(pid, number).c_str(), target, sizeof target);
-    const std::string_view text(target, static_cast<std::size_t>(std::max<ssize_t>(length, 0)));
-    std::uint64_t inode = 0;
-    if (text.substr(0, kBegin.size()) != kBegin ||
-        std::from_chars(text.data() + kBegin.size(), text.data() + text.size(), inode).ec != std::errc())
-        return std::nullopt;
-    return inode;
+    if (length < 0)
+        return errno;
+    const std::string_view text(target, static_cast<std::size_t>(length));
+    const bool found = text.substr(0, kBegin.size()) == kBegin &&
+                       std::from_chars(text.data() + kBegin.size(), text.data() + text.size(), inode).ec == std::errc();
+    return found ? 0 : ENOTSOCK;
 }
+
+int tryInspectSocket(pid_t pid, int number, HeldSocket& socket) {
+    std::uint64_t inode = 0;
+    if (const int error = trySocketAt(pid, number, inode))
+        return error;
+    struct statx status;
+    if (statx(AT_FDCWD, linkOf(pid, number).c_str(), AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO | STATX_UID, &status) <
+        0)
+        return errno;
+    socket = {status.stx_ino, status.stx_uid, pid, number};
+    return S_ISSOCK(status.stx_mode) ? 0 : ENOTSOCK;
+}
+
+// The processes of which something could not be looked at.
+class Unseen {
+public:
+    // What a process has closed, and that it has ended, is no gap.
+    void note(pid_t pid, int error) {
+        // Whoever started it, the first process is no guest.
+        if (error != 0 && error != ENOTSOCK && error != ENOENT && error != ESRCH && pid != 1)
+            pids_.insert(pid);
+    }
+
+    // Without those that have ended since: of one that has just gone /proc says EACCES, too (Linux fs/proc/base.c,
+    // proc_pid_readlink).
+    std::size_t count() const {
+        return static_cast<std::size_t>(std::count_if(pids_.begin(), pids_.end(), [](pid_t pid) {
+            const auto process = Process::openIfExists(pid);
+            return process && !process->diedWithin(std::chrono::milliseconds(0));
+        }));
+    }
+
+private:
+    std::set<pid_t> pids_;
+};
 
 bool isTrusted(const std::optional<HeldSocket>& socket) {
     return socket && isTrustedMaker(socket->maker);
@@ -48,7 +85,7 @@ bool isTrusted(const std::optional<HeldSocket>& socket) {
 // What is told of sockets by their network namespace: its table, read once.
 class UnixTables {
 public:
-    UnixTables() { add(getpid()); }
+    explicit UnixTables(Unseen& unseen) : unseen_(unseen) { add(getpid()); }
 
     // Whether the table of its namespace has been read. What a security module does not tell is asked again.
     bool cover(pid_t pid) const { return known_.count(spaceOf(pid)) != 0; }
@@ -56,8 +93,9 @@ public:
     void add(pid_t pid) {
         if (std::string space = spaceOf(pid); !space.empty())
             known_.insert(std::move(space));
-        for (std::uint64_t inode :
-             parseUnixTable(readFileIfPossible(folderOf(pid) + "/net/unix", kMaxTable).value_or("")))
+        const std::optional<std::string> table = readFileIfPossible(folderOf(pid) + "/net/unix", kMaxTable);
+        unseen_.note(pid, table ? 0 : EACCES);
+        for (std::uint64_t inode : parseUnixTable(table.value_or("")))
             inodes_.insert(inode);
     }
 
@@ -70,6 +108,7 @@ private:
         return {space, static_cast<std::size_t>(std::max<ssize_t>(length, 0))};
     }
 
+    Unseen& unseen_;
     std::set<std::string> known_;
     std::set<std::uint64_t> inodes_;
 };
@@ -77,13 +116,8 @@ private:
 } // namespace
 
 std::optional<HeldSocket> inspectSocket(pid_t pid, int number) {
-    struct statx status;
-    if (!socketAt(pid, number) ||
-        statx(AT_FDCWD, linkOf(pid, number).c_str(), AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO | STATX_UID, &status) <
-            0 ||
-        !S_ISSOCK(status.stx_mode))
-        return std::nullopt;
-    return HeldSocket{status.stx_ino, status.stx_uid, pid, number};
+    HeldSocket socket;
+    return tryInspectSocket(pid, number, socket) == 0 ? std::optional(socket) : std::nullopt;
 }
 
 bool isTrustedMaker(uid_t maker) {
@@ -92,29 +126,41 @@ bool isTrustedMaker(uid_t maker) {
 
 SocketPairs findSocketPairs(Clock::time_point deadline, int likely) {
     SocketPairs found;
-    UnixTables tables;
+    Unseen unseen;
+    UnixTables tables(unseen);
     std::vector<pid_t> processes = listProcesses();
     std::stable_partition(processes.begin(), processes.end(), [&](pid_t pid) {
-        const auto inode = socketAt(pid, likely);
-        return inode && (tables.has(*inode) || !tables.cover(pid)) && isTrusted(inspectSocket(pid, likely));
+        std::uint64_t inode = 0;
+        return trySocketAt(pid, likely, inode) == 0 && (tables.has(inode) || !tables.cover(pid)) &&
+               isTrusted(inspectSocket(pid, likely));
     });
+    auto inspect = [&](const HeldSocket& socket) {
+        HeldSocket looked;
+        const int error = tryInspectSocket(socket.pid, socket.number, looked);
+        unseen.note(socket.pid, error);
+        return error == 0 && isTrustedMaker(looked.maker) ? std::optional(looked) : std::nullopt;
+    };
     std::vector<HeldSocket> sockets; // nobody has been asked yet who made them
     for (pid_t pid : processes) {
         if (Clock::now() > deadline) {
             found.complete = false;
             break;
         }
-        auto process = Process::openToLookAt(pid, found.hidden);
+        const auto process = Process::openIfExists(pid);
         if (!process)
             continue;
+        std::vector<int> numbers;
+        unseen.note(pid, process->tryListDescriptors(numbers));
         const auto before = static_cast<std::ptrdiff_t>(sockets.size());
-        for (int number : process->descriptors())
-            if (const auto inode = socketAt(pid, number))
-                sockets.push_back({*inode, 0, pid, number});
+        for (int number : numbers) {
+            std::uint64_t inode = 0;
+            const int error = trySocketAt(pid, number, inode);
+            unseen.note(pid, error);
+            if (error == 0)
+                sockets.push_back({inode, 0, pid, number});
+        }
         // Whoever likes makes namespaces: the table of another one is read where somebody trusted has made a socket.
-        if (!tables.cover(pid) && std::any_of(sockets.begin() + before, sockets.end(), [](const HeldSocket& socket) {
-                return isTrusted(inspectSocket(socket.pid, socket.number));
-            }))
+        if (!tables.cover(pid) && std::any_of(sockets.begin() + before, sockets.end(), inspect))
             tables.add(pid);
     }
     // Only now: who has left the namespace of a socket still has the socket. And no other socket is looked at closer:
@@ -126,10 +172,10 @@ SocketPairs findSocketPairs(Clock::time_point deadline, int likely) {
             found.complete = false;
             break;
         }
-        if (const auto looked = inspectSocket(socket.pid, socket.number);
-            isTrusted(looked) && looked->inode == socket.inode)
+        if (const auto looked = inspect(socket); looked && looked->inode == socket.inode)
             trusted.push_back(*looked);
     }
+    found.hidden = unseen.count();
     for (const HeldSocket& socket : trusted)
         if (std::any_of(trusted.begin(), trusted.end(), [&](const HeldSocket& other) {
                 return other.pid == socket.pid && other.inode != socket.inode;

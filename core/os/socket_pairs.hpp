@@ -34,7 +34,7 @@ bool isTrustedMaker(uid_t maker);
 
 struct SocketPairs {
     std::vector<HeldSocket> ends; // in the order of their inodes, then of the processes
-    std::size_t hidden = 0;       // processes that may not be looked at
+    std::size_t hidden = 0;       // processes that could not be looked at
     bool complete = true;         // false: there was no time to look at all processes
 };
 

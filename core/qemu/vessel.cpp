@@ -583,28 +583,53 @@ std::optional<os::Fd> takeSocket(const os::Process& process, int number) {
     return taken && isSeqpacket(taken->get()) && inodeOf(*taken) == seen->inode ? std::move(taken) : std::nullopt;
 }
 
+// The beginning of a message that waits, and its header if it is one of a vessel.
+struct Peeked {
+    char text[512 + kMaxName]; // the header of a later version may be longer
+    std::size_t length = 0;
+    std::optional<Header> header;
+};
+
+// 0, or the error number of what tells nothing about the socket: no memory. Any other error is an answer, which QEMU
+// may have brought about (ECONNRESET): no vessel.
+int tryPeek(int socket, Peeked& peeked) noexcept {
+    ssize_t length = TEMP_FAILURE_RETRY(recv(socket, peeked.text, sizeof peeked.text, MSG_PEEK | MSG_DONTWAIT));
+    if (length < 0 && (errno == ENOMEM || errno == ENOBUFS))
+        return errno;
+    if (length < static_cast<ssize_t>(kFirstHeader) || std::memcmp(peeked.text, kMagic, sizeof kMagic) != 0)
+        return 0;
+    peeked.length = static_cast<std::size_t>(length);
+    std::memcpy(&peeked.header.emplace(), peeked.text, kFirstHeader);
+    return 0;
+}
+
 // Whose vessel it is, if the socket is the receiving end of one. Takes no descriptors.
 std::optional<Message> peekHere(int socket) {
-    char buffer[512 + kMaxName]; // the header of a later version may be longer
-    ssize_t length = TEMP_FAILURE_RETRY(recv(socket, buffer, sizeof buffer, MSG_PEEK | MSG_DONTWAIT));
-    Message message;
-    Header& header = message.header;
-    if (length < static_cast<ssize_t>(kFirstHeader) || std::memcmp(buffer, kMagic, sizeof kMagic) != 0)
+    Peeked peeked;
+    if (int error = tryPeek(socket, peeked); error != 0)
+        throw SystemError(error, "read the leases in", "its QEMU");
+    if (!peeked.header)
         return std::nullopt;
-    std::memcpy(&header, buffer, kFirstHeader);
+    Message message;
+    Header& header = message.header = *peeked.header;
     std::copy(std::begin(header.uuid), std::end(header.uuid), message.tag.uuid.begin());
     message.tag.incarnation = header.incarnation;
     std::size_t end = std::size_t{header.headerSize} + header.nameLength;
-    if (header.nameLength <= kMaxName && end <= static_cast<std::size_t>(length))
-        message.tag.name.assign(buffer + header.headerSize, header.nameLength);
+    if (header.nameLength <= kMaxName && end <= peeked.length)
+        message.tag.name.assign(peeked.text + header.headerSize, header.nameLength);
     return message;
+}
+
+// The next peek starts at the first message: a reader that was killed has left its position behind. The caller has
+// locked others out.
+void peekFromTheFirst(int socket) noexcept {
+    int off = -1;
+    (void)setsockopt(socket, SOL_SOCKET, SO_PEEK_OFF, &off, sizeof off);
 }
 
 // The same of the first message. The caller has locked others out.
 std::optional<Message> peekHeader(int socket) {
-    // A reader that was killed has left its position behind.
-    int off = -1;
-    (void)setsockopt(socket, SOL_SOCKET, SO_PEEK_OFF, &off, sizeof off);
+    peekFromTheFirst(socket);
     return peekHere(socket);
 }
 
@@ -859,6 +884,8 @@ bool Vessel::tryWalk(Contents contents) {
         nextPart = 0;
     }
     (void)setsockopt(out_.get(), SOL_SOCKET, SO_PEEK_OFF, &off, sizeof off);
+    if (walked != queuedBytes_)
+        return false; // that nothing more waits was no answer of this queue
     if (complete == 0)
         hostile("no complete set of leases");
     disordered_ = begun > 1;
@@ -881,8 +908,10 @@ bool Vessel::tryReplace(std::uint64_t caller) {
     struct Recount {
         Vessel& vessel;
         ~Recount() {
-            auto head = peekHeader(vessel.out_.get());
-            vessel.firstGeneration_ = head ? head->header.generation : 0;
+            Peeked head;
+            peekFromTheFirst(vessel.out_.get());
+            (void)tryPeek(vessel.out_.get(), head); // what is not known now is read anew by the next change
+            vessel.firstGeneration_ = head.header ? head.header->generation : 0;
             (void)ioctl(vessel.out_.get(), SIOCINQ, &vessel.queuedBytes_);
         }
     } recount{*this};
@@ -939,20 +968,25 @@ std::optional<Message> peekAmongReaders(const os::Process& process, const os::Fd
     return message;
 }
 
+// Whether a socket that could not be taken is one that the process still has.
+bool isStillThere(const os::Process& process, const os::HeldSocket& socket) {
+    auto seen = os::inspectSocket(socket.pid, socket.number);
+    return seen && seen->inode == socket.inode && !process.diedWithin(std::chrono::milliseconds(0));
+}
+
 // The vessel at one of these, which are all who have that end.
 std::optional<RunningGuest> guestAt(std::span<const os::HeldSocket> holders, HostGuests& found,
                                     std::chrono::steady_clock::time_point deadline) {
+    bool unseen = false;
     for (const os::HeldSocket& holder : holders) {
         auto process = os::Process::openIfExists(holder.pid);
         if (!process)
             continue;
-        if (!process->mayTakeDescriptors()) {
-            found.hidden++;
+        auto out = process->mayTakeDescriptors() ? takeSocket(*process, holder.number) : std::nullopt;
+        if (!out || inodeOf(*out) != holder.inode) {
+            unseen = unseen || isStillThere(*process, holder);
             continue;
         }
-        auto out = takeSocket(*process, holder.number);
-        if (!out || inodeOf(*out) != holder.inode)
-            continue;
         auto message = peekAmongReaders(*process, *out, deadline);
         if (!message || message->header.socketInodes[1] != holder.inode)
             return std::nullopt;
@@ -965,6 +999,7 @@ std::optional<RunningGuest> guestAt(std::span<const os::HeldSocket> holders, Hos
         }
         return guest;
     }
+    found.hidden += unseen ? 1 : 0;
     return std::nullopt;
 }
 

@@ -6,6 +6,7 @@
 #include "core/os/fd.hpp"
 #include "tests/support/unit_support.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -15,6 +16,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -99,7 +101,43 @@ std::vector<int> errorsOf(const Made& made) {
         return {EMFILE};
     case SYS_poll:
     case SYS_ppoll:
+    case SYS_wait4:
         return {EINTR};
+    case SYS_clone:
+    case SYS_clone3:
+    case SYS_fork:
+    case SYS_vfork:
+        return {EAGAIN};
+    case SYS_pipe2:
+    case SYS_socket:
+    case SYS_memfd_create:
+    case SYS_dup:
+    case SYS_dup2:
+    case SYS_dup3:
+        return {EMFILE};
+    case SYS_connect:
+        return {ECONNREFUSED, EINTR};
+    case SYS_access:
+    case SYS_faccessat:
+    case SYS_faccessat2:
+        return {EACCES, EIO};
+    case SYS_rename:
+    case SYS_renameat:
+    case SYS_renameat2:
+    case SYS_link:
+    case SYS_symlink:
+        return {EIO, ENOSPC};
+    case SYS_fsync:
+    case SYS_fdatasync:
+        return {EIO, ENOSPC};
+    case SYS_chmod:
+    case SYS_fchmod:
+    case SYS_fchown:
+    case SYS_setxattr:
+        return {EPERM, EIO};
+    case SYS_prlimit64:
+    case SYS_setrlimit:
+        return {EPERM};
     default:
         return {};
     }
@@ -131,7 +169,23 @@ std::string nameOf(const Made& made) {
                                                    {SYS_readlink, "readlink"},
                                                    {SYS_unlink, "unlink"},
                                                    {SYS_unlinkat, "unlinkat"},
-                                                   {SYS_lseek, "lseek"}};
+                                                   {SYS_lseek, "lseek"},
+                                                   {SYS_clone, "clone"},
+                                                   {SYS_pipe2, "pipe2"},
+                                                   {SYS_socket, "socket"},
+                                                   {SYS_connect, "connect"},
+                                                   {SYS_access, "access"},
+                                                   {SYS_rename, "rename"},
+                                                   {SYS_fsync, "fsync"},
+                                                   {SYS_statfs, "statfs"},
+                                                   {SYS_poll, "poll"},
+                                                   {SYS_prlimit64, "prlimit64"},
+                                                   {SYS_mkdirat, "mkdirat"},
+                                                   {SYS_mkdir, "mkdir"},
+                                                   {SYS_fchmod, "fchmod"},
+                                                   {SYS_fchown, "fchown"},
+                                                   {SYS_getsockopt, "getsockopt"},
+                                                   {SYS_setsockopt, "setsockopt"}};
     if (made.number == SYS_fcntl)
         return made.second == F_OFD_SETLK   ? "fcntl(F_OFD_SETLK)"
                : made.second == F_OFD_GETLK ? "fcntl(F_OFD_GETLK)"
@@ -249,7 +303,183 @@ std::string runTraced(const std::function<std::string()>& work, int failing, int
     return text;
 }
 
+// The tracer of a program and of what it starts: each process is between two calls, or in one.
+class ProgramTracer {
+public:
+    ProgramTracer(const std::vector<std::string>& words, int failing, int choice)
+        : failing_(failing), choice_(choice), said_(memfd_create("said", MFD_CLOEXEC)),
+          complained_(memfd_create("complained", MFD_CLOEXEC)) {
+        first_ = fork();
+        if (first_ < 0)
+            throw std::runtime_error("fork failed");
+        if (first_ == 0)
+            become(words);
+        int status = 0;
+        waitpid(first_, &status, 0); // the SIGSTOP
+        if (WIFEXITED(status))
+            throw std::system_error(EPERM, std::generic_category());
+        ptrace(PTRACE_SETOPTIONS, first_, nullptr,
+               PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK |
+                   PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC);
+        entering_[first_] = true;
+        go(first_, 0);
+    }
+
+    ProgramEnd run() {
+        // waitpid(2) has no limit of its own: the signal ends it.
+        struct sigaction action {};
+        action.sa_handler = [](int) {};
+        sigaction(SIGALRM, &action, nullptr);
+        alarm(kPatience);
+        ProgramEnd end;
+        int status = 0;
+        bool ended = false;
+        while (!entering_.empty()) {
+            pid_t pid = waitpid(-1, &status, __WALL);
+            if (pid < 0) {
+                end.hangs = errno == EINTR && !ended;
+                break;
+            }
+            if (WIFSTOPPED(status)) {
+                entering_.emplace(pid, true);
+                handle(pid, status);
+                continue;
+            }
+            entering_.erase(pid);
+            if (pid != first_)
+                continue;
+            end.status = status;
+            ended = true;
+            alarm(kAfterwards); // what it leaves behind is its helpers', and they end too
+        }
+        alarm(0);
+        for (const auto& [pid, entering] : entering_) {
+            end.hangs = true;
+            kill(pid, SIGKILL);
+            waitpid(pid, &status, __WALL);
+        }
+        end.what = failed_;
+        end.error = error_;
+        end.said = readAgain(said_.get());
+        end.complained = readAgain(complained_.get());
+        return end;
+    }
+
+    std::vector<int> fallible; // the numbers of the calls that can fail
+
+private:
+    static constexpr unsigned kPatience = 120, kAfterwards = 60; // s
+
+    [[noreturn]] void become(const std::vector<std::string>& words) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        dup2(open("/dev/null", O_RDONLY | O_CLOEXEC), STDIN_FILENO);
+        dup2(said_.get(), STDOUT_FILENO);
+        dup2(complained_.get(), STDERR_FILENO);
+        if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) < 0)
+            _exit(77);
+        raise(SIGSTOP);
+        std::vector<char*> arguments;
+        for (const std::string& word : words)
+            arguments.push_back(const_cast<char*>(word.c_str()));
+        arguments.push_back(nullptr);
+        execv(arguments[0], arguments.data());
+        _exit(127);
+    }
+
+    // On to its next stop: the next call, as long as one is to fail.
+    void go(pid_t pid, int signal) const { ptrace(done_ ? PTRACE_CONT : PTRACE_SYSCALL, pid, nullptr, signal); }
+
+    void handle(pid_t pid, int status) {
+        int signal = WSTOPSIG(status);
+        if (signal == (SIGTRAP | 0x80))
+            return handleCall(pid);
+        if (status >> 16 == PTRACE_EVENT_EXEC) {
+            programs_++;
+            done_ = done_ || programs_ > 1; // what it has become is not tested
+        }
+        bool ours = signal == SIGTRAP || signal == SIGSTOP;
+        go(pid, ours ? 0 : signal);
+    }
+
+    void handleCall(pid_t pid) {
+        bool& entering = entering_[pid];
+        if (entering && programs_ == 1) {
+            user_regs_struct registers;
+            ptrace(PTRACE_GETREGS, pid, nullptr, &registers);
+            Made here{static_cast<long>(registers.orig_rax), registers.rsi};
+            // The loader's last call: its cache is not needed any more.
+            if (!loaded_)
+                loaded_ = here.number == SYS_munmap;
+            else if (++count_ == failing_)
+                fail(pid, here, registers);
+            else if (failing_ == 0 && !errorsOf(here).empty())
+                fallible.push_back(count_);
+        }
+        entering = !entering;
+        go(pid, 0);
+    }
+
+    void fail(pid_t pid, const Made& here, user_regs_struct registers) {
+        std::vector<int> fitting = errorsOf(here);
+        done_ = true;
+        if (choice_ >= static_cast<int>(fitting.size()))
+            return;
+        int error = fitting[static_cast<std::size_t>(choice_ + failing_) % fitting.size()];
+        error_ = error;
+        failed_ = "call " + std::to_string(failing_) + ", " + nameOf(here) + ": " + strerrorname_np(error);
+        registers.orig_rax = static_cast<unsigned long>(-1);
+        ptrace(PTRACE_SETREGS, pid, nullptr, &registers);
+        ptrace(PTRACE_SYSCALL, pid, nullptr, nullptr);
+        int status = 0;
+        waitpid(pid, &status, __WALL);
+        ptrace(PTRACE_GETREGS, pid, nullptr, &registers);
+        registers.rax = static_cast<unsigned long>(-error);
+        ptrace(PTRACE_SETREGS, pid, nullptr, &registers);
+    }
+
+    static std::string readAgain(int fd) {
+        std::string text;
+        char buffer[4096];
+        for (ssize_t got; (got = pread(fd, buffer, sizeof buffer, static_cast<off_t>(text.size()))) > 0;)
+            text.append(buffer, static_cast<std::size_t>(got));
+        return text;
+    }
+
+    int failing_, choice_, count_ = 0, error_ = 0;
+    std::string failed_;
+    os::Fd said_, complained_;
+    pid_t first_;
+    std::map<pid_t, bool> entering_;
+    int programs_ = 0;
+    bool loaded_ = false, done_ = false;
+};
+
 } // namespace
+
+int failAtEverySystemCallOf(const std::vector<std::string>& words, int errors, int limit,
+                            const std::function<void(const ProgramEnd&)>& check) {
+    std::vector<int> fallible;
+    int faults = 0;
+    try {
+        ProgramTracer plain(words, 0, 0);
+        check(plain.run());
+        fallible = plain.fallible;
+    } catch (const std::system_error&) {
+        return -1;
+    }
+    const std::size_t every =
+        limit == 0 ? 1 : std::max<std::size_t>(1, fallible.size() / static_cast<std::size_t>(limit));
+    for (std::size_t i = 0; i < fallible.size(); i += every)
+        for (int choice = 0; choice < errors; choice++) {
+            ProgramTracer tracer(words, fallible[i], choice);
+            ProgramEnd end = tracer.run();
+            check(end); // also where it made another call this time
+            if (end.what.empty())
+                break;
+            faults++;
+        }
+    return faults;
+}
 
 int failAtEverySystemCall(int errors, int every, const std::function<void()>& scene,
                           const std::function<std::string()>& work,
@@ -283,6 +513,10 @@ int failAtEverySystemCall(int errors, int every, const std::function<void()>& sc
 
 int failAtEverySystemCall(int, int, const std::function<void()>&, const std::function<std::string()>&,
                           const std::function<void(const InjectedFault&)>&) {
+    return -1;
+}
+
+int failAtEverySystemCallOf(const std::vector<std::string>&, int, int, const std::function<void(const ProgramEnd&)>&) {
     return -1;
 }
 

@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <string>
+#include <vector>
 
 namespace leasehold::unit {
 
@@ -22,5 +23,19 @@ struct InjectedFault {
 int failAtEverySystemCall(int errors, int every, const std::function<void()>& scene,
                           const std::function<std::string()>& work,
                           const std::function<void(const InjectedFault&)>& check);
+
+// The end of a program.
+struct ProgramEnd {
+    std::string what; // which call failed, as above
+    int error = 0;    // how
+    int status = 0;   // waitpid(2)
+    bool hangs = false;
+    std::string said, complained; // its outputs
+};
+
+// The same for a program, with all processes that it starts, from when it is loaded until it becomes another one. The
+// first end is that without a fault. `limit`: about so many calls fail, spread over all; 0: each.
+int failAtEverySystemCallOf(const std::vector<std::string>& words, int errors, int limit,
+                            const std::function<void(const ProgramEnd&)>& check);
 
 } // namespace leasehold::unit
