@@ -53,9 +53,6 @@ std::string formatTime(std::int64_t seconds) {
     return text;
 }
 
-// Names take their time only where somebody was refused, and no more of it than this.
-constexpr std::chrono::milliseconds kNeighboursLimit{1000};
-
 std::string placeOf(pid_t pid, const std::string& host) {
     return "pid " + std::to_string(pid) + " on host " + quote(host.empty() ? "unknown" : host);
 }
@@ -64,12 +61,15 @@ std::string describeGuest(const std::string& name, const lease::Uuid& uuid, cons
     return "guest " + quote(name) + " (UUID " + lease::formatUuid(uuid) + ", " + rest + ")";
 }
 
+// Somebody of this host whom the search did not come to.
+constexpr const char* kNotInTime = "of this host that could not be found in time, among very many processes";
+
 // The holders of marks in words, from three sources: guests of this host say themselves who they are; the owner
 // record names those of other hosts, if it is about one of the marks that are up; what is left is only a number.
 class Namer {
 public:
     Namer(const qemu::StoredLease& stored, Neighbours& neighbours)
-        : file_(stored.file), leaseFile_(stored.leaseFile), remote_(stored.remote), guests_(neighbours.all().guests),
+        : file_(stored.file), leaseFile_(stored.leaseFile), remote_(stored.remote), neighbours_(neighbours.all()),
           record_(readOwner(stored)) {}
 
     std::string name(const Mark& mark, const std::string& more) const {
@@ -93,17 +93,24 @@ public:
             return describeGuest(record_->domain, record_->uuid,
                                  mode + "; last recorded as " + placeOf(record_->pid, record_->host));
         return std::string("a guest ") +
-               (remote_ ? "on another host, or of another user, that left no record"
-                        : "of this host that may not be looked at, another user's or in a container") +
+               (!neighbours_.complete && remote_ ? "on another host, or one of this host that could not be found in "
+                                                   "time among very many processes, that left no record"
+                : !neighbours_.complete          ? kNotInTime
+                : remote_                        ? "on another host, or of another user, that left no record"
+                          : "of this host that may not be looked at, another user's or in a container") +
                " (incarnation " + os::hexadecimal(mark.id) + ", " + mode + ")";
     }
 
     const qemu::RunningGuest* find(const Mark& mark) const {
-        auto local = std::find_if(guests_.begin(), guests_.end(), [&](const qemu::RunningGuest& guest) {
+        const auto& guests = neighbours_.guests;
+        auto local = std::find_if(guests.begin(), guests.end(), [&](const qemu::RunningGuest& guest) {
             return guest.tag.incarnation == mark.id && lease::hashDomain(guest.tag.uuid) == mark.domain;
         });
-        return local == guests_.end() ? nullptr : &*local;
+        return local == guests.end() ? nullptr : &*local;
     }
+
+    // Whether there was time for all processes of this host: who was not found may be one of them otherwise.
+    bool foundAll() const { return neighbours_.complete; }
 
     // How well it is known: of several QEMUs of one guest the best known is named.
     int rank(const Mark& mark) const { return find(mark) ? 2 : isCurrent(mark) ? 1 : 0; }
@@ -121,7 +128,7 @@ private:
 
     os::FileId file_, leaseFile_;
     bool remote_;
-    const std::vector<qemu::RunningGuest>& guests_;
+    const qemu::HostGuests& neighbours_;
     std::optional<lease::OwnerRecord> record_;
 };
 
@@ -221,11 +228,11 @@ bool areLingering(const qemu::StoredLease& stored, const lease::Refusal& refusal
 }
 
 const qemu::HostGuests& Neighbours::all() {
-    return found_ ? *found_ : found_.emplace(qemu::findGuests(kNeighboursLimit));
+    return found_ ? *found_ : found_.emplace(qemu::findGuests(limit_));
 }
 
 std::chrono::steady_clock::time_point Neighbours::deadline() {
-    return deadline_ ? *deadline_ : deadline_.emplace(std::chrono::steady_clock::now() + kNeighboursLimit);
+    return deadline_ ? *deadline_ : deadline_.emplace(std::chrono::steady_clock::now() + limit_);
 }
 
 std::string explainJoin(const Guest& guest, const qemu::StoredLease& stored, std::size_t count) {
@@ -262,7 +269,8 @@ std::string explainTwin(const Guest& guest, const qemu::StoredLease& stored, con
                " cannot have it, nor be told from that one by its leases, because their UUIDs meet in one hash: shut "
                "the other guest down, or give this one another UUID";
     bool here = std::any_of(marks.begin(), marks.end(), [&](const Mark& mark) { return namer.find(mark); });
-    return "guest " + self + " already runs " + (here ? "on this host" : "elsewhere") + " with " + subject + ": " +
+    const char* where = here ? " on this host" : namer.foundAll() ? " elsewhere" : "";
+    return "guest " + self + " already runs" + where + " with " + subject + ": " +
            (names.empty() ? "no name is known" : names) +
            "; it has not handed it over: use it there, migrate it, or shut it down there first";
 }
@@ -321,10 +329,14 @@ std::string explainOutsider(const qemu::StoredLease& stored, const std::string& 
     std::string image = "image " + quote(stored.path);
     const std::string movesIn = ". If that is this guest itself, which migrates in from a host without leasehold, say "
                                 "qemu_locks = \"warn\" in qemu-leasehold.conf until it is here";
-    if (words.find("virtlockd") != std::string::npos) // its daemon has the lock, on whichever host
-        return image + " is in use outside leasehold by " +
-               (who.empty() ? "a program on another host, or one that may not be looked at" : who) + ", which " +
-               words +
+    const bool byVirtlockd = words.find("virtlockd") != std::string::npos; // its daemon has the lock, on whichever host
+    if (who.empty() && !holders.complete)
+        who = std::string("a program ") + (stored.remote || byVirtlockd ? "on another host, or one " : "") + kNotInTime;
+    else if (who.empty())
+        who = stored.remote || byVirtlockd ? "a program on another host, or one that may not be looked at"
+                                           : "a program that may not be looked at";
+    if (byVirtlockd)
+        return image + " is in use outside leasehold by " + who + ", which " + words +
                ": shut that guest down on the host where virtlockd is the lock manager, and let all hosts use "
                "leasehold" +
                movesIn;
@@ -332,11 +344,6 @@ std::string explainOutsider(const qemu::StoredLease& stored, const std::string& 
         return image + " is in use by " + who +
                " without a lease of its own, as a backing file for instance, and that one " + words +
                ": shut the guest down, or give this one an image of its own";
-    if (who.empty() && !holders.complete)
-        who = "a program that could not be found in time, among very many processes";
-    else if (who.empty())
-        who = stored.remote ? "a program on another host, or one that may not be looked at"
-                            : "a program that may not be looked at";
     return image + " is in use outside leasehold by " + who + ", which " + words +
            ": end it, or wait for it, and try again" + movesIn;
 }

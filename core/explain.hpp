@@ -12,12 +12,16 @@ namespace leasehold {
 // The guests of this host: looked for when somebody has to be named, once for each call of libvirt.
 class Neighbours {
 public:
+    // Names take their time only where somebody was refused, and no more of it than this.
+    explicit Neighbours(std::chrono::milliseconds limit = std::chrono::milliseconds(1000)) : limit_(limit) {}
+
     const qemu::HostGuests& all();
 
-    // Until when one looks at processes for other reasons: a second from the first time on, in the whole call.
+    // Until when one looks at processes for other reasons: as long, from the first time on, in the whole call.
     std::chrono::steady_clock::time_point deadline();
 
 private:
+    std::chrono::milliseconds limit_;
     std::optional<qemu::HostGuests> found_;
     std::optional<std::chrono::steady_clock::time_point> deadline_;
 };

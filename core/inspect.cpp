@@ -323,6 +323,8 @@ void collectLocks(ImageView& view, const Target& target, const std::vector<Table
     if (view.storage.qemuLocksStayLocal)
         view.blindSpots.push_back("QEMU's own locks on other hosts: on " + view.storage.name +
                                   " they stay there; run this there");
+    if (!processes.guests.complete)
+        view.blindSpots.push_back("some guests: there are more processes than could be looked at in time");
     if (!processes.open.complete())
         view.blindSpots.push_back("some processes: there are more descriptors than could be looked at in time");
     if (processes.open.hidden() > 0)
@@ -478,7 +480,7 @@ std::vector<std::string> adviseOn(const ImageView& image) {
         bool named = lease.source != LeaseView::Source::nobody;
         std::string who = named                  ? "guest '" + lease.guest + "' on host '" + lease.host + "'"
                           : image.storage.remote ? "the guest on another host that has it"
-                                                 : "the guest that has it, another user's or in a container,";
+                                                 : "the guest that has it, of a process that could not be looked at,";
         if (lease.source != LeaseView::Source::vessel && image.storage.remote) {
             distant = true;
             dead = isHostName(lease.host) ? lease.host : dead;

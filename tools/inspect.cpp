@@ -151,7 +151,7 @@ std::string describeLease(const Json& lease, bool ofThisHost) {
     std::string by = lease["named_by"], who;
     if (by == "nobody")
         who = std::string("a guest ") +
-              (ofThisHost ? "of this host that may not be looked at, another user's or in a container"
+              (ofThisHost ? "of this host that could not be looked at"
                           : "on another host, or of another user, that left no record") +
               " (incarnation " + text(lease["incarnation"]) + ")";
     else

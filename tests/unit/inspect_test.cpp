@@ -4,6 +4,7 @@
 // What inspect concludes from marks and locks: tables. And from vessels: whose backing file it is. tests/tools has the
 // same on real images, against what QEMU says.
 
+#include "core/explain.hpp"
 #include "core/inspect.hpp"
 #include "tests/support/unit_engine.hpp"
 
@@ -170,6 +171,22 @@ TEST_F(InspectedGuest, ThatArrivedSuspendedWaitsForNobodyWhenItsSourceHasEnded) 
     source.kill();
     EXPECT_EQ(stateHere(), "arrived");
     EXPECT_EQ(describe(onlyLease(image).state), "arrived");
+}
+
+TEST_F(InspectedGuest, IsNotCalledAnotherUsersWhereTheSearchForItsNameRanOutOfTime) {
+    const lease::Incarnation stranger{12345, lease::drawId()};
+    const Place place = openPlace({.path = image, .mode = lease::Mode::exclusive}, stranger, settings);
+    const lease::Refusal refusal{0, lease::Obstacle::guestPresent, {kSelf}};
+    const os::LockHolders cut{.pids = {}, .complete = false};
+    for (const std::chrono::milliseconds limit : {std::chrono::milliseconds(-1), std::chrono::milliseconds(3600'000)}) {
+        Neighbours neighbours(limit);
+        std::string text = explainRefusal(web, place.stored, lease::Mode::exclusive, refusal, neighbours);
+        EXPECT_EQ(text.find("in time, among very many processes") != std::string::npos, limit.count() < 0) << text;
+        EXPECT_EQ(text.find("another user's or in a container") == std::string::npos, limit.count() < 0) << text;
+    }
+    Neighbours neighbours;
+    std::string text = explainOutsider(place.stored, "locks it as virtlockd does", cut, 0, neighbours);
+    EXPECT_NE(text.find("in time, among very many processes"), std::string::npos) << text;
 }
 
 TEST_F(InspectedGuest, WithAnImageOfItsOwnForReadingHasNoBackingFile) {
