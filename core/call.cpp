@@ -47,11 +47,6 @@ void setMode(StoredLease& lease, Mode mode) {
     visitParts(lease, [&](StoredLease& part) { part.mode = mode; });
 }
 
-// Whether libvirt means this lease. Two <lease> elements may look alike to people, so those go by their files.
-bool means(const Resource& resource, const StoredLease& lease) {
-    return !resource.named && !lease.named && lease.isNamed(resource.path);
-}
-
 // QEMU keeps no directory open that it makes a disk of (VVFAT).
 bool isDirectory(const StoredLease& lease) {
     mode_t type = 0;
@@ -86,6 +81,55 @@ std::optional<std::uint32_t> handoffOf(const Incarnation& self, const std::vecto
 const std::string kGranted; // no refusal to tell
 
 } // namespace
+
+// Which of the guest's leases libvirt speaks of.
+class Call::Mentions {
+public:
+    Mentions(const std::vector<Resource>& resources, Naming naming) : resources_(resources), naming_(naming) {}
+
+    Naming naming() const { return naming_; }
+    // All disks of the guest are named.
+    bool everything() const { return naming_ == Naming::all && !resources_.empty(); }
+
+    // By its path. Two <lease> elements may look alike to people, so those go by their files.
+    bool means(const StoredLease& lease) const {
+        for (std::size_t i = 0; i < resources_.size(); i++) {
+            const Resource& resource = resources_[(next_ + i) % resources_.size()];
+            if (!resource.named && !lease.named && lease.isNamed(resource.path)) {
+                next_ += i + 1; // in the order in which they are stored, nearly always
+                return true;
+            }
+        }
+        return false;
+    }
+
+    // What is let go under another path than it came by goes by its file.
+    void findReleased(Holdings& holdings, const Settings& settings) {
+        if (naming_ != Naming::released)
+            return;
+        for (const Resource& resource : resources_)
+            if (resource.named || !holdings.findNamed(resource.path)) {
+                auto file = identifyResource(resource, settings);
+                if (!file && resource.named)
+                    lost_.push_back(nameOf(resource));
+                released_.push_back(file);
+            }
+    }
+
+    bool releases(const StoredLease& lease) const {
+        if (naming_ != Naming::released)
+            return false;
+        bool lost = lease.named && std::find(lost_.begin(), lost_.end(), lease.path) != lost_.end();
+        return lost || means(lease) || std::find(released_.begin(), released_.end(), lease.file) != released_.end();
+    }
+
+private:
+    const std::vector<Resource>& resources_;
+    const Naming naming_;
+    mutable std::size_t next_ = 0;
+    std::vector<std::optional<FileId>> released_;
+    std::vector<std::string> lost_; // of <lease> elements whose file is gone
+};
 
 Call::Call(const Surroundings& surroundings, const Guest& guest, const std::vector<Resource>& resources,
            std::optional<os::Process> process)
@@ -323,12 +367,8 @@ std::vector<FileId> Call::heldFiles() const {
     return holdings_ ? holdings_->leaseFiles() : std::vector<FileId>();
 }
 
-// Lets the guest in on freshly opened leases.
-Call::Attempt Call::admit(std::span<Place> places, lease::Entry entry) {
-    std::vector<const StoredLease*> leases;
-    for (const Place& place : places)
-        leases.push_back(&place.stored);
-    Shares shares(self_, leases, heldFiles());
+// Whose guest is between two steps, or whose QEMU has just died, is waited for.
+lease::Registration Call::registerPatiently(const Shares& shares, lease::Entry entry) const {
     lease::Patience patience{[this](milliseconds time) { return pause(time); }, kEntryWait};
     auto deadline = std::chrono::steady_clock::now() + kEntryWait;
     lease::Registration registration = lease::registerAll(self_, shares.all(), patience, entry);
@@ -336,6 +376,51 @@ Call::Attempt Call::admit(std::span<Place> places, lease::Entry entry) {
            areLingering(shares.partOf(registration.refusal->share), *registration.refusal, surroundings_.bootId) &&
            std::chrono::steady_clock::now() < deadline && pause(milliseconds(5)))
         registration = lease::registerAll(self_, shares.all(), patience, entry);
+    return registration;
+}
+
+// Whether anybody has the image whom no mark shows: a refusal, or where the settings say so a line in the log.
+std::optional<std::string> Call::refuseOutsider(const StoredLease& stored, bool hidesQemu, Mode mode) const {
+    if (settings_.outsiders == Settings::Outsiders::ignore)
+        return std::nullopt;
+    auto outsider = findOutsider(stored, hidesQemu, mode);
+    if (outsider && settings_.outsiders == Settings::Outsiders::refuse)
+        return outsider;
+    if (outsider)
+        surroundings_.warn(*outsider);
+    return std::nullopt;
+}
+
+// A lease whose marks are up: does it still count, and is anybody else there?
+Call::Attempt Call::confirm(Place& place) const {
+    if (!place.caution.empty())
+        surroundings_.warn(place.caution);
+    StoredLease& stored = place.stored;
+    bool listed = true;
+    visitParts(stored, [&](const StoredLease& part) { listed = listed && isListed(part, self_); });
+    if (!listed)
+        return std::nullopt; // a lease file was swept between opening and locking it
+    if (auto refusal = findWholeUse(place, settings_))
+        return refusal;
+    stored.guarded = place.guardable && stored.joined && !stored.named;
+    if (stored.guarded)
+        qemu::putUpGuard(stored.imageFd(), stored.path);
+    // The source of a migration holds QEMU's locks rightfully until the guest runs here. If it is no migration QEMU
+    // dies of them, and libvirt shows what the guest's log says since.
+    if (!stored.joined && place.tellsOutsiders)
+        if (auto outsider = refuseOutsider(stored, place.hidesQemu, stored.mode))
+            return outsider;
+    visitParts(stored, [&](const StoredLease& part) { part.joined ? void() : recordOwner(stored, part); });
+    return kGranted;
+}
+
+// Lets the guest in on freshly opened leases.
+Call::Attempt Call::admit(std::span<Place> places, lease::Entry entry) {
+    std::vector<const StoredLease*> leases;
+    for (const Place& place : places)
+        leases.push_back(&place.stored);
+    Shares shares(self_, leases, heldFiles());
+    lease::Registration registration = registerPatiently(shares, entry);
     if (registration.refusal) {
         const StoredLease& refused = shares.partOf(registration.refusal->share);
         return explainRefusal(guest_, refused, refused.mode, *registration.refusal, surroundings_.neighbours);
@@ -343,35 +428,16 @@ Call::Attempt Call::admit(std::span<Place> places, lease::Entry entry) {
     const StoredLease* joined = nullptr;
     std::size_t joins = 0;
     for (Place& place : places) {
-        if (!place.caution.empty())
-            surroundings_.warn(place.caution);
-        StoredLease& stored = place.stored;
-        bool listed = true;
-        visitParts(stored, [&](StoredLease& part) {
+        visitParts(place.stored, [&](StoredLease& part) {
             auto share = shares.findIndex(part);
             part.joined = share && registration.joined[*share];
-            listed = listed && isListed(part, self_);
         });
-        if (!listed)
-            return std::nullopt; // a lease file was swept between opening and locking it
-        if (auto refusal = findWholeUse(place, settings_))
+        if (Attempt refusal = confirm(place); refusal != kGranted)
             return refusal;
-        stored.guarded = place.guardable && stored.joined && !stored.named;
-        if (stored.guarded)
-            qemu::putUpGuard(stored.imageFd(), stored.path);
-        // The source of a migration holds QEMU's locks rightfully until the guest runs here. If it is no migration QEMU
-        // dies of them, and libvirt shows what the guest's log says since.
-        if (stored.joined) {
-            joined = &stored;
+        if (place.stored.joined) {
+            joined = &place.stored;
             joins++;
-        } else if (place.tellsOutsiders && settings_.outsiders != Settings::Outsiders::ignore) {
-            if (auto outsider = findOutsider(stored, place.hidesQemu, stored.mode)) {
-                if (settings_.outsiders == Settings::Outsiders::refuse)
-                    return outsider;
-                surroundings_.warn(*outsider);
-            }
         }
-        visitParts(stored, [&](const StoredLease& part) { part.joined ? void() : recordOwner(stored, part); });
     }
     if (joined)
         surroundings_.warn(explainJoin(guest_, *joined, joins));
@@ -399,6 +465,14 @@ std::string Call::enter(const qemu::VesselEnds& ends, lease::Entry entry) {
 bool Call::isFirstRun() {
     return std::any_of(holdings_->leases().begin(), holdings_->leases().end(),
                        [](const StoredLease& lease) { return lease.stage == Stage::planted; });
+}
+
+void Call::leavePlanted() {
+    for (StoredLease& lease : holdings_->leases())
+        if (lease.stage == Stage::planted) {
+            lease.stage = looked_ ? Stage::settled : Stage::added; // the next call looks
+            changed_ = true;
+        }
 }
 
 // Where somebody died between vessel and marks: the marks follow the vessel.
@@ -454,33 +528,24 @@ bool Call::lower(const Leases& leases) {
     return true;
 }
 
-// Makes the three agree: the marks, the vessel, and what QEMU has open. `runs`: the guest is about to. False: somebody
-// else changes the vessel.
-bool Call::agree(Naming naming, bool runs) {
-    Holdings& h = *holdings_;
-    // A plug or a commit is one job of libvirt's, and so is letting the guest run: the former is over, done or not. A
-    // stop may come in the middle of one, by itself.
-    const bool over = h.inherited() || runs;
-    const bool everything = naming == Naming::all && !resources_.empty();
-    std::size_t next = 0;
-    auto isMeant = [&](const StoredLease& lease) {
-        for (std::size_t i = 0; i < resources_.size(); i++)
-            if (means(resources_[(next + i) % resources_.size()], lease)) {
-                next += i + 1; // in the order in which they are stored, nearly always
-                return true;
-            }
-        return false;
-    };
+// Whether a look at QEMU can show anything: it costs more than the rest of the call.
+bool Call::mayDisagree(const Mentions& mentions) const {
+    if (mentions.naming() != Naming::all || holdings_->inherited())
+        return true;
     auto isUnsettled = [&](const StoredLease& lease) {
+        if (lease.stage != Stage::settled)
+            return true;
         if (lease.isLayer())
-            return lease.stage != Stage::settled;
+            return false;
         // What is written to below an image is so while a block job lasts, and of the end of one libvirt says nothing.
         bool committing = lease.lower && lease.mode == Mode::exclusive;
-        return lease.stage != Stage::settled || committing ||
-               (everything && !lease.lower && !lease.named && !isMeant(lease));
+        return committing || (mentions.everything() && !lease.lower && !lease.named && !mentions.means(lease));
     };
-    if (naming == Naming::all && !h.inherited() && std::none_of(h.leases().begin(), h.leases().end(), isUnsettled))
-        return true;
+    return std::any_of(holdings_->leases().begin(), holdings_->leases().end(), isUnsettled);
+}
+
+void Call::lookAtQemu() {
+    Holdings& h = *holdings_;
     h.compareFiles();
     const OpenFiles& opened = h.opened();
     if (!mayWait() && anyOnUnseenMount(opened))
@@ -492,92 +557,119 @@ bool Call::agree(Naming naming, bool runs) {
         surroundings_.warn("guest '" + guest_.name + "': what its QEMU (pid " + std::to_string(guest_.pid) +
                            ") has open cannot be told (" + opened.gap() + "): its leases stay as they are");
     }
+}
 
-    // What libvirt lets go, by its path or, where that is another one than when it came, by its file.
-    std::vector<std::optional<FileId>> released;
-    for (const Resource& resource : resources_)
-        if (naming == Naming::released && (resource.named || !h.findNamed(resource.path)))
-            released.push_back(identifyResource(resource, settings_));
-    auto isReleased = [&](const StoredLease& lease) {
-        bool byName =
-            lease.named && std::any_of(resources_.begin(), resources_.end(), [&](const Resource& resource) {
-                return resource.named && nameOf(resource) == lease.path && !identifyResource(resource, settings_);
-            });
-        return naming == Naming::released &&
-               (byName || isMeant(lease) || std::find(released.begin(), released.end(), lease.file) != released.end());
-    };
+// Of two of one name, the one that QEMU has open is what libvirt means.
+bool Call::isOtherOfItsName(const StoredLease& lease) {
+    return std::any_of(holdings_->leases().begin(), holdings_->leases().end(), [&](const StoredLease& twin) {
+        return &twin != &lease && !twin.lower && !twin.named && twin.isNamed(lease.path) &&
+               holdings_->opened().useOf(twin.file) != OpenFiles::Use::none;
+    });
+}
 
-    // Of two of one name, the one that QEMU has open is what libvirt means.
-    auto isOther = [&](const StoredLease& lease) {
-        return std::any_of(h.leases().begin(), h.leases().end(), [&](const StoredLease& twin) {
-            return &twin != &lease && !twin.lower && !twin.named && twin.isNamed(lease.path) &&
-                   opened.useOf(twin.file) != OpenFiles::Use::none;
-        });
-    };
+// Of a file that QEMU does not have open. `pending`: it may be about to open it.
+Call::Fate Call::fateOfClosed(const StoredLease& lease, const Mentions& mentions, bool pending) {
+    const bool let = mentions.releases(lease);
+    if (!looked_ && let)
+        kept_ = lease.path;
+    if (!looked_ || (!let && isDirectory(lease)))
+        return Fate::stays;
+    if (let)
+        return Fate::goes;
+    bool wanted = !lease.lower && mentions.everything() && mentions.means(lease) && !isOtherOfItsName(lease);
+    return pending || wanted ? Fate::stays : Fate::goes;
+}
 
-    Leases falling, closed;
-    for (StoredLease& lease : h.leases()) {
-        if (lease.isLayer())
-            continue;
-        bool let = isReleased(lease), meant = isMeant(lease);
-        if (lease.named) {
-            if (let)
-                closed.push_back(&lease);
-            continue;
-        }
-        OpenFiles::Use use = opened.useOf(lease.file);
-        // A plug that this very libvirtd is about, and Register's leases of a QEMU that never ran.
-        bool pending = lease.stage == Stage::planted || (lease.stage == Stage::added && !over);
-        if (use == OpenFiles::Use::none) {
-            if (!looked_ && let)
-                kept_ = lease.path;
-            if (!looked_ || (!let && isDirectory(lease)))
-                continue;
-            if (let || (!pending && (lease.lower || !everything || !meant || isOther(lease))))
-                closed.push_back(&lease);
-            continue;
-        }
-        if (lease.lower && lease.mode == Mode::exclusive && everything && meant) {
-            // The base of an active commit, which the guest now has for its own.
-            lease.lower = false;
-            changed_ = true;
-        }
-        if (use == OpenFiles::Use::reads && lease.mode == Mode::exclusive && looked_) {
-            // A top image that is open for reading only may still be written to: with auto-read-only QEMU opens it
-            // for writing when the guest runs. So libvirt has to say that it is none any more.
-            bool base = lease.lower ? !pending : (everything && !meant && !pending);
-            if ((let || base) && !h.isShared(lease)) {
-                falling.push_back(&lease);
-                continue;
-            }
-        }
-        if (lease.stage == Stage::added &&
-            !(pending && lease.lower && lease.mode == Mode::exclusive && use == OpenFiles::Use::reads)) {
-            lease.stage = Stage::settled;
-            changed_ = true;
-        } else if (let && lease.stage == Stage::settled && !lease.lower && use == OpenFiles::Use::reads &&
-                   lease.mode == Mode::shared) {
-            surroundings_.warn("guest '" + guest_.name + "': its lease of '" + lease.path +
-                               "' stays as it is: its QEMU still has it open");
-        }
-    }
-    // A QEMU that opens a file anew has it open all the time, but a look is not one instant.
-    if (std::any_of(closed.begin(), closed.end(), [](const StoredLease* lease) { return !lease->named; })) {
-        const OpenFiles& again = h.lookAgain();
-        std::erase_if(closed, [&](const StoredLease* lease) {
-            return !lease->named && (!again.complete() || again.useOf(lease->file) != OpenFiles::Use::none);
-        });
-    }
-    if (!falling.empty() && !lower(falling))
-        return false;
-    if (!closed.empty()) {
-        Leases orphans = orphansOf(closed);
-        closed.insert(closed.end(), orphans.begin(), orphans.end());
-        for (StoredLease* lease : closed)
-            dropped_.push_back(std::move(*lease));
-        std::erase_if(h.leases(), [](const StoredLease& lease) { return !lease.lease.open(); });
+// Of a file that QEMU has open.
+Call::Fate Call::fateOfOpen(StoredLease& lease, const Mentions& mentions, bool pending) {
+    const bool let = mentions.releases(lease), disk = mentions.everything() && mentions.means(lease);
+    const bool reads = holdings_->opened().useOf(lease.file) == OpenFiles::Use::reads;
+    if (lease.lower && lease.mode == Mode::exclusive && disk) {
+        // The base of an active commit, which the guest now has for its own.
+        lease.lower = false;
         changed_ = true;
     }
+    if (reads && lease.mode == Mode::exclusive && looked_) {
+        // A top image that is open for reading only may still be written to: with auto-read-only QEMU opens it for
+        // writing when the guest runs. So libvirt has to say that it is none any more.
+        bool base = !pending && (lease.lower || (mentions.everything() && !disk));
+        if ((let || base) && !holdings_->isShared(lease))
+            return Fate::falls;
+    }
+    const bool beginsCommit = pending && lease.lower && lease.mode == Mode::exclusive && reads;
+    if (lease.stage == Stage::added && !beginsCommit) {
+        lease.stage = Stage::settled;
+        changed_ = true;
+    } else if (let && lease.stage == Stage::settled && !lease.lower && reads && lease.mode == Mode::shared) {
+        surroundings_.warn("guest '" + guest_.name + "': its lease of '" + lease.path +
+                           "' stays as it is: its QEMU still has it open");
+    }
+    return Fate::stays;
+}
+
+// What is to become of a lease, by what QEMU has open and by what libvirt says. `over`: no plug and no commit is going
+// on any more.
+Call::Fate Call::fateOf(StoredLease& lease, const Mentions& mentions, bool over) {
+    if (lease.isLayer())
+        return Fate::stays; // as long as those that it is below
+    if (lease.named)
+        return mentions.releases(lease) ? Fate::goes : Fate::stays; // QEMU does not open it
+    // A plug that this very libvirtd is about, and Register's leases of a QEMU that never ran.
+    const bool pending = lease.stage == Stage::planted || (lease.stage == Stage::added && !over);
+    return holdings_->opened().useOf(lease.file) == OpenFiles::Use::none ? fateOfClosed(lease, mentions, pending)
+                                                                         : fateOfOpen(lease, mentions, pending);
+}
+
+// A QEMU that opens a file anew has it open all the time, but a look is not one instant.
+void Call::lookAgain(Leases& closed) {
+    if (std::all_of(closed.begin(), closed.end(), [](const StoredLease* lease) { return lease->named; }))
+        return;
+    const OpenFiles& again = holdings_->lookAgain();
+    std::erase_if(closed, [&](const StoredLease* lease) {
+        return !lease->named && (!again.complete() || again.useOf(lease->file) != OpenFiles::Use::none);
+    });
+}
+
+// With what lies below them.
+void Call::drop(Leases closed) {
+    if (closed.empty())
+        return;
+    for (StoredLease* orphan : orphansOf(closed))
+        closed.push_back(orphan);
+    for (StoredLease* lease : closed)
+        dropped_.push_back(std::move(*lease));
+    std::erase_if(holdings_->leases(), [](const StoredLease& lease) { return !lease.lease.open(); });
+    changed_ = true;
+}
+
+// Makes the three agree: the marks, the vessel, and what QEMU has open. `runs`: the guest is about to. False: somebody
+// else changes the vessel.
+bool Call::agree(Naming naming, bool runs) {
+    Holdings& h = *holdings_;
+    Mentions mentions(resources_, naming);
+    if (!mayDisagree(mentions))
+        return true;
+    lookAtQemu();
+    mentions.findReleased(h, settings_);
+    // A plug or a commit is one job of libvirt's, and so is letting the guest run: the former is over, done or not. A
+    // stop may come in the middle of one, by itself.
+    const bool over = h.inherited() || runs;
+    Leases falling, closed;
+    for (StoredLease& lease : h.leases())
+        switch (fateOf(lease, mentions, over)) {
+        case Fate::stays:
+            break;
+        case Fate::falls:
+            falling.push_back(&lease);
+            break;
+        case Fate::goes:
+            closed.push_back(&lease);
+            break;
+        }
+    lookAgain(closed);
+    if (!falling.empty() && !lower(falling))
+        return false;
+    drop(std::move(closed));
     if (!changed_)
         return true;
     if (!h.tryStore())
@@ -585,68 +677,77 @@ bool Call::agree(Naming naming, bool runs) {
     changed_ = false;
     for (std::size_t i = 0; i < dropped_.size(); i++)
         // Nobody waits for a server because of what is gone: closing gives the lock back too, after the answer.
-        if (naming == Naming::released || !dropped_[i].remote || isMeant(dropped_[i]))
+        if (naming == Naming::released || !dropped_[i].remote || mentions.means(dropped_[i]))
             giveBack(i);
     return true;
+}
+
+// The lease that the guest has of a resource, if it has one.
+StoredLease* Call::findHeld(const Resource& resource, Naming naming, Plan& plan) {
+    Holdings& h = *holdings_;
+    StoredLease* lease = resource.named ? nullptr : h.findNamed(resource.path);
+    if (lease && (lease->lower || naming != Naming::one))
+        return lease;
+    about(resource.path);
+    if (lease) {
+        // The guest has it. Is it about to open another file of the same name?
+        const bool only = h.countTops() == 1; // then one is all
+        auto file = only ? tryIdentifyResource(resource, settings_) : identifyResource(resource, settings_);
+        if (file == lease->file)
+            return lease;
+        if (!only)
+            return file ? h.findFile(*file) : nullptr; // of two of one name
+        if (file)
+            plan.doubtful = resource;
+        return lease;
+    }
+    h.compareFiles();
+    if (auto file = identifyResource(resource, settings_))
+        lease = h.findFile(*file);
+    if (!lease && resource.named) // one whose file was deleted by hand is still this guest's
+        for (StoredLease& known : h.leases())
+            if (known.named && known.path == nameOf(resource))
+                lease = &known;
+    return lease;
+}
+
+// What is to be done with a lease that the guest has.
+void Call::planHeld(const Resource& resource, StoredLease& lease, Naming naming, Plan& plan) {
+    Holdings& h = *holdings_;
+    if (resource.mode == Mode::exclusive && lease.mode == Mode::readOnly && lease.lower) {
+        plan.rising.push_back(&lease);
+        plan.written.push_back(resource);
+    } else if (resource.mode == Mode::readOnly && lease.mode == Mode::exclusive) {
+        // The end of a block commit; or a second disk that QEMU will refuse.
+        const bool reads = looked_ && h.opened().useOf(lease.file) != OpenFiles::Use::writes;
+        (naming == Naming::one && reads && !h.isShared(lease) ? plan.falling : plan.known).push_back(&lease);
+    } else if (resource.mode != lease.mode) {
+        unusable(resource.path, std::string("the guest has it already, ") + describeMode(lease.mode) +
+                                    ", and cannot have it " + describeMode(resource.mode) +
+                                    " as well: detach the other disk first");
+    } else {
+        plan.known.push_back(&lease);
+        // Named alone it may be the base of a commit that was refused, which libvirt makes read-only again.
+        if (naming == Naming::all && lease.lower && resource.mode == Mode::readOnly) {
+            lease.lower = false; // a disk of its own as well
+            lease.path = resource.path;
+            changed_ = true;
+        }
+    }
 }
 
 // Which lease belongs to which disk. A path is looked up for what is new, and where it is the only thing that can tell
 // whether something is.
 Call::Plan Call::plan(Naming naming) {
-    Holdings& h = *holdings_;
     Plan plan;
     for (const Resource& resource : resources_) {
-        StoredLease* lease = resource.named ? nullptr : h.findNamed(resource.path);
-        bool only = h.countTops() == 1; // then one is all
-        if (lease && !lease->lower && naming == Naming::one) {
-            about(resource.path);
-            // The guest has it. Is it about to open another file of the same name?
-            auto file = only ? tryIdentifyResource(resource, settings_) : identifyResource(resource, settings_);
-            if (file != lease->file) {
-                if (!only)
-                    lease = file ? h.findFile(*file) : nullptr; // of two of one name
-                else if (file)
-                    plan.doubtful = resource;
-            }
-        } else if (!lease) {
-            about(resource.path);
-            h.compareFiles();
-            if (auto file = identifyResource(resource, settings_))
-                lease = h.findFile(*file);
-            if (!lease && resource.named) // one whose file was deleted by hand is still this guest's
-                for (StoredLease& known : h.leases())
-                    if (known.named && known.path == nameOf(resource))
-                        lease = &known;
-        }
+        StoredLease* lease = findHeld(resource, naming, plan);
         if (naming == Naming::one)
-            plan.runs = only && lease && !lease->lower;
-        if (!lease) {
+            plan.runs = lease && !lease->lower && holdings_->countTops() == 1;
+        if (lease)
+            planHeld(resource, *lease, naming, plan);
+        else
             plan.added.push_back(resource);
-            continue;
-        }
-        bool reads = looked_ && h.opened().useOf(lease->file) != OpenFiles::Use::writes;
-        if (resource.mode == Mode::exclusive && lease->mode == Mode::readOnly && lease->lower) {
-            plan.rising.push_back(lease);
-            plan.written.push_back(resource);
-        } else if (resource.mode == Mode::readOnly && lease->mode == Mode::exclusive) {
-            // The end of a block commit; or a second disk that QEMU will refuse.
-            if (naming == Naming::one && reads && !h.isShared(*lease))
-                plan.falling.push_back(lease);
-            else
-                plan.known.push_back(lease);
-        } else if (resource.mode != lease->mode) {
-            unusable(resource.path, std::string("the guest has it already, ") + describeMode(lease->mode) +
-                                        ", and cannot have it " + describeMode(resource.mode) +
-                                        " as well: detach the other disk first");
-        } else {
-            plan.known.push_back(lease);
-            // Named alone it may be the base of a commit that was refused, which libvirt makes read-only again.
-            if (naming == Naming::all && lease->lower && resource.mode == Mode::readOnly) {
-                lease->lower = false; // a disk of its own as well
-                lease->path = resource.path;
-                changed_ = true;
-            }
-        }
     }
     auto tidy = [](Leases& leases) {
         std::sort(leases.begin(), leases.end());
@@ -697,51 +798,36 @@ Call::Attempt Call::admitDoubtful(const Resource& resource) {
            "' has open, and it may be about to open that one: restore the path, and try again (" + refusal + ")";
 }
 
-// From reading to writing, all of them or none: a block commit into a lower file.
-Call::Attempt Call::raise(const Plan& plan) {
-    if (plan.rising.empty())
-        return kGranted;
-    Holdings& h = *holdings_;
-    h.compareFiles();
-    std::vector<Place> places(plan.rising.size());
-    for (std::size_t i = 0; i < plan.rising.size(); i++) {
-        StoredLease& lease = *plan.rising[i];
-        const Resource& resource = plan.written[i];
-        about(resource.path);
-        // A lease on the image itself has a descriptor for reading; the others are files of leasehold's own.
-        places[i] =
-            lease.onImage() && !lease.writable ? openPlace(resource, self_, settings_) : findPlace(resource, settings_);
-        if (places[i].stored.file != lease.file)
-            unusable(resource.path, "it is not the file that the guest has open below its image");
-        if (h.isShared(lease))
-            unusable(resource.path, "the guest also has the file that had this name before, and in a lockspace their "
-                                    "lease is the same: detach that one first");
-        // Those of what it reads as a whole would have to rise as well; one is of the parts of the device itself.
-        auto wholes = std::count_if(h.leases().begin(), h.leases().end(), [&](const StoredLease& layer) {
-            return layer.isLayer() && layer.mode == Mode::shared &&
-                   std::find(layer.aliases.begin(), layer.aliases.end(), layerUser(lease.file)) != layer.aliases.end();
-        });
-        if (wholes > 1)
-            unusable(resource.path, "what lies below that device is leased for reading since the guest was started; "
-                                    "shut it down, and use qemu-img commit");
-        // There a look does not see that this guest reads it, while the lease goes from one descriptor to the other.
-        if (places[i].hidesQemu && lease.onImage() && !lease.writable)
-            unusable(resource.path, "on NFSv3 a running guest cannot write into a file that was below its image when "
-                                    "it was started; shut it down, and use qemu-img commit");
-        if (settings_.outsiders == Settings::Outsiders::ignore)
-            continue;
-        auto outsider = findOutsider(lease, places[i].hidesQemu, Mode::exclusive);
-        if (outsider && settings_.outsiders == Settings::Outsiders::refuse)
-            return outsider;
-        if (outsider)
-            surroundings_.warn(*outsider);
-    }
-    for (StoredLease* lease : plan.rising)
-        lease->stage = Stage::changing;
-    if (!h.tryStore())
-        return std::nullopt;
+// What carries the marks of a lease that goes from reading to writing. Throws where it may not.
+Place Call::openRising(const StoredLease& lease, const Resource& resource) const {
+    const Holdings& h = *holdings_;
+    // A lease on the image itself has a descriptor for reading; the others are files of leasehold's own.
+    const bool anew = lease.onImage() && !lease.writable;
+    Place place = anew ? openPlace(resource, self_, settings_) : findPlace(resource, settings_);
+    if (place.stored.file != lease.file)
+        unusable(resource.path, "it is not the file that the guest has open below its image");
+    if (h.isShared(lease))
+        unusable(resource.path, "the guest also has the file that had this name before, and in a lockspace their lease "
+                                "is the same: detach that one first");
+    // Those of what it reads as a whole would have to rise as well; one is of the parts of the device itself.
+    auto wholes = std::count_if(h.leases().begin(), h.leases().end(), [&](const StoredLease& layer) {
+        return layer.isLayer() && layer.mode == Mode::shared &&
+               std::find(layer.aliases.begin(), layer.aliases.end(), layerUser(lease.file)) != layer.aliases.end();
+    });
+    if (wholes > 1)
+        unusable(resource.path, "what lies below that device is leased for reading since the guest was started; shut "
+                                "it down, and use qemu-img commit");
+    // There a look does not see that this guest reads it, while the lease goes from one descriptor to the other.
+    if (place.hidesQemu && anew)
+        unusable(resource.path, "on NFSv3 a running guest cannot write into a file that was below its image when it "
+                                "was started; shut it down, and use qemu-img commit");
+    return place;
+}
+
+// The marks go up, or are those of a reader again.
+std::string Call::raiseMarks(const Plan& plan, std::span<const Place> places) const {
     Shares reading(self_, pointersTo(plan.rising));
-    std::vector<AnyMedium> media;
+    std::vector<AnyMedium> media; // does not grow: shares point into it
     media.reserve(places.size());
     std::vector<Share> writing;
     for (std::size_t i = 0; i < reading.all().size(); i++) {
@@ -755,25 +841,48 @@ Call::Attempt Call::raise(const Plan& plan) {
     }
     lease::Patience patience{[this](milliseconds time) { return pause(time); }, kEntryWait};
     auto refusal = lease::upgradeAll(self_, reading.all(), writing, patience);
+    return refusal ? explainRefusal(guest_, reading.partOf(refusal->share), Mode::exclusive, *refusal,
+                                    surroundings_.neighbours)
+                   : kGranted;
+}
+
+// Its marks are up: the lease says so as well.
+void Call::becomeExclusive(StoredLease& lease, Place& place, const Resource& resource) {
+    if (lease.onImage() && !lease.writable) {
+        replaced_.push_back(std::exchange(lease.lease, std::move(place.stored.lease)));
+        lease.writable = true;
+    }
+    setMode(lease, Mode::exclusive);
+    lease.path = resource.path;
+    lease.stage = Stage::added;
+    visitParts(lease, [&](const StoredLease& part) { recordOwner(lease, part); });
+}
+
+// From reading to writing, all of them or none: a block commit into a lower file.
+Call::Attempt Call::raise(const Plan& plan) {
+    if (plan.rising.empty())
+        return kGranted;
+    Holdings& h = *holdings_;
+    h.compareFiles();
+    std::vector<Place> places;
+    for (std::size_t i = 0; i < plan.rising.size(); i++) {
+        about(plan.written[i].path);
+        places.push_back(openRising(*plan.rising[i], plan.written[i]));
+        if (auto outsider = refuseOutsider(*plan.rising[i], places[i].hidesQemu, Mode::exclusive))
+            return outsider;
+    }
+    for (StoredLease* lease : plan.rising)
+        lease->stage = Stage::changing;
+    if (!h.tryStore())
+        return std::nullopt;
+    const std::string refusal = raiseMarks(plan, places);
     for (StoredLease* lease : plan.rising)
         lease->stage = Stage::settled;
-    if (refusal) {
-        const StoredLease& refused = reading.partOf(refusal->share);
-        std::string words = explainRefusal(guest_, refused, Mode::exclusive, *refusal, surroundings_.neighbours);
+    if (refusal != kGranted)
         // If this fails the next call finds `changing`, and nothing to do.
-        return h.tryStore() ? Attempt(words) : std::nullopt;
-    }
-    for (std::size_t i = 0; i < plan.rising.size(); i++) {
-        StoredLease& lease = *plan.rising[i];
-        if (lease.onImage() && !lease.writable) {
-            replaced_.push_back(std::exchange(lease.lease, std::move(places[i].stored.lease)));
-            lease.writable = true;
-        }
-        setMode(lease, Mode::exclusive);
-        lease.path = plan.written[i].path;
-        lease.stage = Stage::added;
-        visitParts(lease, [&](const StoredLease& part) { recordOwner(lease, part); });
-    }
+        return h.tryStore() ? Attempt(refusal) : std::nullopt;
+    for (std::size_t i = 0; i < plan.rising.size(); i++)
+        becomeExclusive(*plan.rising[i], places[i], plan.written[i]);
     changed_ = true;
     return kGranted;
 }
@@ -853,15 +962,8 @@ std::string Call::acquire(std::string_view state) {
     });
 }
 
-Call::Attempt Call::acquireHere(std::string_view state) {
-    Holdings& h = *holdings_;
-    // libvirt names all disks of a guest that is about to run, and quotes the state that it was given when the guest
-    // stopped. It names one disk, and no state, where that is plugged or its use changes.
-    Naming naming = resources_.size() == 1 && state.empty() ? Naming::one : Naming::all;
-    bool waiting = isFirstRun();
-    if (!agree(naming, naming == Naming::all && !resources_.empty()))
-        return std::nullopt;
-    Plan plan = this->plan(naming);
+// What the guest gets, or gets for another use. What it gets is stored at the end of the call.
+Call::Attempt Call::change(const Plan& plan, bool waiting) {
     openAll(plan.added);
     if (Attempt refusal = admit(fresh_, lease::Entry::running); refusal != kGranted)
         return refusal;
@@ -874,18 +976,14 @@ Call::Attempt Call::acquireHere(std::string_view state) {
             return refusal;
     if (Attempt refusal = raise(plan); refusal != kGranted)
         return refusal;
-    if (!plan.falling.empty() && !lower(plan.falling))
-        return std::nullopt;
+    return plan.falling.empty() || lower(plan.falling) ? Attempt(kGranted) : std::nullopt;
+}
 
-    // What was offered when it stopped is offered no more: the base of a block commit too, which libvirt does not name.
-    if (plan.runs)
-        for (StoredLease& lease : h.leases())
-            if (lease.mode != Mode::readOnly &&
-                std::find(plan.known.begin(), plan.known.end(), &lease) == plan.known.end())
-                plan.known.push_back(&lease);
-
+// The guest runs, or goes on to: what it writes to is its own, and offered to no successor any more. Refuses where its
+// successor has it, and where its predecessor does not give it.
+std::string Call::takeOver(const Leases& known, std::string_view state) {
     std::vector<const StoredLease*> written;
-    for (StoredLease* lease : plan.known)
+    for (StoredLease* lease : known)
         if (lease->mode != Mode::readOnly) {
             visitParts(*lease, [&](const StoredLease& part) { checkStillHeld(part); });
             written.push_back(lease);
@@ -896,55 +994,79 @@ Call::Attempt Call::acquireHere(std::string_view state) {
     Shares shares(self_, written);
     auto begun = std::chrono::steady_clock::now();
     lease::Patience patience{[this](milliseconds time) { return pause(time); }, settings_.handoffWait, kEntryWait};
-    if (auto refusal = lease::acquireAll(self_, shares.all(), lease::parseState(state, guest_.uuid), patience)) {
-        const StoredLease& refused = shares.partOf(refusal->share);
-        std::string text = explainRefusal(guest_, refused, refused.mode, *refusal, surroundings_.neighbours);
-        if (settings_.handoffWait > milliseconds(0) &&
-            std::chrono::steady_clock::now() - begun >= settings_.handoffWait)
-            text += "; waited " + std::to_string(settings_.handoffWait.count() / 1000) +
-                    " s for the image to be handed over (option handoff_wait in qemu-leasehold.conf)";
-        return text;
-    }
-    // Not of a guest that waits for its first run while a disk is plugged.
-    bool firstRun = waiting && plan.runs;
-    if (!waiting || firstRun)
-        if (Attempt refusal = leaseLower(firstRun); refusal != kGranted)
-            return refusal;
+    auto refusal = lease::acquireAll(self_, shares.all(), lease::parseState(state, guest_.uuid), patience);
+    if (!refusal)
+        return kGranted;
+    const StoredLease& refused = shares.partOf(refusal->share);
+    std::string text = explainRefusal(guest_, refused, refused.mode, *refusal, surroundings_.neighbours);
+    if (settings_.handoffWait > milliseconds(0) && std::chrono::steady_clock::now() - begun >= settings_.handoffWait)
+        text += "; waited " + std::to_string(settings_.handoffWait.count() / 1000) +
+                " s for the image to be handed over (option handoff_wait in qemu-leasehold.conf)";
+    return text;
+}
 
-    // What a suspended guest gets, by a plug or for a commit, goes along when that guest migrates: libvirt calls
-    // nothing then.
+// What a suspended guest gets, by a plug or for a commit, goes along when that guest migrates: libvirt calls nothing
+// then.
+void Call::offerGained(const Plan& plan) {
     std::vector<const StoredLease*> gained(plan.rising.begin(), plan.rising.end());
     for (const Place& place : fresh_)
         gained.push_back(&place.stored);
-    if (auto token = plan.runs || gained.empty() ? std::nullopt : handoffOf(self_, writtenOf(h.leases())))
-        for (const StoredLease* lease : gained) {
-            Shares added(self_, {lease});
-            for (const Share& share : added.all())
-                lease::offer(self_, share, *token);
-        }
+    if (plan.runs || gained.empty())
+        return;
+    auto token = handoffOf(self_, writtenOf(holdings_->leases()));
+    if (!token)
+        return;
+    for (const StoredLease* lease : gained) {
+        Shares added(self_, {lease});
+        for (const Share& share : added.all())
+            lease::offer(self_, share, *token);
+    }
+}
 
-    // The handoff is complete: the guard may go, and from now on the record names us.
-    auto complete = [&](StoredLease& lease) {
-        if (lease.guarded)
-            qemu::takeDownGuard(lease.imageFd(), lease.path);
-        visitParts(lease, [&](StoredLease& part) {
-            if (part.joined)
-                recordOwner(lease, part);
-            changed_ = changed_ || part.joined;
-            part.guarded = part.joined = false;
-        });
-    };
+// The handoff is complete: the guard may go, and from now on the record names us.
+void Call::complete(StoredLease& lease) {
+    if (lease.guarded)
+        qemu::takeDownGuard(lease.imageFd(), lease.path);
+    visitParts(lease, [&](StoredLease& part) {
+        if (part.joined)
+            recordOwner(lease, part);
+        changed_ = changed_ || part.joined;
+        part.guarded = part.joined = false;
+    });
+}
+
+Call::Attempt Call::acquireHere(std::string_view state) {
+    Holdings& h = *holdings_;
+    // libvirt names all disks of a guest that is about to run, and quotes the state that it was given when the guest
+    // stopped. It names one disk, and no state, where that is plugged or its use changes.
+    Naming naming = resources_.size() == 1 && state.empty() ? Naming::one : Naming::all;
+    const bool waiting = isFirstRun();
+    if (!agree(naming, naming == Naming::all && !resources_.empty()))
+        return std::nullopt;
+    Plan plan = this->plan(naming);
+    if (Attempt refusal = change(plan, waiting); refusal != kGranted)
+        return refusal;
+    // What was offered when it stopped is offered no more: the base of a block commit too, which libvirt does not name.
+    if (plan.runs)
+        for (StoredLease& lease : h.leases())
+            if (lease.mode != Mode::readOnly &&
+                std::find(plan.known.begin(), plan.known.end(), &lease) == plan.known.end())
+                plan.known.push_back(&lease);
+    if (std::string refusal = takeOver(plan.known, state); refusal != kGranted)
+        return refusal;
+    // Not of a guest that waits for its first run while a disk is plugged.
+    const bool firstRun = waiting && plan.runs;
+    if (!waiting || firstRun)
+        if (Attempt refusal = leaseLower(firstRun); refusal != kGranted)
+            return refusal;
+    offerGained(plan);
     for (StoredLease* lease : plan.known)
         complete(*lease);
-    for (StoredLease& lease : h.leases())
-        if (firstRun && lease.stage == Stage::planted) {
-            lease.stage = looked_ ? Stage::settled : Stage::added; // the next call looks
-            changed_ = true;
-        }
-    for (Place& place : fresh_) {
+    for (Place& place : fresh_)
         complete(place.stored);
-        changed_ = true;
-    }
+    if (firstRun)
+        leavePlanted();
+    changed_ = changed_ || !fresh_.empty();
     keepFresh();
     if (changed_ && !h.tryStore())
         return std::nullopt; // what is fresh vanishes with our descriptors

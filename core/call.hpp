@@ -87,30 +87,64 @@ private:
         bool runs = true;                 // not a plug
     };
 
+    class Mentions;
+
+    // What is to become of a lease.
+    enum class Fate { stays, falls, goes };
+
     bool tryOpen();
     qemu::Taking choose(const std::vector<const qemu::StoredLease*>& leases) const;
     Attempt acquireHere(std::string_view state);
     Attempt detachHere();
     Attempt changeHandoffHere(HandoffStep step);
 
+    // Marks, vessel, and what QEMU has open agree.
     bool agree(Naming naming, bool runs = false);
+    bool mayDisagree(const Mentions& mentions) const;
+    void lookAtQemu();
     bool heal();
+    bool isOtherOfItsName(const qemu::StoredLease& lease);
+    Fate fateOf(qemu::StoredLease& lease, const Mentions& mentions, bool over);
+    Fate fateOfClosed(const qemu::StoredLease& lease, const Mentions& mentions, bool pending);
+    Fate fateOfOpen(qemu::StoredLease& lease, const Mentions& mentions, bool pending);
+    void lookAgain(Leases& closed);
+    void drop(Leases closed);
+    void giveBack(std::size_t number); // of dropped_
+    Leases orphansOf(const Leases& closed);
+
+    // What is to change.
     Plan plan(Naming naming);
+    qemu::StoredLease* findHeld(const Resource& resource, Naming naming, Plan& plan);
+    void planHeld(const Resource& resource, qemu::StoredLease& lease, Naming naming, Plan& plan);
+
+    // What is new.
     void openAll(const std::vector<Resource>& resources);
     Place openNew(const Resource& resource) const;
     void openLayers(const Resource& resource, std::vector<Place>& places);
     std::vector<os::FileId> heldFiles() const;
-    Leases orphansOf(const Leases& closed);
     void checkNotThere() const;
     Attempt admit(std::span<Place> places, lease::Entry entry);
+    lease::Registration registerPatiently(const Shares& shares, lease::Entry entry) const;
+    Attempt confirm(Place& place) const;
     Attempt admitDoubtful(const Resource& resource);
-    Attempt raise(const Plan& plan);
-    bool lower(const Leases& leases);
     Attempt leaseLower(bool firstRun);
     Attempt admitLower(const Resource& resource, const os::FileId& file);
+
+    // What is used in another way, and what changes hands.
+    Attempt change(const Plan& plan, bool waiting);
+    Attempt raise(const Plan& plan);
+    Place openRising(const qemu::StoredLease& lease, const Resource& resource) const;
+    std::string raiseMarks(const Plan& plan, std::span<const Place> places) const;
+    void becomeExclusive(qemu::StoredLease& lease, Place& place, const Resource& resource);
+    bool lower(const Leases& leases);
+    std::string takeOver(const Leases& known, std::string_view state);
+    void offerGained(const Plan& plan);
+    void complete(qemu::StoredLease& lease);
+    void leavePlanted();
+
     bool isFirstRun();
-    void giveBack(std::size_t number); // of dropped_
     std::optional<std::string> findOutsider(const qemu::StoredLease& stored, bool hidesQemu, Mode mode) const;
+    std::optional<std::string> refuseOutsider(const qemu::StoredLease& stored, bool hidesQemu, Mode mode) const;
     void recordOwner(const qemu::StoredLease& whole, const qemu::StoredLease& part) const;
     void checkStillHeld(const qemu::StoredLease& part);
     void about(const std::string& path);
