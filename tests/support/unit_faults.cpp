@@ -50,9 +50,9 @@ std::vector<int> errorsOf(const Made& made) {
     case SYS_openat:
     case SYS_open:
         return {EIO, EMFILE, ENOENT, EACCES, EINTR};
-    case SYS_pidfd_open:
+    case __NR_pidfd_open:
         return {EMFILE, ESRCH};
-    case SYS_pidfd_getfd:
+    case __NR_pidfd_getfd:
         return {EMFILE, EPERM, EBADF};
     case SYS_recvmsg:
     case SYS_recvfrom:
@@ -147,8 +147,8 @@ std::string nameOf(const Made& made) {
     static const std::map<long, const char*> names{{SYS_flock, "flock"},
                                                    {SYS_openat, "openat"},
                                                    {SYS_open, "open"},
-                                                   {SYS_pidfd_open, "pidfd_open"},
-                                                   {SYS_pidfd_getfd, "pidfd_getfd"},
+                                                   {__NR_pidfd_open, "pidfd_open"},
+                                                   {__NR_pidfd_getfd, "pidfd_getfd"},
                                                    {SYS_recvmsg, "recvmsg"},
                                                    {SYS_recvfrom, "recvfrom"},
                                                    {SYS_sendmsg, "sendmsg"},
@@ -277,7 +277,7 @@ std::string runTraced(const std::function<std::string()>& work, int failing, int
                     }
                     // With fewer errors than fit, calls of one kind take turns at them.
                     int error = fitting[static_cast<std::size_t>(choice + failing) % fitting.size()];
-                    failed = nameOf(here) + ": " + strerrorname_np(error);
+                    failed = nameOf(here) + ": " + std::strerror(error);
                     registers.orig_rax = static_cast<unsigned long>(-1);
                     ptrace(PTRACE_SETREGS, pid, nullptr, &registers);
                     ptrace(PTRACE_SYSCALL, pid, nullptr, nullptr);

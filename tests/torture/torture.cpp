@@ -45,6 +45,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -545,8 +546,10 @@ private:
 class Operator {
 public:
     Operator(const Epoch& epoch, int guest)
-        : epoch_(epoch), guest_(guest),
-          dice_(epoch.seed * 1000 + static_cast<unsigned long>(guest)), libvirtds_{{epoch, 0}, {epoch, 1}} {}
+        : epoch_(epoch), guest_(guest), dice_(epoch.seed * 1000 + static_cast<unsigned long>(guest)) {
+        for (int host = 0; host < kHosts; host++)
+            libvirtds_.emplace_back(epoch, host);
+    }
 
     void live() {
         for (int step = 0; step < epoch_.settings.steps; step++) {
@@ -900,7 +903,7 @@ private:
     const Epoch& epoch_;
     int guest_;
     Dice dice_;
-    Libvirtd libvirtds_[kHosts];
+    std::deque<Libvirtd> libvirtds_;    // of each host
     std::unique_ptr<Qemu> here_, left_; // the guest, and the QEMU that it has migrated from
     std::optional<std::string> stale_;
 };
