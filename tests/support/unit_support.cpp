@@ -13,7 +13,9 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
@@ -313,6 +315,10 @@ int meddleAtEverySystemCall(const std::function<void()>& body, const std::functi
         waitpid(pid, &status, 0);
         check(stop, WIFEXITED(status) && WEXITSTATUS(status) == 0);
     });
+}
+
+bool hasMountsOfItsOwn() {
+    return unshare(CLONE_NEWNS) == 0 && mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0;
 }
 
 bool isFree(const std::string& path, std::int64_t byte) {

@@ -94,6 +94,9 @@ private:
     os::Fd verdict_;
 };
 
+// Mounts from here on are this process's alone. False where it may make no mount namespace.
+bool hasMountsOfItsOwn();
+
 // A QEMU: a child that closes all descriptors but the standard ones, as libvirt does, runs `before`, where libvirt
 // calls the plugin, and becomes tests/support/fake_qemu by exec. Throws what `before` threw as std::runtime_error.
 class StandIn {

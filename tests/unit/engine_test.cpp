@@ -16,7 +16,6 @@
 #include <unordered_map>
 
 #include <fcntl.h>
-#include <sched.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -58,8 +57,7 @@ TEST_F(EngineWithGuests, OneFileUnderTwoNamesIsOneResource) {
 TEST_F(EngineWithGuests, ABindMountIsTheSameResource) {
     std::string other = dir.file("mounted.img");
     unit::Child host([&](unit::Line& line) {
-        bool mounted = unshare(CLONE_NEWNS) == 0 && mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
-                       mount(image.c_str(), other.c_str(), nullptr, MS_BIND, nullptr) == 0;
+        bool mounted = unit::hasMountsOfItsOwn() && mount(image.c_str(), other.c_str(), nullptr, MS_BIND, nullptr) == 0;
         line.say(mounted ? 'm' : '-');
         line.hear();
         std::string text = refusalOf(mail, {{other, Mode::exclusive}});
@@ -314,6 +312,28 @@ TEST_P(EngineWithMedia, GuestMigratesAndNobodyElseComesInBetween) {
     ASSERT_TRUE(refusal) << "the source resumed beside its successor";
     EXPECT_NE(refusal->find("was taken over"), std::string::npos) << *refusal;
     source.kill();
+    nobody();
+    EXPECT_EQ(engine.acquire(there, disks, engine.release(there, disks)), std::nullopt);
+    target.kill();
+    EXPECT_EQ(refusalOf(mail, disks), "granted");
+}
+
+// Started paused, or restored so: libvirt calls nothing at the source.
+TEST_P(EngineWithMedia, GuestThatHasNotRunYetMigratesAndNobodyElseComesInBetween) {
+    const std::vector<Resource> disks{{image, Mode::exclusive}, {second, Mode::exclusive}};
+    Guest there = web;
+    auto nobody = [&] {
+        for (const std::string& path : {image, second})
+            EXPECT_NE(refusalOf(mail, {{path, Mode::exclusive}}).find("in use by guest 'web'"), std::string::npos);
+    };
+    Qemu source = start(web, disks);
+    nobody();
+    Qemu target = start(there, disks);
+    nobody();
+    EXPECT_NE(engine.acquire(there, disks, ""), std::nullopt) << "it runs beside its source";
+    source.kill();
+    nobody();
+    EXPECT_EQ(engine.acquire(there, disks, ""), std::nullopt);
     nobody();
     EXPECT_EQ(engine.acquire(there, disks, engine.release(there, disks)), std::nullopt);
     target.kill();

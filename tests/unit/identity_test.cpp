@@ -10,8 +10,8 @@
 
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 
-#include <sched.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -90,6 +90,51 @@ TEST_P(EngineWithDisks, AnImageThatWasDeletedRenamedOrReplacedUnderItsGuestStays
         }
 }
 
+TEST_P(EngineWithDisks, AnImageWhoseDirectoryWasRenamedMountedOverOrUnmountedStaysItsGuests) {
+    if (!unit::hasMountsOfItsOwn())
+        GTEST_SKIP() << "no mount namespace may be made here";
+    const std::string directory = dir.path("directory"), own = dir.path("directory/own.img"),
+                      there = dir.path("mounted");
+    struct Mishap {
+        const char* what;
+        std::string path, now; // as libvirt names it; afterwards, as somebody else does
+        std::function<void()> happen, undo;
+    };
+    const Mishap mishaps[] = {
+        {"renamed", own, dir.path("renamed/own.img"), [&] { fs::rename(directory, dir.path("renamed")); },
+         [&] { fs::rename(dir.path("renamed"), directory); }},
+        {"mounted over", own, own,
+         [&] { unit::demand(mount("none", directory.c_str(), "tmpfs", 0, nullptr) == 0, "no mount"); },
+         [&] { unit::demand(umount(directory.c_str()) == 0, "no unmount"); }},
+        {"unmounted", dir.path("mounted/own.img"), own,
+         [&] { unit::demand(umount2(there.c_str(), MNT_DETACH) == 0, "no unmount"); },
+         [&] { unit::demand(mount(directory.c_str(), there.c_str(), nullptr, MS_BIND, nullptr) == 0, "no mount"); }}};
+    fs::create_directory(directory);
+    fs::create_directory(there);
+    dir.file("directory/own.img");
+    mishaps[2].undo();
+    for (bool alone : {true, false})
+        for (const Mishap& mishap : mishaps) {
+            SCOPED_TRACE(testing::Message() << mishap.what << (alone ? ", its only disk" : ", one of two"));
+            std::vector<Resource> disks{{mishap.path, Mode::exclusive}};
+            if (!alone)
+                disks.push_back(other[0]);
+            {
+                Running qemu = run(web, disks);
+                mishap.happen();
+                expectRunsOn(web, disks, mishap.what);
+                EXPECT_EQ(storedFor(qemu, web), disks.size());
+                if (mishap.now != mishap.path) {
+                    EXPECT_TRUE(says(refusalOf(mail, {{mishap.now, Mode::exclusive}}), "in use by guest 'web'"));
+                }
+                mishap.undo();
+                EXPECT_TRUE(says(refusalOf(mail, {{own, Mode::exclusive}}), "in use by guest 'web'"));
+            }
+            EXPECT_EQ(refusalOf(mail, {{own, Mode::exclusive}}), "granted");
+        }
+    (void)umount(there.c_str());
+}
+
 TEST_P(EngineWithDisks, ASuspendedGuestLeavesTheFileOfASymbolicLinkThatWasTurnedToItsNewGuest) {
     std::string link = dir.path("current.img"), third = dir.file("third.img");
     for (bool alone : {true, false}) {
@@ -115,6 +160,21 @@ TEST_P(EngineWithDisks, ASuspendedGuestLeavesTheFileOfASymbolicLinkThatWasTurned
         EXPECT_EQ(refusalOf(mail, other), "granted");
         fs::remove(link);
     }
+}
+
+TEST_P(EngineWithDisks, APluggedFileThatACopyHasReplacedLeavesBothFreeWhenItIsDetached) {
+    Running qemu = run(web, disk);
+    ASSERT_EQ(engine.acquire(web, other, ""), std::nullopt);
+    qemu.writes(second);
+    const std::vector<Resource> old{{replace(second), Mode::exclusive}};
+    expectRunsOn(web, both, "the copy");
+    EXPECT_TRUE(says(refusalOf(mail, old), "in use by guest 'web'"));
+    qemu.closes(old[0].path);
+    engine.detach(web, other);
+    EXPECT_EQ(storedFor(qemu, web), 1u);
+    EXPECT_EQ(refusalOf(mail, old), "granted");
+    EXPECT_EQ(refusalOf(mail, other), "granted");
+    expectRunsOn(web, disk, "the detach");
 }
 
 // By a name there is one lease of both. Each file has one of this host, by its number.
@@ -352,6 +412,31 @@ TEST_P(EngineWithDisks, ACommitNeedsTheBaseAloneAndGivesItBack) {
     EXPECT_EQ(refusalOf(mail, reading), "granted");
 }
 
+// In a lockspace the lease by the path could be had, and its companion by device and inode could not.
+TEST_P(EngineWithDisks, ACommitThatIsRefusedHalfWayLeavesTheWholeLeaseForReading) {
+    if (!unit::hasMountsOfItsOwn())
+        GTEST_SKIP() << "no mount namespace may be made here";
+    fs::create_directory(dir.path("one"));
+    fs::create_directory(dir.path("two"));
+    std::string base = dir.file("one/base.img"), same = dir.path("two/base.img");
+    ASSERT_EQ(mount(dir.path("one").c_str(), dir.path("two").c_str(), nullptr, MS_BIND, nullptr), 0);
+    const std::vector<Resource> reading{{base, Mode::readOnly}}, writing{{base, Mode::exclusive}};
+    Running qemu = run(web, disk, {base});
+    {
+        Qemu reader = start(mail, {{same, Mode::readOnly}});
+        auto refusal = engine.acquire(web, writing, "");
+        ASSERT_TRUE(refusal);
+        EXPECT_TRUE(says(*refusal, "'mail'"));
+        EXPECT_EQ(refusalOf(db, reading), "granted");
+    }
+    EXPECT_EQ(leaseOf(qemu, web, base), "reading");
+    EXPECT_EQ(refusalOf(db, reading), "granted") << "no mark of the refused one is left";
+    EXPECT_TRUE(says(refusalOf(db, writing), "'web'"));
+    EXPECT_EQ(engine.acquire(web, writing, ""), std::nullopt);
+    EXPECT_TRUE(says(refusalOf(db, reading), "'web'"));
+    (void)umount(dir.path("two").c_str());
+}
+
 TEST_P(EngineWithDisks, ASnapshotTurnsTheLeaseOfItsBaseIntoOneForReading) {
     Running qemu = run(web, disk);
     ASSERT_EQ(engine.acquire(web, other, ""), std::nullopt);
@@ -390,6 +475,30 @@ TEST_P(EngineWithDisks, AFileThatIsOpenAmongThousandsIsFound) {
     EXPECT_EQ(storedFor(qemu, web), 2u);
 }
 
+// As in a container, or where libvirt gives QEMU a /dev of its own.
+TEST_P(EngineWithDisks, AFileBelowThatOnlyQemuSeesKeepsTheGuestFromNothing) {
+    const std::string inner = dir.path("inner");
+    fs::create_directory(inner);
+    unit::StandIn qemu([&] {
+        web.pid = getpid();
+        unit::demand(!engine.registerGuest(web, disk), "refused");
+        unit::demand(unit::hasMountsOfItsOwn() && mount("none", inner.c_str(), "tmpfs", 0, nullptr) == 0, "SKIP");
+        std::ofstream(inner + "/base.img").flush();
+    });
+    web.pid = qemu.pid();
+    qemu.writes(image);
+    qemu.reads(inner + "/base.img");
+    // Its storage may hang, as far as this host can tell: what is said comes from a helper process.
+    const std::string log = dir.path("log");
+    Engine telling(settings, [&](const std::string& text) { std::ofstream(log, std::ios::app) << text << '\n'; });
+    EXPECT_EQ(telling.acquire(web, disk, ""), std::nullopt);
+    std::stringstream said;
+    said << std::ifstream(log).rdbuf();
+    EXPECT_TRUE(storedFor(qemu, web) == 2 || says(said.str(), "without a lease")) << said.str();
+    expectRunsOn(web, disk, "a look");
+    EXPECT_TRUE(says(refusalOf(mail, disk), "in use by guest 'web'"));
+}
+
 // More than are looked at: what QEMU has open cannot be told, so nothing is given up, and nobody is told that it was.
 TEST_P(EngineWithDisks, AQemuThatHidesItsFilesBehindTooManyDescriptorsLosesNothing) {
     rlimit allowed{};
@@ -415,39 +524,38 @@ TEST_P(EngineWithDisks, AQemuThatHidesItsFilesBehindTooManyDescriptorsLosesNothi
 
 INSTANTIATE_TEST_SUITE_P(Everywhere, EngineWithDisks, unit::everywhere(), unit::nameOfWhere);
 
-class InALockspace : public unit::EngineTest {
-protected:
-    InALockspace() : EngineTest(unit::lockspaceIn) {}
-};
-
-// The lease by the path could be had, its companion by device and inode could not.
-TEST_F(InALockspace, ACommitThatIsRefusedHalfWayLeavesTheWholeLeaseForReading) {
-    if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) < 0)
-        GTEST_SKIP() << "no mount namespaces here";
-    fs::create_directory(dir.path("one"));
-    fs::create_directory(dir.path("two"));
-    std::string base = dir.file("one/base.img"), same = dir.path("two/base.img");
-    ASSERT_EQ(mount(dir.path("one").c_str(), dir.path("two").c_str(), nullptr, MS_BIND, nullptr), 0);
-    const std::vector<Resource> disk{{image, Mode::exclusive}}, reading{{base, Mode::readOnly}},
-        writing{{base, Mode::exclusive}};
-    Qemu qemu = start(web, disk);
-    qemu.reads(base);
-    ASSERT_EQ(engine.acquire(web, disk, ""), std::nullopt);
-    {
-        Qemu reader = start(mail, {{same, Mode::readOnly}});
-        auto refusal = engine.acquire(web, writing, "");
-        ASSERT_TRUE(refusal);
-        EXPECT_TRUE(says(*refusal, "'mail'"));
-        EXPECT_EQ(refusalOf(db, reading), "granted");
-    }
-    EXPECT_EQ(refusalOf(db, reading), "granted") << "no mark of the refused one is left";
-    EXPECT_TRUE(says(refusalOf(db, writing), "'web'"));
-    EXPECT_EQ(engine.acquire(web, writing, ""), std::nullopt);
-    EXPECT_TRUE(says(refusalOf(db, reading), "'web'"));
-    (void)umount(dir.path("two").c_str());
-}
-
 class OnTheImage : public unit::EngineTest {};
+
+TEST_F(OnTheImage, AQemuThatOpensAndClosesFilesAtEveryStepOfALookLosesNoLeaseOfWhatItHasOpen) {
+    const std::vector<Resource> both{{image, Mode::exclusive}, {second, Mode::exclusive}};
+    std::string base = dir.file("base.img");
+    Qemu qemu = start(web, both);
+    qemu.reads(base);
+    ASSERT_EQ(engine.acquire(web, both, ""), std::nullopt);
+    bool reads = true;
+    int runs = unit::meddleAtEverySystemCall(
+        [&] {
+            Engine fresh(settings, [](const std::string&) {}); // another libvirtd's: it looks
+            unit::demand(!fresh.acquire(web, both, fresh.release(web, both)), "refused");
+        },
+        [&] {
+            qemu.writes(image); // and still has it open when one of the two is closed
+            qemu.closes(image);
+            reads ? qemu.closes(base) : qemu.reads(base);
+            reads = !reads;
+        },
+        [&](int stop, bool whole) {
+            EXPECT_TRUE(whole) << "meddled with at stop " << stop;
+            for (const Resource& each : both)
+                unit::demand(held(each), "a lease was lost at stop " + std::to_string(stop));
+        });
+    if (runs < 0)
+        GTEST_SKIP() << "tracing is forbidden here";
+    EXPECT_GT(runs, 10);
+    EXPECT_EQ(engine.acquire(web, both, engine.release(web, both)), std::nullopt);
+    EXPECT_EQ(held(base), reads);
+    EXPECT_EQ(refusalOf(mail, {{base, Mode::exclusive}}) == "granted", !reads);
+}
 
 // What the first version stored: no stage, no caller, no lower files, and no handoff of a guest that never ran.
 TEST_F(OnTheImage, AGuestOfTheFirstVersionGoesOnAndItsLowerFilesAreLeasedWithTheFirstCall) {

@@ -185,6 +185,11 @@ TEST_F(RealTool, QemuNbdThatServesTheImageIsSeen) {
         GTEST_SKIP() << "qemu-nbd is not installed";
     auto tool = start({"/usr/bin/qemu-nbd", "-t", "-f", "raw", "-k", dir.path("socket"), image});
     ASSERT_TRUE(tool) << "qemu-nbd took no locks";
+    // It opens the image before it knows what its clients may do with it.
+    for (int tries = 0; access(dir.path("socket").c_str(), F_OK) != 0; tries++) {
+        ASSERT_LT(tries, 3000) << "qemu-nbd does not serve";
+        usleep(10000);
+    }
     auto found = conflict(Use::exclusive);
     ASSERT_TRUE(found);
     os::FileId file = os::identify(os::openFile(image, O_RDONLY).get(), image);

@@ -6,12 +6,11 @@
 
 #include "core/os/deadline.hpp"
 #include "core/storage/mount.hpp"
-#include "tests/support/unit_engine.hpp"
+#include "tests/support/unit_media.hpp"
 
 #include <filesystem>
 #include <fstream>
 
-#include <sched.h>
 #include <sys/mount.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -28,12 +27,14 @@ constexpr milliseconds kTimeout{1500};
 
 class SilentStorage : public unit::EngineTest {
 protected:
-    SilentStorage()
-        : EngineTest([](const unit::TempDir& d) {
-              Settings s;
+    explicit SilentStorage(const unit::Configure& configure = [](const unit::TempDir&) { return Settings{}; })
+        : EngineTest([&](const unit::TempDir& d) {
+              Settings s = configure(d);
               s.storageTimeout = kTimeout;
               s.handoffWait = milliseconds(0);
-              s.storageLocks = {*storage::parseOverride(d.path("mount") + "=ofd")};
+              s.singleHost = true;
+              if (s.storageLocks.empty() || !s.fileLockspaceDir.empty())
+                  s.storageLocks.push_back(*storage::parseOverride(d.path("mount") + "=ofd"));
               return s;
           }) {}
 
@@ -41,7 +42,7 @@ protected:
         if (access("/dev/fuse", R_OK | W_OK) != 0 || access("/usr/bin/bindfs", X_OK) != 0)
             GTEST_SKIP() << "bindfs, or /dev/fuse, is missing";
         // Mounts of the test, and of nobody else: those of this machine would answer for the lease.
-        if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) < 0)
+        if (!unit::hasMountsOfItsOwn())
             GTEST_SKIP() << "no mount namespace may be made here";
         std::filesystem::create_directories(dir.path("real"));
         std::filesystem::create_directories(dir.path("mount"));
@@ -119,6 +120,31 @@ TEST_F(SilentStorage, DoesNotKeepAnAnswerBackThatHasBeenFound) {
         goOn();
     }
 }
+
+// Wherever leases are.
+class SilentCd : public SilentStorage, public testing::WithParamInterface<unit::Where> {
+protected:
+    SilentCd() : SilentStorage(GetParam().configure) {}
+};
+
+TEST_P(SilentCd, CostsASuspendedGuestNothing) {
+    const std::vector<Resource> all{{.path = image}, {.path = distant, .mode = Mode::readOnly}};
+    Qemu qemu = start(web, all);
+    ASSERT_EQ(engine.acquire(web, all, "").value_or("granted"), "granted");
+    for (bool gone : {false, true}) {
+        if (gone)
+            vanish();
+        stop();
+        std::string state;
+        EXPECT_EQ(unit::errorOf([&] { state = engine.release(web, all); }), "");
+        EXPECT_NE(state, "");
+        EXPECT_EQ(unit::errorOf([&] { EXPECT_EQ(engine.acquire(web, all, state), std::nullopt); }), "");
+        EXPECT_NE(refusalOf(mail, {{.path = image}}), "granted");
+        goOn();
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Everywhere, SilentCd, unit::everywhere(), unit::nameOfWhere);
 
 } // namespace
 
