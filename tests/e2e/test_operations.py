@@ -178,6 +178,7 @@ def test_a_backup_is_read_below_an_overlay_while_the_guest_runs(alpha, image, im
     alpha.start_guest(runs)
     refused = typed(alpha, read[0], **read[1])
     assert refused.rc == 75 and "virsh backup-begin" in refused.err, refused
+    assert "qcow2" in alpha.inside(*documented("qemu-img info"), "-U", disk).out
     assert typed(alpha, "virsh snapshot-create-as GUEST backup --disk-only --no-metadata", GUEST=runs.name)
     words = words_on(alpha, read[0], **read[1])
     blocker = alpha.spawn(*words[:words.index("--") + 1], "sleep", "60", log="run.log")
@@ -193,6 +194,20 @@ def test_a_backup_is_read_below_an_overlay_while_the_guest_runs(alpha, image, im
     assert (result := typed(alpha, "virsh blockcommit GUEST vda --active --pivot", GUEST=runs.name)), result
     [lease] = inspect(alpha, disk)["leases"]
     assert lease["mode"] == "exclusive" and hosts.ok("qemu-img", "compare", "-U", disk, copy), lease
+
+
+def test_what_no_guest_uses_is_committed_under_a_lease(alpha, image, images, guest):
+    """What OPERATIONS.md says to do on NFSv3, and README.md instead of shareBacking."""
+    base, overlay = image("base.qcow2", format="qcow2"), images / "overlay.qcow2"
+    made = alpha.inside(*documented("qemu-img create -b"), base, "-F", "qcow2", "-f", "qcow2", overlay)
+    assert made, made
+    commit = [COMMAND, "run", base, overlay, "--", *documented("qemu-img commit"), overlay]
+    reader = guest(hosts.Disk(base, "vda", "readonly", format="qcow2"))
+    alpha.start_guest(reader)
+    refused = alpha.inside(*commit)
+    assert refused.rc == 75 and reader.name in refused.err, refused
+    alpha.destroy(reader)
+    assert (result := alpha.inside(*commit)), result
 
 
 def test_a_guest_makes_its_own_backup(alpha, image, guest):

@@ -12,15 +12,15 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-for folder in ("lab", "e2e"):
+for folder in ("lab", "e2e", "support"):
     sys.path.insert(0, str(ROOT / "tests" / folder))
 
 import hosts  # noqa: E402
+from folders import folder_of_one_run  # noqa: E402
 
 NOBODY = 65534
 AS_NOBODY = ("setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups")
@@ -39,17 +39,24 @@ def build(kind, source, out, *user, **environment):
 
 
 @pytest.fixture(scope="session")
-def nobodys():
-    """A folder of the user nobody, in a place that this user reaches."""
-    with tempfile.TemporaryDirectory(prefix="another-and-longer-folder-to-build-in-") as folder:
-        os.chown(folder, NOBODY, NOBODY)
-        yield pathlib.Path(folder)
+def workplace():
+    with folder_of_one_run("leasehold-packages") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")
-def tarball(nobodys):
+def nobodys(workplace):
+    """A folder of the user nobody, in a place that this user reaches."""
+    folder = workplace / "another-and-longer-folder-to-build-in"
+    folder.mkdir()
+    os.chown(folder, NOBODY, NOBODY)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tarball(workplace, nobodys):
     """The release's."""
-    [tarball] = build("tarball", ROOT, nobodys / "tarball").values()
+    [tarball] = build("tarball", ROOT, nobodys / "tarball", TMPDIR=str(workplace)).values()
     return tarball
 
 
@@ -61,7 +68,7 @@ def released(tarball, nobodys):
 
 
 @pytest.fixture(scope="session")
-def builds(tmp_path_factory, released, nobodys):
+def builds(tmp_path_factory, workplace, released, nobodys):
     """{kind: (files of one build, files of another one)}, which differ in what must not matter: one from here, the other
     one from the release's tarball, by an ordinary user. That one is compiled anew; what root's compiler cache has of the
     first is taken from there. Both kinds are compiled alike, so the second of each takes its objects from the first.
@@ -75,7 +82,8 @@ def builds(tmp_path_factory, released, nobodys):
 
     def once():
         cache = hosts.ok("ccache", "-k", "cache_dir").strip()  # debhelper has another home
-        return {kind: build(kind, ROOT, tmp_path_factory.mktemp(kind), CCACHE_DIR=cache) for kind in KINDS}
+        return {kind: build(kind, ROOT, tmp_path_factory.mktemp(kind), CCACHE_DIR=cache, TMPDIR=str(workplace))
+                for kind in KINDS}
 
     def again():
         return {kind: build(kind, released, nobodys / f"{kind}-again", *AS_NOBODY, CCACHE_DIR=str(nobodys / "ccache"),

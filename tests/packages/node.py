@@ -15,7 +15,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 
 import node_image  # makes tests/lab and tests/e2e known
@@ -23,6 +22,9 @@ import node_image  # makes tests/lab and tests/e2e known
 import hosts
 import lab as labs
 import root_image
+
+sys.path.insert(0, str(hosts.ROOT / "tests" / "support"))
+from folders import folder_of_one_run  # noqa: E402
 
 IMAGE, ANOTHER = "/var/lib/libvirt/images/disk.img", "/var/lib/libvirt/images/another.img"
 HERE = pathlib.Path(__file__).resolve().parent
@@ -165,8 +167,7 @@ class Node(labs.Host):
 @contextlib.contextmanager
 def booted(security, *files):
     """A node that has these files in /share, until the with block ends. labs.Missing says why there is none."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="leasehold-node-"))
-    try:
+    with folder_of_one_run("leasehold-node") as folder:
         for file in files:
             shutil.copy(file, folder)
         node = Node(folder, security)
@@ -174,8 +175,6 @@ def booted(security, *files):
             yield node.power_on()
         finally:
             node.kill()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def prompt(security):

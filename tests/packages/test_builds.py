@@ -31,7 +31,8 @@ def test_two_builds_are_identical(builds, kind, ends):
 
 def test_the_release_s_tarball_packs_itself(tarball, released, nobodys):
     assert released.name == f"leasehold-{version()}" and not (released / ".git").exists()
-    [again] = build("tarball", released, nobodys / "tarball-again", *AS_NOBODY, TZ="Pacific/Auckland").values()
+    [again] = build("tarball", released, nobodys / "tarball-again", *AS_NOBODY, TMPDIR=str(nobodys),
+                    TZ="Pacific/Auckland").values()
     assert again.name == tarball.name and checksum(again) == checksum(tarball)
 
 

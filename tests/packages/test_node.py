@@ -5,11 +5,18 @@
 confines libvirtd and every guest (node.py). Nothing is configured but the lock manager. The tests are one story, in
 this order; what ours does on a machine without all that, a removal above all, is in test_deb.py."""
 
+import json
+import shlex
+import sys
+
 import lab as labs
 import node as nodes
 import pytest
-from conftest import CONF
+from conftest import CONF, ROOT
 from node import ANOTHER, IMAGE
+
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+from documents import documented  # noqa: E402
 
 
 def denials(node):
@@ -89,6 +96,20 @@ def test_the_watcher_with_its_few_rights_sees_the_guest(node):
     assert node.journal("-u", "leasehold-watch", "-p", "warning") == ""
 
 
+def test_the_watcher_writes_metrics_with_the_example_that_is_installed(node):
+    """OPERATIONS.md, "Monitoring"."""
+    drop_in, folder = "/etc/systemd/system/leasehold-watch.service.d", "/var/lib/prometheus/node-exporter"
+    node.ok(f"mkdir -p {drop_in} {folder}")  # the latter is there with Debian's prometheus-node-exporter
+    node.ok(f"cp /usr/share/doc/leasehold/examples/leasehold-watch-metrics.conf {drop_in}/")
+    for command in ("systemctl daemon-reload", "systemctl restart leasehold-watch"):
+        node.ok(shlex.join(documented(command)))
+    node.watcher_sees("1 guest, 1 lease, 0 lost")
+    metrics = node.ok(f"cat {folder}/leasehold.prom")
+    [lease] = [line for line in metrics.splitlines() if line.startswith("leasehold_lease{")]
+    assert 'guest="first"' in lease and f'pid="{node.qemu()}"' in lease and IMAGE in lease, metrics
+    assert node.journal("-u", "leasehold-watch", "-p", "warning") == ""
+
+
 def test_an_upgrade_under_it_restarts_nothing_and_keeps_its_lease(node, newer):
     lease, daemon = node.lease(), node.daemon()
     watcher = node.ok("systemctl show -P MainPID leasehold-watch")
@@ -132,6 +153,10 @@ def test_the_watcher_pauses_a_guest_whose_lease_is_lost(node):
     node.ok("rm /var/lib/leasehold/file-*")
     labs.wait_until(lambda: node.virsh("domstate", "second").out.strip() == "paused", "the guest is paused")
     assert f"the lease on '{IMAGE}'" in node.journal("-u", "leasehold-watch", "-p", "crit")
+    found = node.ok(shlex.join([*documented("journalctl MESSAGE_ID=227211fdaee94e16b697a64f66c6fe84"), "-o", "json"]))
+    [lost] = [json.loads(line) for line in found.splitlines()]
+    assert (lost["LEASEHOLD_EVENT"], lost["LEASEHOLD_GUEST"], lost["LEASEHOLD_PATH"]) == ("lost", "second", IMAGE)
+    assert "second" in node.journal("LEASEHOLD_EVENT=acted", "LEASEHOLD_GUEST=second", "_SYSTEMD_UNIT=leasehold-watch.service")
     assert node.virsh("destroy", "second")
     assert node.run("systemctl is-active leasehold-watch").out == "active\n"
 
