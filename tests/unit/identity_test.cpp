@@ -426,7 +426,7 @@ TEST_P(EngineWithDisks, ACommitThatIsRefusedHalfWayLeavesTheWholeLeaseForReading
         Qemu reader = start(mail, {{same, Mode::readOnly}});
         auto refusal = engine.acquire(web, writing, "");
         ASSERT_TRUE(refusal);
-        EXPECT_TRUE(says(*refusal, "'mail'"));
+        EXPECT_TRUE(says(*refusal, "guest 'web' cannot have it"));
         EXPECT_EQ(refusalOf(db, reading), "granted");
     }
     EXPECT_EQ(leaseOf(qemu, web, base), "reading");
