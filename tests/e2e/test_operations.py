@@ -21,6 +21,7 @@ from test_command import inspect  # noqa: E402
 
 COMMAND = hosts.command()
 SANLOCK = pathlib.Path("/usr/lib") / f"{os.uname().machine}-linux-gnu" / "libvirt" / "lock-driver" / "sanlock.so"
+LOCKD = SANLOCK.with_name("lockd.so")
 AGENT = pathlib.Path("/usr/lib/ocf/resource.d/heartbeat/VirtualDomain")
 
 pytestmark = [pytest.mark.skipif(not COMMAND.exists(), reason=f"{COMMAND} was not built"),
@@ -88,6 +89,8 @@ def moves_in_and_the_old_host_follows(old, new, disk, mover, manager):
     expect.taken(new, disk, by=(mover, old))
 
 
+@pytest.mark.skipif(not LOCKD.exists(), reason="libvirt's driver of virtlockd (Debian 13: libvirt-daemon-plugin-lockd) "
+                                               "is not installed")
 def test_guests_of_virtlockd_move_in(alpha, beta, image, guest):
     disk = image()
     mover, stranger = guest(disk), guest(disk)

@@ -119,7 +119,7 @@ std::vector<int> errorsOf(const Made& made) {
         return {ECONNREFUSED, EINTR};
     case SYS_access:
     case SYS_faccessat:
-    case SYS_faccessat2:
+    case __NR_faccessat2:
         return {EACCES, EIO};
     case SYS_rename:
     case SYS_renameat:
@@ -426,7 +426,7 @@ private:
             return;
         int error = fitting[static_cast<std::size_t>(choice_ + failing_) % fitting.size()];
         error_ = error;
-        failed_ = "call " + std::to_string(failing_) + ", " + nameOf(here) + ": " + strerrorname_np(error);
+        failed_ = "call " + std::to_string(failing_) + ", " + nameOf(here) + ": " + std::strerror(error);
         registers.orig_rax = static_cast<unsigned long>(-1);
         ptrace(PTRACE_SETREGS, pid, nullptr, &registers);
         ptrace(PTRACE_SYSCALL, pid, nullptr, nullptr);
