@@ -308,7 +308,11 @@ struct Storages {
 
 Storages findStorages() {
     Storages found;
-    for (const Mount& mount : storage::allMounts()) {
+    const std::vector<Mount> mounts = storage::allMounts();
+    if (mounts.empty())
+        throw Error(Fault::system, "the mounts of this host cannot be read (/proc/self/mountinfo), so no storage was "
+                                   "told anything: try again");
+    for (const Mount& mount : mounts) {
         if (mount.type == "nfs" && mount.value("vers").value_or("").starts_with("3")) {
             std::string server = mount.value("addr").value_or("");
             bool known = std::any_of(found.nfs3.begin(), found.nfs3.end(),

@@ -680,6 +680,16 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), rea
 
 
 @needs_root
+def test_a_host_whose_mounts_cannot_be_read_has_not_told_its_storage():
+    result = subprocess.run(["unshare", "-m", "-n", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh", LEASEHOLD,
+                             "fenced", "dead", "--address", "192.0.2.77", "--i-made-sure-it-is-off"],
+                            capture_output=True, text=True, timeout=PATIENCE)
+    if "mount:" in result.stderr or "unshare:" in result.stderr:
+        pytest.skip(f"no mounts here: {result.stderr}")
+    assert result.returncode == 1 and "mounts of this host cannot be read" in result.stderr, result
+
+
+@needs_root
 @pytest.mark.parametrize(("host", "words"), [
     (os.uname().nodename, "is this host"), ("127.0.0.1", "is this host"), ("no.such.host.invalid", "nobody knows")])
 def test_who_was_fenced_is_a_known_host_and_another_one(host, words):
