@@ -11,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <vector>
 
@@ -25,6 +26,20 @@
 #include <unistd.h>
 
 namespace leasehold::unit {
+
+namespace {
+
+std::map<std::string, int> faultsSoFar; // "fcntl(F_OFD_SETLK): EIO" -> how often
+
+}
+
+std::string tellFaultsSoFar() {
+    int sum = 0;
+    for (const auto& [kind, times] : faultsSoFar)
+        sum += times;
+    return std::to_string(sum) + " faults so far, of " + std::to_string(faultsSoFar.size()) +
+           " kinds (system call and error)";
+}
 
 #if defined(__x86_64__)
 
@@ -393,9 +408,11 @@ private:
         int signal = WSTOPSIG(status);
         if (signal == (SIGTRAP | 0x80))
             return handleCall(pid);
-        if (status >> 16 == PTRACE_EVENT_EXEC) {
+        if (status >> 16 == PTRACE_EVENT_EXEC && pid == first_) {
             programs_++;
             done_ = done_ || programs_ > 1; // what it has become is not tested
+        } else if (status >> 16 == PTRACE_EVENT_EXEC) {
+            others_.insert(pid); // nor are programs that it starts
         }
         bool ours = signal == SIGTRAP || signal == SIGSTOP;
         go(pid, ours ? 0 : signal);
@@ -403,7 +420,7 @@ private:
 
     void handleCall(pid_t pid) {
         bool& entering = entering_[pid];
-        if (entering && programs_ == 1) {
+        if (entering && programs_ == 1 && others_.count(pid) == 0) {
             user_regs_struct registers;
             ptrace(PTRACE_GETREGS, pid, nullptr, &registers);
             Made here{static_cast<long>(registers.orig_rax), registers.rsi};
@@ -450,6 +467,7 @@ private:
     os::Fd said_, complained_;
     pid_t first_;
     std::map<pid_t, bool> entering_;
+    std::set<pid_t> others_;
     int programs_ = 0;
     bool loaded_ = false, done_ = false;
 };
@@ -477,6 +495,7 @@ int failAtEverySystemCallOf(const std::vector<std::string>& words, int errors, i
             if (end.what.empty())
                 break;
             faults++;
+            faultsSoFar[end.what.substr(end.what.find(", ") + 2)]++;
         }
     return faults;
 }
@@ -504,6 +523,7 @@ int failAtEverySystemCall(int errors, int every, const std::function<void()>& sc
             if (failed.empty())
                 break;
             faults++;
+            faultsSoFar[failed]++;
             check({"call " + std::to_string(i) + ", " + failed, outcome});
         }
     return faults;

@@ -24,6 +24,9 @@ int failAtEverySystemCall(int errors, int every, const std::function<void()>& sc
                           const std::function<std::string()>& work,
                           const std::function<void(const InjectedFault&)>& check);
 
+// How many faults there were in this process, and of how many kinds: a call and its error.
+std::string tellFaultsSoFar();
+
 // The end of a program.
 struct ProgramEnd {
     std::string what; // which call failed, as above

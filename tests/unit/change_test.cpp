@@ -30,6 +30,7 @@ class EngineChanges : public unit::EngineWithMedia {
 protected:
     // In memory: files of marks are written through to the disk, thousands of times here.
     EngineChanges() : EngineWithMedia("/dev/shm") {}
+    static void TearDownTestSuite() { std::printf("%s\n", unit::tellFaultsSoFar().c_str()); }
 
     // One call of libvirt that changes what the guest holds.
     struct Change {
@@ -324,6 +325,175 @@ TEST_P(EngineChanges, ACommitThatNeverBeganIsUndoneWhenTheGuestRunsAgain) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Everywhere, EngineChanges, unit::everywhere(), unit::nameOfWhere);
+
+// A live migration of `web` to another QEMU of it, as libvirt makes it, and what its last call comes to: whichever call
+// fails or dies, one of the two has the image then, and after the next call it is the one that is to have it.
+class EngineMigrations : public EngineChanges {
+protected:
+    struct End {
+        const char* name;
+        std::function<void()> scene;
+        std::function<Answer(const Engine&)> call;
+        bool arrives; // `there` has the image then, and the source must not
+    };
+
+    // Up to where the destination takes over: it has joined, and the source has stopped.
+    void migrate() {
+        arrived.reset();
+        boot(disk);
+        state = engine.inquire(web, disk);
+        there = web;
+        arrived.emplace(engine, there, disk);
+        unit::demand(engine.release(web, disk) == state, "the source gives another state");
+    }
+
+    std::vector<End> ends() {
+        auto taking = [this](Guest& guest) {
+            return [this, &guest](const Engine& by) { return answerOf(by.acquire(guest, disk, state)); };
+        };
+        return {
+            {"arrival", [this] { migrate(); }, taking(there), true},
+            {"arrival after the source has ended",
+             [this] {
+                 migrate();
+                 qemu.reset();
+             },
+             taking(there), true},
+            {"return to the source",
+             [this] {
+                 migrate();
+                 arrived.reset();
+             },
+             taking(web), false},
+            {"return of a guest that has arrived already",
+             [this] {
+                 migrate();
+                 unit::demand(!engine.acquire(there, disk, state), "it does not arrive");
+                 arrived.reset();
+             },
+             taking(web), false},
+        };
+    }
+
+    static Answer tryCall(const End& end, const Engine& by) {
+        try {
+            return end.call(by);
+        } catch (const Error& error) {
+            return std::string("thrown: ") + error.what();
+        }
+    }
+
+    void expectOneHasIt(const End& end) {
+        // A refused source waits for half a second, in which nothing happens.
+        if (end.arrives && qemu && (unit::isLongRun() || looks_++ % 8 == 0)) {
+            EXPECT_NE(engine.acquire(web, disk, state), std::nullopt) << "the source runs, too";
+        }
+        if (end.arrives)
+            qemu.reset();
+        Guest& winner = end.arrives ? there : web;
+        EXPECT_EQ(pauseAndRun(engine, winner, disk), "");
+        // A successor keeps the mark that its source's state is used up. Where it was told that there is no source
+        // (ENOENT of a file that is a mark) it has put none up: `owner` keeps the source out, too.
+        const std::string marks = marksOf(image);
+        EXPECT_TRUE(marks == "exclusive owner" || (end.arrives && marks.starts_with("exclusive owner"))) << marks;
+        unit::demand(!HasFailure(), "what is above does not hold");
+    }
+
+    void endAll() {
+        arrived.reset();
+        qemu.reset();
+    }
+
+    // Each takes two QEMUs of its own.
+    int sampled() const { return unit::isLongRun() ? 1 : 3 * step(); }
+
+    std::optional<Qemu> arrived;
+    Guest there;
+
+private:
+    int looks_ = 0;
+};
+
+TEST_P(EngineMigrations, ASystemCallThatFailsAtTheirEndLeavesTheImageToOne) {
+    for (const End& end : ends()) {
+        int granted = 0;
+        int faults = unit::failAtEverySystemCall(
+            unit::isLongRun() ? 5 : 1, sampled(), end.scene, [&] { return end.call(engine); },
+            [&](const unit::InjectedFault& fault) {
+                SCOPED_TRACE(testing::Message() << end.name << ", " << fault.what << ", gave: " << fault.outcome);
+                EXPECT_EQ(fault.outcome.find("CRASH"), std::string::npos);
+                granted += fault.outcome.empty();
+                if (!fault.outcome.empty()) {
+                    EXPECT_EQ(tryCall(end, engine), "") << "once more";
+                }
+                expectOneHasIt(end);
+            });
+        if (faults < 0)
+            GTEST_SKIP() << "tracing is forbidden here";
+        EXPECT_GT(faults, 0) << end.name;
+        std::printf("%s, %s: %d faults, %d of them granted\n", GetParam().name, end.name, faults, granted - 1);
+        std::fflush(stdout);
+    }
+    endAll();
+}
+
+TEST_P(EngineMigrations, LibvirtdKilledAtAnySystemCallOfTheirEndIsHealedByTheNextOne) {
+    for (const End& end : ends()) {
+        end.scene();
+        int deaths = unit::killAtEverySystemCall(
+            [&] { unit::demand(end.call(engine).empty(), "refused"); },
+            [&](int stop) {
+                SCOPED_TRACE(testing::Message() << end.name << " killed at stop " << stop);
+                EXPECT_EQ(inNewLibvirtd([&](const Engine& fresh) { return tryCall(end, fresh); }), "");
+                expectOneHasIt(end);
+                end.scene();
+            },
+            sampled());
+        if (deaths < 0)
+            GTEST_SKIP() << "tracing is forbidden here";
+        EXPECT_GT(deaths, 0) << end.name;
+        std::printf("%s, %s: %d deaths\n", GetParam().name, end.name, deaths);
+        std::fflush(stdout);
+    }
+    endAll();
+}
+
+TEST_P(EngineMigrations, ADestinationThatFailsOrDiesAtItsStartLeavesTheSourceTheImage) {
+    boot(disk);
+    auto offer = [&] { state = engine.inquire(web, disk); };
+    // What it left to QEMU, which is none here.
+    auto firstFree = [](int from) { return os::Fd(fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, from)).get(); };
+    const int in = firstFree(250), out = firstFree(in + 1);
+    auto goesOn = [&](const std::string& when) {
+        EXPECT_EQ(answerOf(engine.acquire(web, disk, engine.release(web, disk))), "") << when;
+        EXPECT_EQ(leaseOf(*qemu, web, image), "exclusive") << when;
+        unit::demand(!HasFailure(), "what is above does not hold");
+    };
+    int faults = unit::failAtEverySystemCall(
+        unit::isLongRun() ? 5 : 1, step(), offer,
+        [&] {
+            Answer answer = answerOf(engine.registerGuest(web, disk));
+            close(in);
+            close(out);
+            return answer;
+        },
+        [&](const unit::InjectedFault& fault) { goesOn(fault.what); });
+    if (faults < 0)
+        GTEST_SKIP() << "tracing is forbidden here";
+    offer();
+    int deaths = unit::killAtEverySystemCall([&] { (void)engine.registerGuest(web, disk); },
+                                             [&](int stop) {
+                                                 goesOn("killed at stop " + std::to_string(stop));
+                                                 offer();
+                                             },
+                                             step());
+    EXPECT_GT(faults, 0);
+    EXPECT_GT(deaths, 0);
+    std::printf("%s, start of a destination: %d faults, %d deaths\n", GetParam().name, faults, deaths);
+    endAll();
+}
+
+INSTANTIATE_TEST_SUITE_P(Everywhere, EngineMigrations, unit::everywhere(), unit::nameOfWhere);
 
 } // namespace
 } // namespace leasehold

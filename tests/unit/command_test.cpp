@@ -102,6 +102,8 @@ private:
 
 class Command : public testing::Test {
 protected:
+    static void TearDownTestSuite() { std::printf("%s\n", unit::tellFaultsSoFar().c_str()); }
+
     void SetUp() override {
         if (!kAlone)
             GTEST_SKIP() << "needs root, for a PID namespace of its own";
@@ -114,13 +116,14 @@ protected:
     // One verb: what it says without a fault is what counts. `after` sees each end.
     void failEverywhere(
         const std::string& name, const std::vector<std::string>& words,
-        const std::function<void(const unit::ProgramEnd&)>& after = [](const unit::ProgramEnd&) {}) {
+        const std::function<void(const unit::ProgramEnd&)>& after = [](const unit::ProgramEnd&) {},
+        int sampled = kSampled) {
         std::vector<std::string> all{LEASEHOLD_COMMAND};
         all.insert(all.end(), words.begin(), words.end());
         std::optional<unit::ProgramEnd> right;
         int same = 0;
         int faults = unit::failAtEverySystemCallOf(
-            all, unit::isLongRun() ? 5 : 1, unit::isLongRun() ? 0 : kSampled, [&](const unit::ProgramEnd& end) {
+            all, unit::isLongRun() ? 5 : 1, unit::isLongRun() ? 0 : sampled, [&](const unit::ProgramEnd& end) {
                 SCOPED_TRACE(testing::Message() << name << ", " << end.what << ": status " << end.status << "\nsaid "
                                                 << end.said << "\ncomplained " << end.complained);
                 EXPECT_FALSE(end.hangs);
@@ -227,6 +230,14 @@ TEST_F(Command, SaysWhatALeaseIsWorthOrNothing) {
 
 TEST_F(Command, LeavesNothingBehindThatAProbeHasMade) {
     failEverywhere("probe", {"probe", "--wait", "1", dir.path("probed")});
+}
+
+// There is nobody to tell here: what a server is told, and what not, tests/lab sees.
+TEST_F(Command, TellsStorageThatAHostIsDeadOrSaysThatItDidNot) {
+    // It waits for a sign of life each time.
+    failEverywhere(
+        "fenced", {"fenced", "dead", "--address", "192.0.2.77", "--i-made-sure-it-is-off"},
+        [](const unit::ProgramEnd&) {}, kSampled / 3);
 }
 
 TEST_F(Command, RunsAProgramWithALeaseOrNotAtAll) {
