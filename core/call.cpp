@@ -185,10 +185,19 @@ qemu::Taking Call::choose(const std::vector<const StoredLease*>& leases) const {
     auto any = [&](auto test) { return std::any_of(leases.begin(), leases.end(), test); };
     if (any([](const StoredLease* lease) { return lease->remote; }))
         return qemu::Taking::none;
+    std::size_t next = 0; // in the order in which they are stored, nearly always
+    auto isKnown = [&](const Resource& resource) {
+        const std::string built = resource.named ? nameOf(resource) : std::string();
+        const std::string& name = resource.named ? built : resource.path;
+        for (std::size_t i = 0; i < leases.size(); i++)
+            if (leases[(next + i) % leases.size()]->isNamed(name)) {
+                next += i + 1;
+                return true;
+            }
+        return false;
+    };
     bool plain = !any([](const StoredLease* lease) { return lease->stage != Stage::settled || lease->joined; }) &&
-                 std::all_of(resources_.begin(), resources_.end(), [&](const Resource& resource) {
-                     return any([&](const StoredLease* lease) { return lease->isNamed(nameOf(resource)); });
-                 });
+                 std::all_of(resources_.begin(), resources_.end(), isKnown);
     if (plain)
         return qemu::Taking::asTheyAre;
     return surroundings_.mounts.hasRemote() ? qemu::Taking::none : qemu::Taking::compared;

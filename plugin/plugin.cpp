@@ -56,17 +56,18 @@ ErrorCode codeOf(Fault fault) {
 // here, because what was thrown from the depths does not know it.
 template <typename Body>
 int guarded(const Request* request, Body body) noexcept {
+    auto about = [&] { // a call that is granted pays nothing for it
+        return request ? "guest '" + request->guest.name + "'" +
+                             (request->starting ? "" : " (pid " + std::to_string(request->guest.pid) + ")") + ": "
+                       : std::string();
+    };
     try {
-        std::string about;
-        if (request)
-            about = "guest '" + request->guest.name + "'" +
-                    (request->starting ? "" : " (pid " + std::to_string(request->guest.pid) + ")") + ": ";
         try {
             return body();
         } catch (const Error& error) {
-            report(codeOf(error.fault()), about + error.what());
+            report(codeOf(error.fault()), about() + error.what());
         } catch (const std::exception& error) {
-            report(ErrorCode::internal, about + error.what());
+            report(ErrorCode::internal, about() + error.what());
         }
     } catch (const std::exception& error) {
         report(ErrorCode::systemError, error.what()); // no memory even for the message

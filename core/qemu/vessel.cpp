@@ -205,6 +205,7 @@ public:
         message.tag.name = take(header.nameLength, kMaxName);
         std::copy(std::begin(header.uuid), std::end(header.uuid), message.tag.uuid.begin());
         message.tag.incarnation = header.incarnation;
+        message.parts.reserve(header.leases);
         for (std::uint32_t i = 0; i < header.leases; i++) {
             Entry entry{};
             copyStored(entry, header.entrySize);
@@ -227,12 +228,12 @@ public:
             lease.lower = entry.flags & kLower;
             part.companion = entry.flags & kCompanion;
             part.descriptors = entry.descriptors;
-            std::string names = take(entry.pathLength, kMaxPath);
+            const std::string_view names = take(entry.pathLength, kMaxPath);
             lease.path = names.substr(0, names.find('\0'));
             for (std::size_t end = lease.path.size(); end < names.size();) {
                 std::size_t begin = end + 1;
                 end = std::min(names.find('\0', begin), names.size());
-                lease.aliases.push_back(names.substr(begin, end - begin));
+                lease.aliases.emplace_back(names.substr(begin, end - begin));
             }
             std::array<os::FileId, 3> files;
             std::size_t count = 0;
@@ -297,10 +298,10 @@ private:
         text_.remove_prefix(size);
     }
 
-    std::string take(std::size_t size, std::size_t limit) {
+    std::string_view take(std::size_t size, std::size_t limit) {
         if (size > limit || size > text_.size())
             hostile("a name is too long");
-        std::string taken(text_.substr(0, size));
+        const std::string_view taken = text_.substr(0, size);
         text_.remove_prefix(size);
         return taken;
     }
@@ -382,6 +383,7 @@ std::vector<os::Fd> collectDescriptors(msghdr& header) {
         if (item->cmsg_level != SOL_SOCKET || (item->cmsg_type != SCM_RIGHTS && item->cmsg_type != kPidfd))
             continue;
         std::size_t count = (item->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        fds.reserve(fds.size() + count);
         for (std::size_t i = 0; i < count; i++) {
             int number;
             std::memcpy(&number, CMSG_DATA(item) + i * sizeof number, sizeof number);
@@ -660,14 +662,22 @@ std::optional<int> peekPosition(int socket) {
 template <typename All, typename LeaseOf>
 std::vector<const StoredLease*> wordsOf(const All& all, LeaseOf leaseOf) {
     std::vector<const StoredLease*> words;
+    words.reserve(all.size());
     for (const auto& each : all)
         visitParts(std::invoke(leaseOf, each), [&](const StoredLease& part) { words.push_back(&part); });
     return words;
 }
 
 std::optional<End> search(const os::Process& process, const std::array<unsigned char, 16>& uuid) {
+    auto at = [&](int number) {
+        auto end = tryEnd(process, number);
+        return end && end->first.tag.uuid == uuid ? std::move(end) : std::nullopt;
+    };
+    // A large guest's is where it was put, in several messages.
+    if (auto end = at(kFirstNumber + 1))
+        return end;
     for (int number : process.descriptors())
-        if (auto end = tryEnd(process, number); end && end->first.tag.uuid == uuid)
+        if (auto end = at(number))
             return end;
     return std::nullopt;
 }
