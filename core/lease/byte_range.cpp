@@ -78,7 +78,22 @@ void ByteRangeMedium::removeAll() {
 bool ByteRangeMedium::any(MarkKind first, MarkKind last) const {
     std::int64_t start = kMarkArea + (static_cast<std::int64_t>(first) << kKindShift);
     std::int64_t kinds = static_cast<std::int64_t>(last) - static_cast<std::int64_t>(first) + 1;
-    return os::findConflict(fd_, os::LockType::write, {start, kinds << kKindShift}, name_).has_value();
+    return isLocked({start, kinds << kKindShift});
+}
+
+bool ByteRangeMedium::isLocked(const os::Range& range) const {
+    return os::findConflict(fd_, os::LockType::write, range, name_).has_value();
+}
+
+Rivals ByteRangeMedium::findRivals(std::uint32_t domain, Mode mode, std::optional<std::uint32_t> quoted) const {
+    Rivals rivals;
+    rivals.present = isLocked(rangeOf(presentMark(mode, {domain, 0}).kind, domain));
+    if (!rivals.present)
+        return rivals;
+    rivals.quoted = quoted && isLocked(byteOf({MarkKind::handoff, domain, *quoted}));
+    rivals.handoff = rivals.quoted || isLocked(rangeOf(MarkKind::handoff, domain));
+    rivals.taken = quoted && isLocked(byteOf({MarkKind::taken, domain, *quoted}));
+    return rivals;
 }
 
 std::vector<Mark> ByteRangeMedium::lookAt(std::uint32_t domain, Mode mode) const {

@@ -437,6 +437,21 @@ bool FileSetMedium::any(MarkKind first, MarkKind last) const {
                        });
 }
 
+// Behind one gate.
+Rivals FileSetMedium::findRivals(std::uint32_t domain, Mode mode, std::optional<std::uint32_t> quoted) const {
+    Rivals rivals;
+    for (const Mark& mark : lookAt(domain, mode)) {
+        if (mark.domain != domain)
+            continue;
+        const bool ofToken = quoted == mark.id;
+        rivals.present = rivals.present || mark.kind == presentMark(mode, {}).kind;
+        rivals.handoff = rivals.handoff || mark.kind == MarkKind::handoff;
+        rivals.quoted = rivals.quoted || (mark.kind == MarkKind::handoff && ofToken);
+        rivals.taken = rivals.taken || (mark.kind == MarkKind::taken && ofToken);
+    }
+    return rivals;
+}
+
 std::vector<Mark> FileSetMedium::lookAt(std::uint32_t domain, Mode mode) const {
     const MarkKind present = presentMark(mode, {}).kind;
     std::vector<Mark> marks;

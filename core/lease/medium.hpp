@@ -9,6 +9,7 @@
 #include "core/lease/mark.hpp"
 #include "core/os/file_lock.hpp"
 
+#include <optional>
 #include <vector>
 
 namespace leasehold::lease {
@@ -21,6 +22,14 @@ struct Note {
     std::uint32_t token = 0; // of the handoff; 0: none, or not for certain
 
     bool operator==(const Note&) const = default;
+};
+
+// What decides whether one of several incarnations of a domain may run: what the others have up.
+struct Rivals {
+    bool present = false; // somebody is there in this mode; if not, nothing else was asked
+    bool handoff = false; // with any token
+    bool quoted = false;  // with the one that the state quotes
+    bool taken = false;   // a successor has used that one
 };
 
 class Medium {
@@ -39,6 +48,10 @@ public:
     // Whether anybody else has a mark of these kinds up, from `first` to `last`, or a foreign lock among them: one
     // question, however many there are.
     virtual bool any(MarkKind first, MarkKind last) const = 0;
+
+    // On network storage each question is a round trip, while the guest stands still: one where nobody is there, three
+    // where it is handed over. Several instants, as in lookAt.
+    virtual Rivals findRivals(std::uint32_t domain, Mode mode, std::optional<std::uint32_t> quoted) const = 0;
 
     // What decides between the incarnations of one domain in one mode: `owner`, whoever has it; their owner mark and
     // their presents; and where there are presents, handoffs and takens. Few, however many other guests there are.

@@ -60,8 +60,11 @@ bool isAlone(const Share& share) {
     return !share.medium->any(MarkKind::owner, MarkKind::taken);
 }
 
-// What the other incarnations of this domain have up.
+// What the other incarnations of this domain have up. Beside an exclusive guest there is nobody else, but for an
+// instant.
 View lookAtOwnDomain(const Incarnation& self, const Share& share) {
+    if (share.mode == Mode::exclusive)
+        return look(self, share);
     return isAlone(share) ? View{} : viewOf(self, share, share.medium->lookAt(self.domain, share.mode));
 }
 
@@ -317,50 +320,48 @@ private:
                 return refusal;
         // With the owner marks in hand the answer cannot change any more: look again whether it is still yes.
         for (std::size_t i = 0; i < shares_.size(); i++)
-            if (Answer refusal = allowed(i))
-                return refusal;
+            if (auto obstacle = findObstacle(i))
+                return refuseTurn(i, *obstacle);
         return std::nullopt;
     }
 
-    // Whether this incarnation may run now.
-    Answer allowed(std::size_t i) {
+    // Why this incarnation may not run now; nothing if it may.
+    std::optional<Obstacle> findObstacle(std::size_t i) {
         const Share& share = shares_[i];
         if (share.mode == Mode::readOnly)
             return std::nullopt;
-        View view = lookAtOwnDomain(self_, share);
+        const Rivals rivals = share.medium->findRivals(self_.domain, share.mode, quoted_);
         Turn& turn = turn_[i];
         turn.succeeding = false;
-        if (view.peers == 0)
+        if (!rivals.present)
             return std::nullopt;
         // We had it all along, and whoever else is there merely joined. Beside a handoff of somebody else it proves
         // nothing: a libvirtd that died between taking the mark and the second look has left it.
-        if (turn.before.owner && view.handoffs == 0)
+        if (turn.before.owner && !rivals.handoff)
             return std::nullopt;
         if (quoted_ && turn.before.token == *quoted_)
-            return count(view, {MarkKind::taken, self_.domain, *quoted_}) == 0 ? std::nullopt
-                                                                               : refuse(i, Obstacle::stateTaken, view);
+            return rivals.taken ? std::optional(Obstacle::stateTaken) : std::nullopt;
         // Others that merely joined do not matter: it is enough that somebody's handoff is quoted.
-        if (quoted_ && count(view, {MarkKind::handoff, self_.domain, *quoted_}) > 0) {
-            turn.succeeding = true;
-            return std::nullopt;
-        }
-        return refuse(i, Obstacle::sameGuest, view);
+        turn.succeeding = rivals.quoted;
+        return turn.succeeding ? std::nullopt : std::optional(Obstacle::sameGuest);
     }
 
-    static std::ptrdiff_t count(const View& view, const Mark& mark) {
-        return std::count(view.marks.begin(), view.marks.end(), mark);
+    // With the names of those who are in the way.
+    Answer refuseTurn(std::size_t i, Obstacle obstacle) {
+        View view = lookAtOwnDomain(self_, shares_[i]);
+        return refuse(i, obstacle, view);
     }
 
     // A state may come before the release that it belongs to: wait for it. Without one, and where it was taken, nothing
     // comes; but whoever is in the way may have died just now, and its marks may go in an instant.
     Answer waitForTurn(std::size_t i) {
         for (;;) {
-            Answer refusal = allowed(i);
-            if (!refusal)
-                return refusal;
-            bool comes = quoted_ && refusal->obstacle != Obstacle::stateTaken;
+            auto obstacle = findObstacle(i);
+            if (!obstacle)
+                return std::nullopt;
+            bool comes = quoted_ && *obstacle != Obstacle::stateTaken;
             if (!(comes && waiter_.again()) && !briefly_.again())
-                return refusal;
+                return refuseTurn(i, *obstacle);
         }
     }
 

@@ -46,6 +46,11 @@ bool SteppedMedium::any(lease::MarkKind first, lease::MarkKind last) const {
     return medium_->any(first, last);
 }
 
+lease::Rivals SteppedMedium::findRivals(std::uint32_t domain, Mode mode, std::optional<std::uint32_t> quoted) const {
+    step();
+    return medium_->findRivals(domain, mode, quoted);
+}
+
 std::vector<Mark> SteppedMedium::lookAt(std::uint32_t domain, Mode mode) const {
     step();
     return medium_->lookAt(domain, mode);

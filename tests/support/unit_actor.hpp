@@ -32,6 +32,8 @@ public:
     void removeHandoff() override;
     void removeAll() override;
     bool any(lease::MarkKind first, lease::MarkKind last) const override;
+    lease::Rivals findRivals(std::uint32_t domain, lease::Mode mode,
+                             std::optional<std::uint32_t> quoted) const override;
     std::vector<lease::Mark> lookAt(std::uint32_t domain, lease::Mode mode) const override;
     std::vector<lease::Mark> look() const override;
     lease::Note note() const override;
