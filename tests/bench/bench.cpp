@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // SPDX-FileCopyrightText: The leasehold authors
 
-// What a lease costs: register, acquire and release through the lock-driver ABI, leasehold against virtlockd and
-// against the bare system calls, in one run. Within a repetition the contestants take turns operation by operation, in
-// another order every time, so that a noisy minute, and the cold caches after a fork or a neighbour, hit all alike.
-// Times are reported, never asserted: exit code 0 means that it measured, 1 that it could not, 2 wrong usage.
+// What a lease costs: register, acquire and release through the lock-driver ABI, leasehold against virtlockd, against
+// its own system calls without anything else, and against the bare open, lock and close, in one run. Within a
+// repetition the contestants take turns operation by operation, in another order every time, so that a noisy minute,
+// and the cold caches after a fork or a neighbour, hit all alike. Times are reported, never asserted: exit code 0 means
+// that it measured, 1 that it could not, 2 wrong usage.
 
 #include "tests/bench/calls.hpp"
 #include "tests/bench/contestants.hpp"
+#include "tests/bench/replay.hpp"
 #include "tests/bench/report.hpp"
 #include "tests/bench/scale.hpp"
 #include "tests/bench/virtlockd.hpp"
@@ -65,6 +67,11 @@ constexpr Operation kOperations[] = {
     {"resume", &Contestant::acquire}, // with the state that release gave
 };
 
+bool isReplayed(std::size_t operation) {
+    return std::string_view(kOperations[operation].name) == "release" ||
+           std::string_view(kOperations[operation].name) == "resume";
+}
+
 struct Options {
     fs::path leasehold;
     fs::path leaseholdConfig;
@@ -91,7 +98,7 @@ struct UsageError : std::runtime_error {
 void printHelp(const Options& options) {
     std::cout
         << "Usage: bench [OPTION]...\n"
-           "Times register, acquire and release of leases: leasehold, virtlockd, sanlock, bare system calls.\n\n"
+           "Times register, acquire and release of leases: leasehold, virtlockd, sanlock, the bare system calls.\n\n"
            "  --leasehold SO         leasehold's plugin (default "
         << options.leasehold.string()
         << ")\n"
@@ -377,25 +384,27 @@ bool wanted(const Options& options, const char* name, std::initializer_list<fs::
     return true;
 }
 
-// leasehold's system calls, by operation.
-std::array<std::optional<long>, std::size(kOperations)> countCalls(std::vector<Entry>& entries, std::size_t disks) {
+using Calls = std::array<std::optional<long>, std::size(kOperations)>;
+
+// The system calls of one contestant, by operation.
+Calls countCalls(std::vector<Entry>& entries, const char* name, std::size_t disks) {
     for (Entry& entry : entries) {
-        if (entry.contestant->name() != kLeasehold)
+        if (entry.contestant->name() != name || disks > entry.mostDisks)
             continue;
         const std::vector<support::Disk> part(entry.disks.begin(),
                                               entry.disks.begin() + static_cast<std::ptrdiff_t>(disks));
-        Contestant& leasehold = *entry.contestant;
-        std::array<std::optional<long>, std::size(kOperations)> calls;
-        calls[0] = countSystemCalls([&] { leasehold.registerHere(part); });
-        (void)leasehold.registerGuest(part);
+        Contestant& contestant = *entry.contestant;
+        Calls calls;
+        calls[0] = countSystemCalls([&] { contestant.registerHere(part); });
+        (void)contestant.registerGuest(part);
         for (std::size_t operation = 1; operation < std::size(kOperations); ++operation) {
             // Counted in a child, which changes nothing that the next one needs, and then done here.
             const auto member = kOperations[operation].run;
-            auto run = [&] { [[maybe_unused]] auto took = (leasehold.*member)(part); };
+            auto run = [&] { [[maybe_unused]] auto took = (contestant.*member)(part); };
             calls[operation] = countSystemCalls(run);
             run();
         }
-        leasehold.endGuest();
+        contestant.endGuest();
         return calls;
     }
     return {};
@@ -461,11 +470,15 @@ std::vector<Row> measure(std::vector<Entry>& entries, const Options& options) {
             repeatOnce(entries, order, disks, i >= kWarmUps);
             std::ranges::next_permutation(order);
         }
-        const std::array<std::optional<long>, std::size(kOperations)> calls = countCalls(entries, disks);
+        const Calls calls = countCalls(entries, kLeasehold, disks);
+        const Calls replayed = countCalls(entries, kReplay, disks);
         for (std::size_t operation = 0; operation < std::size(kOperations); ++operation) {
             Row row{disks, kOperations[operation].name, {}, calls[operation]};
+            if (isReplayed(operation) && replayed[operation] && replayed[operation] != calls[operation])
+                std::cerr << "bench: " << row.operation << " of " << disks << ": leasehold makes " << *calls[operation]
+                          << " system calls, the replay " << *replayed[operation] << ": mend tests/bench/replay\n";
             for (const Entry& entry : entries)
-                if (disks <= entry.mostDisks)
+                if (disks <= entry.mostDisks && (entry.contestant->name() != kReplay || isReplayed(operation)))
                     row.contestants[entry.contestant->name()] = summarise(entry.samples[operation]);
             rows.push_back(std::move(row));
         }
@@ -529,6 +542,10 @@ void run(const Options& options) {
             options.leaseholdConfig.empty() ? directory / "qemu-leasehold.conf" : options.leaseholdConfig;
         entries.push_back({std::make_unique<PluginContestant>(kLeasehold, options.leasehold, config, options.standIn),
                            makeImages(directory / kLeasehold, most)});
+        entries.push_back({std::make_unique<Replay>(options.leasehold, config, options.standIn),
+                           makeImages(directory / kReplay, most),
+                           {},
+                           Replay::kMostDisks});
     }
     const bool withVirtlockd = wantDaemon(options, kVirtlockd, {options.lockd, options.virtlockd}, directory);
     const bool withSanlock =

@@ -51,6 +51,7 @@ public:
     Time acquire(const std::vector<support::Disk>& disks) override;
     Time release(const std::vector<support::Disk>& disks) override;
     void endGuest() override;
+    pid_t pid() const { return process_->pid(); } // of its QEMU
 
 private:
     Time check(const support::Outcome& outcome, const char* operation) const;

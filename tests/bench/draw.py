@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # SPDX-FileCopyrightText: The leasehold authors
-"""draw.py RESULT.json DIRECTORY: the curves of one run of the benchmark as SVG, for the README. Needs nothing but Python."""
+"""draw.py RESULT.json DIRECTORY: the curves of one run of the benchmark as SVG, for docs/MEASURED.md. Needs nothing but Python."""
 import json
 import math
 import pathlib
@@ -57,10 +57,12 @@ def chart(title, across, up, curves):
 def main(result, directory):
     run = json.loads(pathlib.Path(result).read_text())
     directory = pathlib.Path(directory)
-    names = [name for name in ("virtlockd", "sanlock", "leasehold", "bare") if any(name in row for row in run["rows"])]
-    for operation in ("register", "acquire", "release"):
+    names = {"virtlockd": "virtlockd", "sanlock": "sanlock", "leasehold": "leasehold", "replay": "its calls alone",
+             "bare": "open, lock, close"}
+    for operation in ("register", "acquire", "release", "resume"):
         rows = [row for row in run["rows"] if row["operation"] == operation]
-        curves = [(name, [(row["disks"], row[name]["median"]) for row in rows if name in row]) for name in names]
+        curves = [(words, [(row["disks"], row[name]["median"]) for row in rows if name in row])
+                  for name, words in names.items() if any(name in row for row in rows)]
         (directory / f"{operation}.svg").write_text(
             chart(f"{operation}: median of {run['repetitions']}", "disks of the guest", "microseconds", curves))
     crowds = [row for row in run["scale"] if row["scene"] in ("reader", "shared")]

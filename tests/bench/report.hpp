@@ -20,7 +20,11 @@ namespace leasehold::bench {
 constexpr char kLeasehold[] = "leasehold";
 constexpr char kVirtlockd[] = "virtlockd";
 constexpr char kSanlock[] = "sanlock";
+constexpr char kReplay[] = "replay"; // leasehold's system calls alone
 constexpr char kBare[] = "bare";
+
+// Of the scenes of many guests: what the kernel takes for one question, and so no goal of leasehold's.
+constexpr char kBareLook[] = "bare look";
 
 struct Summary {
     double median = 0; // microseconds
