@@ -140,7 +140,7 @@ std::string tryOpenImage(Target& target, const std::string& path, const std::vec
 
 // What a lease on it would be worth.
 storage::Storage storageOf(const Target& target, const std::string& path,
-                           std::span<const storage::Override> overrides = {}) {
+                           std::span<const storage::Override> overrides) {
     if (target.node)
         return {.name = "block device",
                 .reason = "locks on a device reach only this host; its lease is in a lockspace"};
@@ -416,7 +416,8 @@ Processes lookAtProcesses() {
     return {os::OpenTable(std::chrono::steady_clock::now() + kGuestsLimit), qemu::findGuests(kGuestsLimit)};
 }
 
-ImageView inspectImage(const std::string& path, const Place* place, const Processes& processes) {
+ImageView inspectImage(const std::string& path, const Place* place, const Processes& processes,
+                       std::span<const storage::Override> overrides) {
     Target target = openTarget(path);
     ImageView view;
     view.path = path;
@@ -427,8 +428,7 @@ ImageView inspectImage(const std::string& path, const Place* place, const Proces
                                                  : ImageView::Kind::file;
     std::vector<TableLock> table = locksOfThisHost(target);
     std::string closed = tryOpenImage(target, path, table);
-    view.storage = storageOf(target, path);
-    view.leasable = target.node ? place != nullptr : view.storage.lock != storage::LockKind::none;
+    view.storage = storageOf(target, path, overrides);
     view.server = serverOf(target.mount);
     if (!closed.empty())
         view.blindSpots.push_back("what other hosts hold, and the owner record: " + closed);
@@ -545,8 +545,8 @@ std::vector<std::string> adviseOn(const ImageView& image) {
     if (image.foreignMark)
         advice.push_back("a program that is not leasehold locks the bytes from 2^62 on: no guest can have the image "
                          "until it is ended (/proc/locks on the host where it runs)");
-    if (!image.leasable)
-        advice.push_back("leasehold cannot lease it: " + image.storage.reason);
+    if (!image.unleasable.empty())
+        advice.push_back("no guest can have it for writing: " + image.unleasable);
     std::sort(advice.begin(), advice.end());
     advice.erase(std::unique(advice.begin(), advice.end()), advice.end());
     return advice;

@@ -74,9 +74,9 @@ struct ImageView {
     enum class Kind { file, block, directory };
     Kind kind = Kind::file;
     storage::Storage storage;
-    bool leasable = true;  // for writing; of a device: somewhere else
-    std::string leaseFile; // where the lease is, if not on the image
-    std::string server;    // of network storage, if the mount names one
+    std::string unleasable; // why no guest can have it for writing, as `classify` says it; whoever asks fills it in
+    std::string leaseFile;  // where the lease is, if not on the image
+    std::string server;     // of network storage, if the mount names one
     std::vector<LeaseView> leases;
     bool foreignMark = false; // a lock in leasehold's area that is not leasehold's
     std::optional<lease::OwnerRecord> record;
@@ -98,7 +98,8 @@ Processes lookAtProcesses();
 
 // Throws where there is no such image, or where it is nothing that a guest could have. `place` is where its lease is
 // (findPlace); null if that cannot be told: then it is looked for on the image.
-ImageView inspectImage(const std::string& path, const Place* place, const Processes& processes);
+ImageView inspectImage(const std::string& path, const Place* place, const Processes& processes,
+                       std::span<const storage::Override> overrides = {});
 
 // What it is on. Throws like inspectImage.
 storage::Storage classifyPath(const std::string& path, std::span<const storage::Override> overrides);

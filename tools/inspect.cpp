@@ -223,11 +223,14 @@ void print(const Json& image) {
 Json look(const std::string& image, const Settings& settings, const Processes& processes) {
     std::optional<Place> place;
     auto problem = attempt([&] { place = findPlace({.path = image, .mode = lease::Mode::readOnly}, settings); });
-    ImageView view = inspectImage(image, place ? &*place : nullptr, processes);
-    if (problem && view.leasable)
+    ImageView view = inspectImage(image, place ? &*place : nullptr, processes, settings.storageLocks);
+    Json storage = leaseToJson(image, settings);
+    if (storage["lease"] == "none")
+        view.unleasable = orEmpty(storage["note"]);
+    else if (problem)
         view.blindSpots.push_back("where its lease is: " + *problem);
     Json seen = toJson(view);
-    seen["storage"] = leaseToJson(image, settings);
+    seen["storage"] = storage;
     return seen;
 }
 

@@ -21,8 +21,12 @@ def inspect(leased, hosts, two):
 
     def look(image):
         host.ok(f"cat >{conf} <<'END'\n{leased.plugin_conf or ''}\nEND")
-        found = host.ok(f"{labs.GUEST_DIR}/leasehold inspect --json --config {conf} {image}")
-        return json.loads(found)["images"][0]
+        inspected, classified = host.ok(f"for verb in inspect classify; do {labs.GUEST_DIR}/leasehold $verb --json"
+                                        f" --config {conf} {image} | tr -d '\\n'; echo; done").splitlines()
+        seen, [facts] = json.loads(inspected)["images"][0], json.loads(classified)["paths"]
+        assert seen["storage"] == {key: facts[key] for key in seen["storage"]}, "classify says the same"
+        assert not [words for words in seen["next"] if "no guest can have it" in words], seen
+        return seen
     return look
 
 

@@ -483,9 +483,24 @@ def test_a_block_device_is_inspected_with_its_lease_of_this_host(image, loop_dev
         assert (lease["guest"], lease["pid"]) == ("leasehold run cat", holder.pid)
         assert "lease" in inspect(path)["lease_file"]
         said, classified = call("inspect", path).stdout, call("classify", "--json", path).stdout
-        assert "no lease can be taken" not in said and "cannot lease it" not in said, said
+        assert "no lease can be taken" not in said and "no guest can have it" not in said, said
         facts = json.loads(classified)["paths"][0]
         assert facts.pop("path") == path and facts.pop("error") is None and inspect(path)["storage"] == facts, "they say the same"
+
+
+@pytest.mark.parametrize("what, text, words", [
+    ("device", "require_cluster_leases = 1", "require_cluster_leases forbids it"),
+    ("device", "file_lockspace_dir = '{dir}/nowhere'", "does not exist"),
+    ("image", "storage_locks = [ '{dir}=refuse' ]", "the administrator refuses leases there")])
+def test_what_the_configuration_refuses_is_refused_by_inspect_as_by_classify(image, loop_device, tmp_path, what, text,
+                                                                              words):
+    conf, path = tmp_path / "leasehold.conf", loop_device(image) if what == "device" else image
+    conf.write_text(text.replace("{dir}", str(tmp_path)) + "\n")
+    seen = json.loads(call("inspect", "--json", "--config", conf, path).stdout)["images"][0]
+    facts = json.loads(call("classify", "--json", "--config", conf, path).stdout)["paths"][0]
+    assert seen["storage"] == {key: facts[key] for key in seen["storage"]} and facts["lease"] == "none", facts
+    [advice] = [each for each in seen["next"] if "no guest can have it for writing" in each]
+    assert words in facts["note"] and facts["note"] in advice, advice
 
 
 def test_check_finds_a_lockspace_that_is_not_there_or_not_shared(tmp_path):
