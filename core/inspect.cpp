@@ -519,11 +519,12 @@ std::vector<std::string> adviseOn(const ImageView& image) {
             dead + "; or on the NFS server" + (image.server.empty() ? "" : " '" + image.server + "'") +
             ": systemctl restart nfs-server && sm-notify -f; living hosts get their locks back");
     else if (distant && image.storage.name.starts_with("CephFS"))
-        advice.push_back("if that host is dead: its locks stay until its client is evicted, by itself after "
-                         "session_autoclose (300 s). At once, when you have made sure that it is off: leasehold "
-                         "fenced " +
-                         dead + "; or find its client with ceph tell mds.0 client ls, and run: ceph tell mds.0 " +
-                         "client evict id=NUMBER. An evicted client can write no more");
+        advice.push_back(
+            "if that host is dead: its locks stay until its client is evicted, by itself when "
+            "somebody asks after session_timeout (60 s). At once, when you have made sure that it is off: leasehold "
+            "fenced " +
+            dead + "; or find its client with ceph tell mds.0 client ls, and run: ceph tell mds.0 " +
+            "client evict id=NUMBER. An evicted client can write no more");
     else if (distant)
         advice.push_back("if that host is dead: the storage gives its locks up by itself, on NFSv4 when somebody asks "
                          "after the lease time (90 s), on GlusterFS after server.tcp-user-timeout (42 s), on a cluster "

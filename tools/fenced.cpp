@@ -269,7 +269,7 @@ struct Client {
 Json askCeph(const Words& words) {
     Words all{"ceph", "--connect-timeout", "10", "--format", "json"};
     all.insert(all.end(), words.begin(), words.end());
-    return parse(capture(30, all), "ceph");
+    return parse(capture(60, all), "ceph");
 }
 
 std::vector<Client> clientsOf(const Host& host) {

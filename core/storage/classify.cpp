@@ -119,10 +119,10 @@ Storage classifyLustre(const std::optional<Mount>& mount) {
     return untrusted("Lustre", "it is mounted without the option flock, so it has no locks at all");
 }
 
-// Locks are kept by the metadata servers, the same for both kinds of client, and a client that is silent for
-// session_autoclose loses them only when the OSDs take no more of its writes (measured, tests/lab).
-constexpr const char* kCephFs = "the locks of a host that died stay until its client is evicted: by itself after "
-                                "session_autoclose (300 s), at once by leasehold fenced";
+// Locks are kept by the metadata servers, the same for both kinds of client, and a client that is silent for too long
+// loses them only when the OSDs take no more of its writes (measured, tests/lab).
+constexpr const char* kCephFs = "the locks of a host that died stay until its client is evicted: by itself when "
+                                "somebody asks after session_timeout (60 s), at once by leasehold fenced";
 
 constexpr const char* kGluster = "fuse.glusterfs";
 

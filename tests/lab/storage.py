@@ -11,7 +11,9 @@ missing, also after a host was killed.
 import json
 
 SERVER_LEASE = 15  # seconds that an NFSv4 client may be silent; Linux' default is 90
-CEPH_PATIENCE = 30  # seconds that a client may be silent (session_autoclose), the least there may be; the default is 300
+# Seconds that a client may be silent: until others may take what it has for writing (session_timeout), and all the
+# same (session_autoclose). The least there may be, and the defaults.
+CEPH_PATIENCE, CEPH_DEFAULTS = (30, 30), (60, 300)
 CEPH_MDS_GRACE = 15  # seconds until another metadata server takes over; the default
 GLUSTER_PATIENCE = 12  # seconds that a client may be silent (server.tcp-user-timeout); the default is 42
 DOZEN = 12
@@ -317,18 +319,25 @@ END"""
             monmaptool --create --add a {server.address}:6789 --fsid {self.fsid} monmap &&
             ceph-mon --mkfs -i a --monmap monmap --keyring keyring && ceph-mon -i a; }}""")
         # An OSD may greet the monitor before it knows whose it is; then the monitor says "wrong fsid".
-        server.ok(f"""pidof ceph-osd >/dev/null || {{ {ceph} osd create {self.osd} &&
+        server.ok(f"""pidof ceph-osd >/dev/null || {{ {self.persistently(f"osd create {self.osd}")} &&
             ceph-osd -i 0 --mkfs --osd-uuid {self.osd} &&
             for i in $(seq 10); do ceph-osd -i 0 && exit 0; sleep 0.5; done; exit 1; }}""", timeout=180)
         server.ok(f"""for name in a b; do
                 pgrep -f "ceph-mds -i $name" >/dev/null || ceph-mds -i $name || exit 1
             done
-            {ceph} fs ls | grep -q 'name: lab' || {{
-            {ceph} osd pool create metadata 8 && {ceph} osd pool create data 8 &&
-            {ceph} fs new lab metadata data && {ceph} fs set lab session_autoclose {CEPH_PATIENCE}; }}
             for i in $(seq 120); do
+                {ceph} fs ls | grep -q 'name: lab' || {{ {ceph} osd pool create metadata 8 &&
+                    {ceph} osd pool create data 8 && {ceph} fs new lab metadata data; }}
                 {ceph} mds stat | grep -q up:active && exit 0; sleep 0.5
             done; exit 1""", timeout=600)
+        self.be_patient()
+
+    @staticmethod
+    def persistently(*orders):
+        """Shell words for orders to the cluster. The monitor's answer to who has just come may be EPERM."""
+        return " && ".join(f"""{{ for i in $(seq 10); do
+                timeout 60 ceph {order} && break; sleep 0.5; [ $i != 10 ]
+            done; }}""" for order in orders)
 
     def mount(self, host):
         # Not by mount.ceph: its place is another one in other releases.
@@ -339,13 +348,13 @@ END"""
         host.ok(f"mkdir -p {directory} && mount -i -t ceph {self.server.address}:6789:/ {directory}"
                 f" -o name=admin,{options}", timeout=120)
 
-    def be_patient(self, seconds=CEPH_PATIENCE):
-        self.server.ok(f"timeout 120 ceph fs set lab session_autoclose {seconds}", timeout=130)
+    def be_patient(self, times=CEPH_PATIENCE):
+        self.server.ok(self.persistently(*(f"fs set lab {option} {seconds}" for option, seconds in
+                                           zip(("session_timeout", "session_autoclose"), times))), timeout=250)
 
     def add_pool(self, name):
         """For data, in which files lie whose directory says so."""
-        self.server.ok(f"timeout 120 ceph osd pool create {name} 8 && timeout 120 ceph fs add_data_pool lab {name}",
-                       timeout=250)
+        self.server.ok(self.persistently(f"osd pool create {name} 8", f"fs add_data_pool lab {name}"), timeout=250)
 
     def evict(self, host):
         """The host's client, at once: its locks go, and the OSDs take nothing of it any more."""
@@ -355,10 +364,10 @@ END"""
             if client["hostname"] == host.name and ("kernel_version" in client) == self.in_kernel:
                 self.server.ok(f"{ceph} client evict id={session['id']}", timeout=130)
 
-    def kill_active_mds(self):
-        """The one that waited takes over, and another one is started to wait."""
+    def restart_mds(self, fails_over):
+        """Kills the active one, whose place the other one takes, or both; and starts who is missing."""
         active = self.server.ok("timeout 120 ceph mds stat | sed -n 's/.*0=\\([ab]\\)=up:active.*/\\1/p'").strip()
-        self.server.ok(f"pkill -KILL -f 'ceph-mds -i {active}'")
+        self.server.ok(f"pkill -KILL -f 'ceph-mds -i {active if fails_over else '[ab]'}'")
         self.serve(self.server)
 
 

@@ -16,6 +16,7 @@ import pytest
 import storage as storages
 
 MARK = "2^62"
+IMPATIENT = "storage_timeout = 2\nhandoff_wait = 0\n"
 
 
 def hold(actor, kind, path, mode="rw"):
@@ -119,7 +120,7 @@ def silent(kind):
 def test_a_call_to_storage_that_does_not_answer_ends_and_leaves_nothing_behind(bring_up, actor, name):
     kind = bring_up(name)
     leased, wanted, local = kind.image(), kind.image(), "/run/local.img"
-    one, two = actor(kind.clients[0], "storage_timeout = 2\nhandoff_wait = 0"), actor(kind.clients[1])
+    one, two = actor(kind.clients[0], IMPATIENT), actor(kind.clients[1])
     one.host.ok(f"truncate -s 1M {local}")
     # The first lock after NFS was mounted takes longer than that.
     labs.wait_until(lambda: one.ask("register", "db", 1, leased), "the guest has started")

@@ -8,6 +8,7 @@ import time
 import conftest
 import lab as labs
 import pytest
+import storage as storages
 
 WAITING = [name for name in ("nfs3", "cephfs", "cephfuse") if name in conftest.KINDS]
 pytestmark = [pytest.mark.needs(*WAITING),
@@ -27,7 +28,7 @@ def kinds(bring_up):
     made = {name: bring_up(name) for name in WAITING}
     for name, kind in made.items():
         if name.startswith("ceph"):
-            kind.be_patient(300)  # the default
+            kind.be_patient(storages.CEPH_DEFAULTS)
     yield made
     for name, kind in made.items():
         if name.startswith("ceph"):

@@ -121,7 +121,7 @@ def test_what_hides_the_mount_s_word_refuses_it(storage, hosts, one):
 
 def test_a_client_process_that_does_not_answer_refuses_in_bounded_time(storage, hosts, actor):
     host, image = hosts[0], storage.image()
-    one = actor(host, "storage_timeout = 2\nhandoff_wait = 0")
+    one = actor(host, accidents.IMPATIENT)
     client = f"$(pgrep -f 'process-name fuse.*{storage.directory}$')"
     host.ok(f"kill -STOP {client}")
     try:
@@ -214,6 +214,33 @@ def test_a_lease_that_was_lost_is_noticed_by_the_watcher_and_by_the_resume(after
     lost = [event["text"] for event in accidents.watched(holder.host)["lost"]]
     assert all(any(image in text for text in lost) for image in leases), lost
     assert leases[0] in guest.refused("acquire", "db", state)
+
+
+@pytest.mark.long
+def test_a_client_that_gives_its_brick_up_before_the_brick_does_has_lost_its_leases_too(storage, volume, hosts, one, two):
+    """Cut off for longer than network.ping-timeout, and connected again within the brick's own time."""
+    directory = volume("pinged", {"client.strict-locks": "on", "network.ping-timeout": 5, "server.tcp-user-timeout": 42})
+    image = new_file(storage, directory)
+    one.ok("register", "db", 1, image)
+    one.ok("acquire", "db")
+    one.ok("open", "f", image, "direct")
+    one.ok("ofd", "f", "r", 100, 1)
+    one.ok("read", "f", 0)
+
+    def connected():
+        said = hosts[0].run(f"cat {directory}/.meta/graphs/active/pinged-client-*/private")
+        return said.rc == 0 and "connected = 1" in said.out
+    hosts[0].cut()
+    try:
+        labs.wait_until(lambda: not connected(), "the client has given up")
+    finally:
+        hosts[0].heal()
+    labs.wait_until(connected, "the connection is back")
+    assert one.ask("write", "f", 0).status == "EBADFD"
+    lost = accidents.watched(hosts[0])["lost"]
+    assert any(image in event["text"] for event in lost), lost
+    assert image in one.refused("acquire", "db")
+    labs.wait_until(lambda: two.ask("register", "web", 2, image), "the image is free")
 
 
 @pytest.mark.long

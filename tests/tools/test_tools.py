@@ -712,6 +712,30 @@ def test_who_was_fenced_is_a_known_host_and_another_one(host, words):
     assert (result.returncode, result.stdout) == (1, "") and words in result.stderr, result
 
 
+ALERT = pathlib.Path(__file__).resolve().parents[2] / "packaging" / "pacemaker" / "leasehold_fenced.sh"
+
+
+@pytest.mark.parametrize("change, told", [
+    ({}, True), ({"CRM_alert_task": "reboot"}, True),
+    ({"CRM_alert_rc": "1"}, False), ({"CRM_alert_task": "on"}, False), ({"CRM_alert_kind": "node"}, False),
+    ({"CRM_alert_node": os.uname().nodename}, False), ({"CRM_alert_kind": None}, False)], ids=str)
+def test_pacemaker_s_alert_tells_storage_of_a_node_that_was_fenced_and_of_nothing_else(tmp_path, change, told):
+    """What Pacemaker sets is in its documentation, "Writing an Alert Agent"; sudo(8) and logger(1) only note here what
+    they were told."""
+    for program, status in (("sudo", 3), ("logger", 0)):
+        stand_in = tmp_path / program
+        stand_in.write_text(f'#!/bin/sh\necho "$0" "$@" >>{tmp_path}/told\necho some words\nexit {status}\n')
+        stand_in.chmod(0o755)
+    says = {"CRM_alert_kind": "fencing", "CRM_alert_node": "alpha", "CRM_alert_task": "off", "CRM_alert_rc": "0"} | change
+    result = subprocess.run(["sh", ALERT], timeout=PATIENCE, check=False, env={
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", **{key: value for key, value in says.items() if value is not None}})
+    written = tmp_path / "told"
+    lines = written.read_text().splitlines() if written.exists() else []
+    assert result.returncode == (3 if told else 0)
+    assert lines == ([f"{tmp_path}/sudo -n leasehold fenced --i-made-sure-it-is-off alpha",
+                      f"{tmp_path}/logger -t leasehold fenced 'alpha', exit status 3: some words"] if told else [])
+
+
 @contextlib.contextmanager
 def network():
     """Words that run a command in a network of its own."""
