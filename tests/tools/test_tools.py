@@ -457,7 +457,8 @@ def test_leases_that_are_not_on_the_image_are_found_where_the_configuration_says
     conf.write_text(text.replace("{dir}", str(tmp_path)) + "\n")
     def look():
         return json.loads(call("inspect", "--json", "--config", conf, image).stdout)["images"][0]
-    assert look()["leases"] == [] and look()["not_seen"] == []
+    # Who vouches for flock says that QEMU's own locks stay on their hosts.
+    assert look()["leases"] == [] and all("QEMU's own locks on other hosts" in words for words in look()["not_seen"])
     unused = call("classify", "--config", conf, image)
     assert unused.returncode == 0 and "leases hold for" in unused.stdout, unused
     with running(LEASEHOLD, "run", "--config", conf, image, "--", "cat") as holder:
