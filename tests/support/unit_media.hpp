@@ -4,6 +4,7 @@
 
 // Tests of the whole engine that hold wherever the leases of an image are.
 
+#include "tests/support/sanitizers.hpp"
 #include "tests/support/unit_engine.hpp"
 
 #include <cstdlib>
@@ -49,6 +50,12 @@ inline std::string nameOfWhere(const testing::TestParamInfo<Where>& info) {
 // What takes minutes is run where somebody asks for it.
 inline bool isLongRun() {
     return std::getenv("LEASEHOLD_LONG") != nullptr;
+}
+
+// Of the places where a process dies or a call fails: each, or every so manieth. With AddressSanitizer each takes ten
+// times as long, and is the same: there it is what comes after it that is looked at.
+inline int placesPerTry() {
+    return support::kAddressSanitizer && !isLongRun() ? 7 : 1;
 }
 
 class EngineWithMedia : public EngineTest, public testing::WithParamInterface<Where> {

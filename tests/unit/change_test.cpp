@@ -9,7 +9,6 @@
 // LEASEHOLD_LONG=1: all.
 
 #include "core/os/error.hpp"
-#include "tests/support/sanitizers.hpp"
 #include "tests/support/unit_faults.hpp"
 #include "tests/support/unit_media.hpp"
 
@@ -156,9 +155,7 @@ protected:
 
     // Of the system calls that die and fail: all on the image, a part where there are two or three times as many.
     int step() const {
-        // Each death takes ten times as long there, and is the same.
-        constexpr int kPart = support::kAddressSanitizer ? 7 : 1;
-        return unit::isLongRun() ? 1 : std::string(GetParam().name) == "OnTheImage" ? kPart : 5 * kPart;
+        return unit::placesPerTry() * (unit::isLongRun() || std::string(GetParam().name) == "OnTheImage" ? 1 : 5);
     }
 
     std::optional<Qemu> qemu;
