@@ -94,11 +94,11 @@ def finishing(source, target, guest):
     """The destination's libvirtd asks for the lease that the source has released, and has to wait for it."""
     thief = Thief(guest.disks[0].path)
     with Gate(target, "finish") as gate:
-        gate.open()
         migration = source.virsh_in_background(*source.migrate_words(target, guest, "--live", to=gate.uri))
         try:
             gate.wait(migration)
             assert thief.has_it.wait(hosts.PATIENCE)
+            gate.open()  # not before: the destination would be quicker than he
             status = target.dir / "run" / "qemu" / f"{guest.name}.xml"
             hosts.wait_until(lambda: "phase='finish3'" in status.read_text(), "the destination finishes")
             yield migration, thief.let_go

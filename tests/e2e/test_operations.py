@@ -217,7 +217,11 @@ def test_a_guest_makes_its_own_backup(alpha, image, guest):
     disk = image("disk.qcow2", format="qcow2")
     runs = guest(hosts.Disk(disk, "vda", format="qcow2"))
     alpha.start_guest(runs)
-    assert (result := typed(alpha, "virsh backup-begin GUEST", GUEST=runs.name)), result
+    result = typed(alpha, "virsh backup-begin GUEST", GUEST=runs.name)
+    if hosts.libvirt_version() <= (7, 0) and "not supported" in result.err:
+        expect.leased(disk)
+        pytest.skip("libvirt 7.0 makes no backups")
+    assert result, result
     hosts.wait_until(lambda: "Completed" in alpha.ok("domjobinfo", runs.name, "--completed", "--keep-completed"), "it is made")
     [copy] = disk.parent.glob("disk.qcow2.*")
     assert hosts.ok("qemu-img", "compare", "-U", disk, copy)
