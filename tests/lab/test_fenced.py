@@ -11,6 +11,8 @@ import pytest
 import storage as storages
 
 WAITING = [name for name in ("nfs3", "cephfs", "cephfuse") if name in conftest.KINDS]
+LOCKSPACE = "/mnt/nfs3/fenced"  # where leases are that say who has them, which images on NFSv3 cannot
+CONF = f'file_lockspace_dir = "{LOCKSPACE}"\n'
 pytestmark = [pytest.mark.needs(*WAITING),
               pytest.mark.last]
 
@@ -47,11 +49,19 @@ def deaths(kinds):
             actor.ok("acquire", guest)
     said = {"alive": fenced(living, "h1", "--i-made-sure-it-is-off")}
     after_that = {name: guests[name][0].ask("acquire", "db") for name in kinds}
+    named = kinds["nfs3"].image() if "nfs3" in kinds else None
+    if named:
+        dying.ok(f"mkdir -m 0700 {LOCKSPACE}")
+        dying.actor(dying.lab.unique("named"), CONF).ok("register", "db", 1, named)
+        living.ok(f"printf '%s' '{CONF}' >/run/fenced.conf")
     dying.kill()
     takers = {name: kind.actor(living) for name, kind in kinds.items()}
     said["unsure"] = fenced(living, "h1")
     refused = {name: taker.ask("register", "late", 3, guests[name][1], timeout=60) for name, taker in takers.items()
                if name == "nfs3"}  # on CephFS a start waits until it is refused
+    if named:
+        refused[LOCKSPACE] = living.actor(living.lab.unique("named"), CONF).ask("register", "late", 3, named)
+        said["inspected"] = living.run(f"{labs.GUEST_DIR}/leasehold inspect --config /run/fenced.conf {named}")
     start = time.monotonic()
     said["sure"] = fenced(living, "h1", "--i-made-sure-it-is-off")
     free = {}
@@ -78,6 +88,15 @@ def test_without_being_told_that_the_host_is_off_it_shows_what_would_be_done_and
     assert said["unsure"].rc == 2 and "--i-made-sure-it-is-off" in said["unsure"].out, str(said["unsure"])
     assert said["unsure"].out.count("would") == ("nfs3" in kinds) + len([name for name in kinds if name != "nfs3"])
     assert all(answer.status == "refused" for answer in refused.values()), [*map(str, refused.values())]
+
+
+@pytest.mark.needs("nfs3")
+def test_the_dead_host_is_named_where_its_lease_can_say_so(deaths):
+    said, _, _, _, refused = deaths
+    start, look = refused[LOCKSPACE], said["inspected"].out
+    for text in (start.text, look):
+        assert "guest 'db'" in text and "host 'h1'" in text, f"{start}\n{look}"
+    assert "run: leasehold fenced h1" in look, look
 
 
 @pytest.mark.parametrize("name", WAITING)
