@@ -39,7 +39,7 @@ def pytest_configure(config):
 
 # What is quick and tells most comes first.
 FILES = ("test_locks", "test_leases", "test_file_sets", "test_devices", "test_stacks", "test_inspect", "test_gluster",
-         "test_accidents", "test_fenced", "test_ceph", "test_round_trips")
+         "test_accidents", "test_fenced", "test_ceph", "test_round_trips", "test_torture")
 
 
 def is_wanted(item):

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-FileCopyrightText: The leasehold authors
+
+"""Guests of two hosts start, suspend, migrate and die at random on few images, while hosts are cut off from their storage
+for a moment or for longer than it waits, and libvirtds are killed.
+
+Each image is written to by whoever has it, and read again before he gives it up: what somebody else has written
+meanwhile is the end of the test. A host that was cut off for long is in doubt: it may have lost its leases, which the
+next resume of its guests has to notice. What it writes until then has to be kept out by the storage: as a QEMU would,
+each writer holds a lock on the image, too, with which the server throws the write away.
+
+LEASEHOLD_LAB_TORTURE=SECONDS runs it, so long on each storage, with the short lease times of the lab (--long has long
+ones: there are few cuts then). LEASEHOLD_LAB_SEED=N what to do. Both are printed.
+"""
+
+import collections
+import contextlib
+import os
+import random
+import threading
+import time
+
+import conftest
+import lab as labs
+import pytest
+import storage as storages
+
+SECONDS = int(os.environ.get("LEASEHOLD_LAB_TORTURE", 300))
+SEED = int(os.environ.get("LEASEHOLD_LAB_SEED", random.randrange(1 << 32)))
+GUESTS, IMAGES = 5, 3
+KINDS = [kind for kind in ("nfs42", "nfs3", "cephfs") if kind in conftest.KINDS]
+
+
+class Qemu:
+    """One QEMU: a guest on a host. It may have lost its lease, and not know it, since its host was cut off for long."""
+
+    def __init__(self, guest, side, image, word):
+        self.guest, self.side, self.image, self.word = guest, side, image, word
+        self.doubtful = self.was_doubtful = self.witnessed = False
+
+    def doubt(self):
+        self.doubtful = self.was_doubtful = True
+
+    def __str__(self):
+        return f"{self.word} ({self.guest.name}@{self.side.host}{', in doubt' if self.doubtful else ''})"
+
+
+class Side:
+    """A host, as the guests see it."""
+
+    def __init__(self, host):
+        self.host, self.cut_off = host, False
+
+
+class Ledger:
+    """Who may write to which image by what leasehold has answered, and all that must not be."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.owners, self.known, self.living = {}, {}, set()
+        self.wrong, self.counts = [], collections.Counter()
+
+    def add(self, qemu):
+        with self.lock:
+            self.known[qemu.word] = qemu
+            self.living.add(qemu)
+            if qemu.side.cut_off:
+                qemu.doubt()
+
+    def granted(self, qemu):
+        """leasehold has said that this one may run."""
+        with self.lock:
+            self.counts["granted"] += 1
+            qemu.doubtful = qemu.side.cut_off
+            owner = self.owners.get(qemu.image)
+            if owner not in (None, qemu) and not owner.doubtful and not qemu.doubtful:
+                self.wrong.append(f"{qemu.image}: granted to {qemu} while {owner} has it")
+            self.owners[qemu.image] = qemu
+
+    def gives_up(self, qemu, dies=True):
+        """Before it does."""
+        with self.lock:
+            if dies:
+                self.living.discard(qemu)
+            if self.owners.get(qemu.image) is qemu:
+                del self.owners[qemu.image]
+
+    def found(self, qemu, word):
+        """What was read where this one has written its word."""
+        writer = self.known.get(word)
+        with self.lock:
+            if writer is qemu or qemu.was_doubtful:
+                self.counts["looks"] += 1
+            elif writer and writer.was_doubtful:
+                self.counts["late writes"] += 1
+            else:
+                self.wrong.append(f"{qemu.image}: {qemu} found {word!r}, which {writer} has written")
+
+    def cut(self, side, for_long):
+        with self.lock:
+            self.counts["long cuts" if for_long else "short cuts"] += 1
+            side.cut_off = for_long
+            for qemu in self.living if for_long else ():
+                if qemu.side is side:
+                    qemu.doubt()
+
+    def failed(self, what):
+        with self.lock:
+            self.wrong.append(what)
+
+
+class Guest:
+    """A thread that plays one guest's life, and what libvirtd does for it on both hosts."""
+
+    def __init__(self, number, storage, sides, images, ledger):
+        self.name, self.number, self.storage, self.ledger = f"g{number}", number, storage, ledger
+        self.sides, self.images = sides, images
+        self.random = random.Random(f"{SEED}-{storage.name}-{number}")
+        self.actors, self.incarnations = {}, 0
+        self.state = ""
+
+    # Orders. Who does not answer is killed, with all that it had.
+
+    def actor(self, side, role):
+        if (side, role) not in self.actors:
+            self.actors[side, role] = self.storage.actor(side.host)
+        return self.actors[side, role]
+
+    def forget(self, side, role):
+        if old := self.actors.pop((side, role), None):
+            with contextlib.suppress(AssertionError, OSError):
+                old.quit()
+
+    def order(self, qemu, *words):
+        answer = self.actor(qemu.side, "libvirtd").ask(*words, timeout=120)
+        self.ledger.counts[words[0]] += 1
+        if answer.status in ("hung", "gone"):
+            self.ledger.counts["no answer"] += 1
+            self.end(qemu)
+        return answer
+
+    def witness(self, qemu, *words):
+        answer = self.actor(qemu.side, "witness").ask(*words, timeout=60)
+        if answer.status in ("hung", "gone"):
+            qemu.was_doubtful = True  # what it writes may come later
+            self.forget(qemu.side, "witness")
+        return answer
+
+    def writes(self, qemu):
+        """Its word is in the image, where it has a lock; nobody else's may come there until it gives it up."""
+        word = qemu.word
+        qemu.witnessed = all(self.witness(qemu, *words) for words in (
+            ("open", word, qemu.image, "direct"), ("ofd", word, "r", 90, 1), ("write", word, 0, word)))
+
+    def looks(self, qemu):
+        if qemu.witnessed:
+            answer = self.witness(qemu, "read", qemu.word, 0)
+            if answer:
+                self.ledger.found(qemu, answer.text)
+
+    def closes(self, qemu):
+        if qemu.witnessed and (qemu.side, "witness") in self.actors:
+            self.witness(qemu, "close", qemu.word)
+        qemu.witnessed = False
+
+    # What befalls it.
+
+    def end(self, qemu):
+        """libvirtd and QEMU are killed."""
+        self.ledger.gives_up(qemu)
+        self.forget(qemu.side, "libvirtd")
+        self.closes(qemu)
+
+    def kill(self, qemu):
+        self.ledger.gives_up(qemu)
+        if not self.actor(qemu.side, "libvirtd").ask("kill", self.name, timeout=120):
+            self.forget(qemu.side, "libvirtd")
+        self.closes(qemu)
+
+    def make(self, side, image):
+        self.incarnations += 1
+        qemu = Qemu(self, side, image, f"{self.name}.{self.incarnations}")
+        self.ledger.add(qemu)
+        return qemu
+
+    def start(self):
+        qemu = self.make(self.random.choice(self.sides), self.random.choice(self.images))
+        if self.order(qemu, "register", self.name, self.number, qemu.image):
+            self.ledger.granted(qemu)
+            if self.resume(qemu):
+                self.writes(qemu)
+                return qemu
+            return None
+        self.ledger.gives_up(qemu)
+        return None
+
+    def resume(self, qemu, patience=60):
+        """It runs; or it is dead, because its lease was lost, which only one in doubt may hear."""
+        deadline = time.monotonic() + patience
+        while True:
+            was_doubtful = qemu.doubtful
+            answer = self.order(qemu, "acquire", self.name, *([self.state] if self.state else []))
+            if answer:
+                self.ledger.granted(qemu)
+                self.state = ""
+                return True
+            if answer.status != "refused":
+                return False  # dead already
+            lost = "lost" in answer.text
+            if not qemu.was_doubtful and lost:
+                self.ledger.failed(f"{qemu} was told that its lease is lost: {answer.text}")
+            if lost or (was_doubtful and time.monotonic() > deadline):
+                self.ledger.counts["lost"] += 1
+                self.kill(qemu)
+                return False
+            if time.monotonic() > deadline + 120:
+                self.ledger.failed(f"{qemu} cannot go on: {answer}")
+                self.kill(qemu)
+                return False
+            self.ledger.counts["tried again"] += 1
+            time.sleep(0.5)
+
+    def suspend(self, qemu):
+        self.looks(qemu)
+        answer = self.order(qemu, "release", self.name)
+        if answer:
+            self.state = answer.text
+        elif answer.status != "refused":
+            return None
+        time.sleep(self.random.random() * 2)
+        return qemu if self.resume(qemu) else None
+
+    def migrate(self, qemu):
+        [there] = [side for side in self.sides if side is not qemu.side]
+        self.looks(qemu)
+        state = self.order(qemu, "inquire", self.name)
+        if not state:
+            return qemu if state.status == "refused" else None
+        target = self.make(there, qemu.image)
+        if not self.order(target, "register", self.name, self.number, qemu.image):
+            self.ledger.gives_up(target)
+            return qemu
+        released = self.order(qemu, "release", self.name)
+        if not released and released.status != "refused":
+            self.kill(target)
+            return None
+        self.state = released.text if released else ""
+        if released and self.random.random() < 0.9:
+            self.ledger.gives_up(qemu, dies=False)
+            arrived = self.order(target, "acquire", self.name, self.state)
+            if arrived:
+                self.ledger.granted(target)
+                self.state = ""
+                self.kill(qemu)
+                self.writes(target)
+                return target
+            if arrived.status == "refused":
+                self.kill(target)
+        else:
+            self.kill(target)
+        # Back: the source has it still, or nobody.
+        return qemu if self.resume(qemu) else None
+
+    def live(self, until):
+        qemu = None
+        while time.monotonic() < until:
+            if qemu is None:
+                self.state = ""
+                qemu = self.start()
+            else:
+                what = self.random.choices((self.suspend, self.migrate, self.kill, self.end), (4, 4, 1, 1))[0]
+                qemu = what(qemu)
+            time.sleep(self.random.random())
+        return qemu
+
+    def close(self):
+        for side, role in list(self.actors):
+            self.forget(side, role)
+
+
+def run(guest, until, left):
+    """A thread: what goes wrong in it is a fault of the test's own, and ends it."""
+    try:
+        left[guest] = guest.live(until)
+    except Exception as error:
+        guest.ledger.failed(f"{guest.name}: {type(error).__name__}: {error}")
+
+
+def cut_at_random(storage, sides, ledger, until):
+    """At most one long cut at a time; the two hosts always reach each other."""
+    chance = random.Random(f"{SEED}-{storage.name}-cuts")
+    lease = max(storages.CEPH_PATIENCE) if storage.name == "cephfs" else storages.SERVER_LEASE
+    while time.monotonic() < until:
+        time.sleep(2 + 8 * chance.random())
+        side, for_long = chance.choice(sides), chance.random() < 0.3
+        ledger.cut(side, for_long)
+        side.host.cut(storage.server)
+        try:
+            time.sleep(lease * (1.2 + chance.random()) if for_long else 2 * chance.random())
+        finally:
+            side.host.heal(storage.server)
+        with ledger.lock:
+            side.cut_off = False
+
+
+@(lambda test: test if "LEASEHOLD_LAB_TORTURE" in os.environ else pytest.mark.long(test))
+@pytest.mark.parametrize("name", KINDS)
+def test_guests_at_random_on_hosts_that_are_cut_off(bring_up, actor, table, name):
+    storage = bring_up(name)
+    ledger = Ledger()
+    sides, images = [Side(host) for host in storage.clients], [storage.image() for _ in range(IMAGES)]
+    guests = [Guest(number, storage, sides, images, ledger) for number in range(1, GUESTS + 1)]
+    print(f"LEASEHOLD_LAB_SEED={SEED} LEASEHOLD_LAB_TORTURE={SECONDS}")
+    for side in sides:
+        side.host.ready_actors()  # before many want it
+    until, left = time.monotonic() + SECONDS, {}
+    threads = [threading.Thread(target=run, args=(guest, until, left)) for guest in guests]
+    try:
+        for thread in threads:
+            thread.start()
+        cut_at_random(storage, sides, ledger, until)
+        for thread in threads:
+            thread.join(600)
+            assert not thread.is_alive(), "a guest hangs"
+        # Who is left runs on or has lost its lease, and when all are gone each image is free.
+        for guest, qemu in left.items():
+            if qemu:
+                guest.suspend(qemu)
+    finally:
+        for guest in guests:
+            guest.close()
+    for number, image in enumerate(images, start=100):
+        for host in storage.clients:
+            fresh = actor(host, storage.plugin_conf)
+            labs.wait_until(lambda: fresh.ask("register", "fresh", number, image), f"{image} is free on {host}",
+                            seconds=2 * labs.PATIENCE)
+            fresh.ok("kill", "fresh")
+    print(dict(ledger.counts), *ledger.wrong, sep="\n")
+    table.add(name, f"torture, {SECONDS} s, seed {SEED}",
+              ", ".join(f"{count} {what}" for what, count in sorted(ledger.counts.items())))
+    assert not ledger.wrong, "\n".join(ledger.wrong)
+    for what in ("granted", "looks", "acquire"):
+        assert ledger.counts[what] > 0, f"no {what}: nothing was tried"
+    assert ledger.counts["long cuts"] + ledger.counts["short cuts"] > 0, "nobody was cut off"
