@@ -80,6 +80,24 @@ std::optional<std::uint32_t> handoffOf(const Incarnation& self, const std::vecto
 
 const std::string kGranted; // no refusal to tell
 
+// Looks for things one after the other. They nearly always come in the order in which they are stored, so each look
+// goes on where the one before has found what it wanted.
+class Cursor {
+public:
+    template <typename Things, typename Test>
+    bool find(const Things& things, Test test) {
+        for (std::size_t i = 0; i < things.size(); i++)
+            if (test(things[(next_ + i) % things.size()])) {
+                next_ += i + 1;
+                return true;
+            }
+        return false;
+    }
+
+private:
+    std::size_t next_ = 0;
+};
+
 } // namespace
 
 // Which of the guest's leases libvirt speaks of.
@@ -93,14 +111,9 @@ public:
 
     // By its path. Two <lease> elements may look alike to people, so those go by their files.
     bool means(const StoredLease& lease) const {
-        for (std::size_t i = 0; i < resources_.size(); i++) {
-            const Resource& resource = resources_[(next_ + i) % resources_.size()];
-            if (!resource.named && !lease.named && lease.isNamed(resource.path)) {
-                next_ += i + 1; // in the order in which they are stored, nearly always
-                return true;
-            }
-        }
-        return false;
+        return !lease.named && cursor_.find(resources_, [&](const Resource& resource) {
+            return !resource.named && lease.isNamed(resource.path);
+        });
     }
 
     // What is let go under another path than it came by goes by its file.
@@ -126,7 +139,7 @@ public:
 private:
     const std::vector<Resource>& resources_;
     const Naming naming_;
-    mutable std::size_t next_ = 0;
+    mutable Cursor cursor_;
     std::vector<std::optional<FileId>> released_;
     std::vector<std::string> lost_; // of <lease> elements whose file is gone
 };
@@ -185,16 +198,11 @@ qemu::Taking Call::choose(const std::vector<const StoredLease*>& leases) const {
     auto any = [&](auto test) { return std::any_of(leases.begin(), leases.end(), test); };
     if (any([](const StoredLease* lease) { return lease->remote; }))
         return qemu::Taking::none;
-    std::size_t next = 0; // in the order in which they are stored, nearly always
+    Cursor cursor;
     auto isKnown = [&](const Resource& resource) {
         const std::string built = resource.named ? nameOf(resource) : std::string();
         const std::string& name = resource.named ? built : resource.path;
-        for (std::size_t i = 0; i < leases.size(); i++)
-            if (leases[(next + i) % leases.size()]->isNamed(name)) {
-                next += i + 1;
-                return true;
-            }
-        return false;
+        return cursor.find(leases, [&](const StoredLease* lease) { return lease->isNamed(name); });
     };
     bool plain = !any([](const StoredLease* lease) { return lease->stage != Stage::settled || lease->joined; }) &&
                  std::all_of(resources_.begin(), resources_.end(), isKnown);

@@ -107,13 +107,8 @@ std::vector<int> errorsOf(const Made& made) {
         return {EIO, EACCES};
     case SYS_lseek:
         return {EINVAL};
-    case SYS_getsockopt:
-    case SYS_setsockopt:
-        return {EPERM};
     case SYS_getpeername:
         return {ENOTCONN};
-    case SYS_socketpair:
-        return {EMFILE};
     case SYS_poll:
     case SYS_ppoll:
     case SYS_wait4:
@@ -125,6 +120,7 @@ std::vector<int> errorsOf(const Made& made) {
         return {EAGAIN};
     case SYS_pipe2:
     case SYS_socket:
+    case SYS_socketpair:
     case SYS_memfd_create:
     case SYS_dup:
     case SYS_dup2:
@@ -150,6 +146,8 @@ std::vector<int> errorsOf(const Made& made) {
     case SYS_fchown:
     case SYS_setxattr:
         return {EPERM, EIO};
+    case SYS_getsockopt:
+    case SYS_setsockopt:
     case SYS_prlimit64:
     case SYS_setrlimit:
         return {EPERM};
@@ -240,6 +238,25 @@ constexpr long kFence = SYS_getpgrp;
     _exit(0);
 }
 
+// The call that begins, number `failing`, is not made; it gives that one of the errors that fit it. The error, or 0:
+// there are not so many, and it goes on.
+int tryFail(pid_t pid, const Made& here, user_regs_struct registers, int failing, int choice) {
+    std::vector<int> fitting = errorsOf(here);
+    if (choice >= static_cast<int>(fitting.size()))
+        return 0;
+    // With fewer errors than fit, calls of one kind take turns at them.
+    int error = fitting[static_cast<std::size_t>(choice + failing) % fitting.size()];
+    registers.orig_rax = static_cast<unsigned long>(-1);
+    ptrace(PTRACE_SETREGS, pid, nullptr, &registers);
+    ptrace(PTRACE_SYSCALL, pid, nullptr, nullptr);
+    int status = 0;
+    waitpid(pid, &status, __WALL);
+    ptrace(PTRACE_GETREGS, pid, nullptr, &registers);
+    registers.rax = static_cast<unsigned long>(-error);
+    ptrace(PTRACE_SETREGS, pid, nullptr, &registers);
+    return error;
+}
+
 // Runs the work and counts its calls. Number `failing` (from 1) gives an error that fits it, of those that do the one
 // with the number `choice`; says which, where one does.
 std::string runTraced(const std::function<std::string()>& work, int failing, int choice, int& count,
@@ -285,21 +302,8 @@ std::string runTraced(const std::function<std::string()>& work, int failing, int
                 inside = true;
             } else if (inside) {
                 if (++count == failing) {
-                    std::vector<int> fitting = errorsOf(here);
-                    if (choice >= static_cast<int>(fitting.size())) {
-                        ptrace(PTRACE_DETACH, pid, nullptr, nullptr);
-                        break;
-                    }
-                    // With fewer errors than fit, calls of one kind take turns at them.
-                    int error = fitting[static_cast<std::size_t>(choice + failing) % fitting.size()];
-                    failed = nameOf(here) + ": " + std::strerror(error);
-                    registers.orig_rax = static_cast<unsigned long>(-1);
-                    ptrace(PTRACE_SETREGS, pid, nullptr, &registers);
-                    ptrace(PTRACE_SYSCALL, pid, nullptr, nullptr);
-                    waitpid(pid, &status, 0);
-                    ptrace(PTRACE_GETREGS, pid, nullptr, &registers);
-                    registers.rax = static_cast<unsigned long>(-error);
-                    ptrace(PTRACE_SETREGS, pid, nullptr, &registers);
+                    if (int error = tryFail(pid, here, registers, failing, choice))
+                        failed = nameOf(here) + ": " + std::strerror(error);
                     ptrace(PTRACE_DETACH, pid, nullptr, nullptr);
                     break;
                 }
@@ -436,22 +440,11 @@ private:
         go(pid, 0);
     }
 
-    void fail(pid_t pid, const Made& here, user_regs_struct registers) {
-        std::vector<int> fitting = errorsOf(here);
+    void fail(pid_t pid, const Made& here, const user_regs_struct& registers) {
         done_ = true;
-        if (choice_ >= static_cast<int>(fitting.size()))
-            return;
-        int error = fitting[static_cast<std::size_t>(choice_ + failing_) % fitting.size()];
-        error_ = error;
-        failed_ = "call " + std::to_string(failing_) + ", " + nameOf(here) + ": " + std::strerror(error);
-        registers.orig_rax = static_cast<unsigned long>(-1);
-        ptrace(PTRACE_SETREGS, pid, nullptr, &registers);
-        ptrace(PTRACE_SYSCALL, pid, nullptr, nullptr);
-        int status = 0;
-        waitpid(pid, &status, __WALL);
-        ptrace(PTRACE_GETREGS, pid, nullptr, &registers);
-        registers.rax = static_cast<unsigned long>(-error);
-        ptrace(PTRACE_SETREGS, pid, nullptr, &registers);
+        error_ = tryFail(pid, here, registers, failing_, choice_);
+        if (error_ != 0)
+            failed_ = "call " + std::to_string(failing_) + ", " + nameOf(here) + ": " + std::strerror(error_);
     }
 
     static std::string readAgain(int fd) {

@@ -260,7 +260,14 @@ TEST_F(EngineWithGuests, ForgedVesselDoesNotMakeUsLockAnotherFile) {
     EXPECT_FALSE(held(second));
 }
 
-using unit::EngineWithMedia;
+class EngineWithMedia : public unit::EngineWithMedia {
+protected:
+    // Both images are the guest's, and a stranger gets neither.
+    void expectNobodyElse() const {
+        for (const std::string& path : {image, second})
+            EXPECT_NE(refusalOf(mail, {{path, Mode::exclusive}}).find("in use by guest 'web'"), std::string::npos);
+    }
+};
 
 // libvirtd is killed at every system call of each of its calls; QEMU's lease stands, and the next call is right.
 TEST_P(EngineWithMedia, LibvirtdKilledAtAnySystemCallLeavesTheLeaseAndAWorkingVessel) {
@@ -297,25 +304,21 @@ TEST_P(EngineWithMedia, LibvirtdKilledAtAnySystemCallLeavesTheLeaseAndAWorkingVe
 TEST_P(EngineWithMedia, GuestMigratesAndNobodyElseComesInBetween) {
     const std::vector<Resource> disks{{image, Mode::exclusive}, {second, Mode::exclusive}};
     Guest there = web;
-    auto nobody = [&] {
-        for (const std::string& path : {image, second})
-            EXPECT_NE(refusalOf(mail, {{path, Mode::exclusive}}).find("in use by guest 'web'"), std::string::npos);
-    };
     Qemu source = start(web, disks);
     ASSERT_EQ(engine.acquire(web, disks, ""), std::nullopt);
     std::string cookie = engine.inquire(web, disks);
-    nobody();
+    expectNobodyElse();
     Qemu target = start(there, disks);
-    nobody();
+    expectNobodyElse();
     EXPECT_EQ(engine.release(web, disks), cookie);
-    nobody();
+    expectNobodyElse();
     ASSERT_EQ(engine.acquire(there, disks, cookie), std::nullopt);
-    nobody();
+    expectNobodyElse();
     auto refusal = engine.acquire(web, disks, cookie);
     ASSERT_TRUE(refusal) << "the source resumed beside its successor";
     EXPECT_NE(refusal->find("was taken over"), std::string::npos) << *refusal;
     source.kill();
-    nobody();
+    expectNobodyElse();
     EXPECT_EQ(engine.acquire(there, disks, engine.release(there, disks)), std::nullopt);
     target.kill();
     EXPECT_EQ(refusalOf(mail, disks), "granted");
@@ -325,19 +328,15 @@ TEST_P(EngineWithMedia, GuestMigratesAndNobodyElseComesInBetween) {
 TEST_P(EngineWithMedia, GuestThatHasNotRunYetMigratesAndNobodyElseComesInBetween) {
     const std::vector<Resource> disks{{image, Mode::exclusive}, {second, Mode::exclusive}};
     Guest there = web;
-    auto nobody = [&] {
-        for (const std::string& path : {image, second})
-            EXPECT_NE(refusalOf(mail, {{path, Mode::exclusive}}).find("in use by guest 'web'"), std::string::npos);
-    };
     Qemu source = start(web, disks);
-    nobody();
+    expectNobodyElse();
     Qemu target = start(there, disks);
-    nobody();
+    expectNobodyElse();
     EXPECT_NE(engine.acquire(there, disks, ""), std::nullopt) << "it runs beside its source";
     source.kill();
-    nobody();
+    expectNobodyElse();
     EXPECT_EQ(engine.acquire(there, disks, ""), std::nullopt);
-    nobody();
+    expectNobodyElse();
     EXPECT_EQ(engine.acquire(there, disks, engine.release(there, disks)), std::nullopt);
     target.kill();
     EXPECT_EQ(refusalOf(mail, disks), "granted");

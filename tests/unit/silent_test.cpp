@@ -10,6 +10,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 
 #include <sys/mount.h>
 #include <sys/wait.h>
@@ -76,6 +77,17 @@ protected:
     }
     void goOn() const { ::kill(server_, SIGCONT); }
 
+    // While the server is silent; and once more when its file system is mounted nowhere any more.
+    void inEachSilence(const std::function<void(bool gone)>& body) const {
+        for (bool gone : {false, true}) {
+            if (gone)
+                vanish();
+            stop();
+            body(gone);
+            goOn();
+        }
+    }
+
     std::string distant = dir.path("mount/disk.img");
     std::vector<Resource> disks{{.path = distant}};
 
@@ -110,15 +122,11 @@ TEST_F(SilentStorage, DoesNotKeepAnAnswerBackThatHasBeenFound) {
     std::vector<Resource> both{{.path = distant}, {.path = image}}, plugged{{.path = second}};
     Qemu qemu = start(web, both);
     EXPECT_EQ(engine.acquire(web, both, "").value_or("granted"), "granted");
-    for (bool gone : {false, true}) {
-        if (gone)
-            vanish();
-        stop();
+    inEachSilence([&](bool gone) {
         EXPECT_EQ(unit::errorOf([&] { EXPECT_NE(engine.release(web, both), ""); }), "") << gone;
         EXPECT_EQ(unit::errorOf([&] { EXPECT_NE(engine.inquire(web, both), ""); }), "") << gone;
         EXPECT_EQ(unit::errorOf([&] { engine.detach(web, plugged); }), "") << gone;
-        goOn();
-    }
+    });
 }
 
 // Wherever leases are.
@@ -131,17 +139,13 @@ TEST_P(SilentCd, CostsASuspendedGuestNothing) {
     const std::vector<Resource> all{{.path = image}, {.path = distant, .mode = Mode::readOnly}};
     Qemu qemu = start(web, all);
     ASSERT_EQ(engine.acquire(web, all, "").value_or("granted"), "granted");
-    for (bool gone : {false, true}) {
-        if (gone)
-            vanish();
-        stop();
+    inEachSilence([&](bool) {
         std::string state;
         EXPECT_EQ(unit::errorOf([&] { state = engine.release(web, all); }), "");
         EXPECT_NE(state, "");
         EXPECT_EQ(unit::errorOf([&] { EXPECT_EQ(engine.acquire(web, all, state), std::nullopt); }), "");
         EXPECT_NE(refusalOf(mail, {{.path = image}}), "granted");
-        goOn();
-    }
+    });
 }
 
 INSTANTIATE_TEST_SUITE_P(Everywhere, SilentCd, unit::everywhere(), unit::nameOfWhere);
