@@ -80,9 +80,11 @@ std::optional<std::uint32_t> handoffOf(const Incarnation& self, const std::vecto
 
 const std::string kGranted; // no refusal to tell
 
+} // namespace
+
 // Looks for things one after the other. They nearly always come in the order in which they are stored, so each look
 // goes on where the one before has found what it wanted.
-class Cursor {
+class Call::Cursor {
 public:
     template <typename Things, typename Test>
     bool find(const Things& things, Test test) {
@@ -97,8 +99,6 @@ public:
 private:
     std::size_t next_ = 0;
 };
-
-} // namespace
 
 // Which of the guest's leases libvirt speaks of.
 class Call::Mentions {

@@ -87,6 +87,7 @@ private:
         bool runs = true;                 // not a plug
     };
 
+    class Cursor;
     class Mentions;
 
     // What is to become of a lease.
