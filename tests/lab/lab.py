@@ -69,6 +69,11 @@ def command():
     return plugin_dir().parent / "tools" / "leasehold"
 
 
+def inject():
+    """The program under which one system call of another one fails."""
+    return plugin_dir().parent / "tests" / "unit" / "inject"
+
+
 def plugin_dir():
     return pathlib.Path(os.environ.get("LEASEHOLD_PLUGIN_DIR", ROOT / "build" / "plugin")).resolve()
 
@@ -609,8 +614,7 @@ class AnyLab:
         plugin = plugin_dir() / "leasehold.so"
         assert plugin.exists(), f"{plugin} is missing: build it, or set LEASEHOLD_PLUGIN_DIR"
         self.push(plugin)
-        if command().exists():
-            self.push(command())
+        self.push(*(program for program in (command(), inject()) if program.exists()))
         self.compiled("fake_qemu", "cc", f"-I{ROOT}", support / "fake_qemu.c")
         self.compiled("actor", "c++", "-std=c++20", "-rdynamic", f"-I{ROOT}", HERE / "actor.cpp",
                       support / "plugin_host.cpp", "-ldl")

@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.needs(*WAITING),
               pytest.mark.last]
 
 
-def fenced(host, *words, rc=None):
-    result = host.run(f"{labs.GUEST_DIR}/leasehold fenced {' '.join(words)}", timeout=240)
+def fenced(host, *words, rc=None, under=""):
+    result = host.run(f"{under} {labs.GUEST_DIR}/leasehold fenced {' '.join(words)}", timeout=240)
     assert rc is None or result.rc == rc, str(result)
     return result
 
@@ -37,8 +37,27 @@ def kinds(bring_up):
             kind.be_patient()
 
 
+SOME = 3  # calls that fail, spread over all
+
+
+def with_faults(living, limit):
+    """The dead host is told dead again, and a system call of that fails, in its helpers as well; with what is left behind."""
+    report = "/run/injected"
+
+    def told(number):
+        said = fenced(living, "h1", "--i-made-sure-it-is-off", under=f"{labs.GUEST_DIR}/inject {report} {number} 0")
+        how = [line.partition(" ") for line in living.ok(f"cat {report}").splitlines()]
+        left = living.ok("ls -d /run/leasehold-fenced-* 2>/dev/null; ip -o link | cut -d: -f2; ip -o addr show dev eth1")
+        return said, how, left
+    plain = told(0)
+    yield plain
+    numbers = [text.split()[0] for word, _, text in plain[1] if word == "fallible"]
+    for number in numbers[len(numbers) // limit // 2::len(numbers) // limit]:
+        yield told(number)
+
+
 @pytest.fixture(scope="module")
-def deaths(kinds):
+def deaths(kinds, request):
     """h1 and h2 have a guest on each storage, and h1 dies. {what was asked before and after: answer}, the guests of h2,
     their images, and for each storage the seconds from the order to the start of the dead guest's successor."""
     dying, living = next(iter(kinds.values())).clients
@@ -70,6 +89,7 @@ def deaths(kinds):
                         f"the image on {name} is free", 60)
         free[name] = time.monotonic() - start
     said["again"] = fenced(living, "h1", "--i-made-sure-it-is-off")
+    said["with faults"] = [*with_faults(living, 100 if request.config.getoption("--long") else SOME)] if labs.inject().exists() else []
     yield said, guests, free, after_that, refused
     for _, _, neighbour, _ in guests.values():
         neighbour.quit()
@@ -121,6 +141,21 @@ def test_the_living_host_keeps_its_own_number_and_addresses(deaths, kinds):
     assert "10.77.0.1/" not in addresses
     if "nfs3" in kinds:
         assert int(living.ok("cat /proc/sys/fs/nfs/nsm_local_state")) < 1000
+
+
+def test_whatever_fails_while_a_host_is_told_dead_it_is_told_or_it_says_that_it_is_not(deaths, table):
+    """What a server is told counts, and nobody is left with the dead host's address."""
+    if not deaths[0]["with faults"]:
+        pytest.skip(f"{labs.inject()} was not built")
+    (plain, _, left), *faults = deaths[0]["with faults"]
+    assert plain.rc == 0, str(plain)
+    for said, how, behind in faults:
+        words = [word for word, _, _ in how]
+        assert "hangs" not in words and said.rc in (0, 1, 75) and (said.rc or said.out == plain.out), f"{how} {said}"
+        assert behind == left, f"{how} {said}"
+    failed = [text for _, how, _ in faults for word, _, text in how if word == "failed"]
+    table.add("fenced", f"{len(failed)} of its system calls fail", *failed)
+    assert failed
 
 
 def test_hosts_that_nobody_knows_and_the_host_itself_are_refused(deaths, kinds):

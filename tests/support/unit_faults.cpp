@@ -10,8 +10,10 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <iomanip>
 #include <map>
 #include <set>
+#include <sstream>
 #include <stdexcept>
 #include <vector>
 
@@ -29,16 +31,70 @@ namespace leasehold::unit {
 
 namespace {
 
-std::map<std::string, int> faultsSoFar; // "fcntl(F_OFD_SETLK): EIO" -> how often
+// Of one entry on one medium.
+struct Tally {
+    int faults = 0, unharmed = 0, deaths = 0;
+    std::map<std::pair<std::string, std::string>, int> kinds; // call, error: how often
 
+    void add(const std::string& call, const std::string& error, bool didItAllTheSame) {
+        faults++;
+        unharmed += didItAllTheSame;
+        kinds[{call, error}]++;
+    }
+    void add(const Tally& other) {
+        faults += other.faults;
+        unharmed += other.unharmed;
+        deaths += other.deaths;
+        for (const auto& [kind, times] : other.kinds)
+            kinds[kind] += times;
+    }
+
+    std::string row(const Entry& entry) const {
+        std::set<std::string> calls, errors;
+        for (const auto& [kind, times] : kinds) {
+            calls.insert(kind.first);
+            errors.insert(kind.second);
+        }
+        std::ostringstream line;
+        line << std::left << std::setw(46) << entry.name << std::setw(24) << entry.medium << std::right << std::setw(7)
+             << faults << std::setw(7) << calls.size() << std::setw(8) << errors.size() << std::setw(10) << unharmed
+             << std::setw(8) << deaths << '\n';
+        return line.str();
+    }
+};
+
+std::vector<std::pair<Entry, Tally>> tallies; // in the order in which they came
+
+Tally& tallyOf(const Entry& entry) {
+    for (auto& [known, tally] : tallies)
+        if (known.name == entry.name && known.medium == entry.medium)
+            return tally;
+    return tallies.emplace_back(entry, Tally{}).second;
 }
 
-std::string tellFaultsSoFar() {
-    int sum = 0;
-    for (const auto& [kind, times] : faultsSoFar)
-        sum += times;
-    return std::to_string(sum) + " faults so far, of " + std::to_string(faultsSoFar.size()) +
-           " kinds (system call and error)";
+} // namespace
+
+void countDeaths(const Entry& entry, int deaths) {
+    tallyOf(entry).deaths += deaths;
+}
+
+std::string tellFaults() {
+    std::ostringstream text;
+    text << std::left << std::setw(46) << "made to fail" << std::setw(24) << "leases are" << std::right << std::setw(7)
+         << "faults" << std::setw(7) << "calls" << std::setw(8) << "errors" << std::setw(10) << "unharmed"
+         << std::setw(8) << "killed" << '\n';
+    Tally sum;
+    for (const auto& [entry, tally] : tallies) {
+        text << tally.row(entry);
+        sum.add(tally);
+        for (const auto& [kind, times] : tally.kinds)
+            if (isLongRun())
+                text << "    " << entry.name << ", " << entry.medium << ", " << kind.first << ", " << kind.second
+                     << ": " << times << '\n';
+    }
+    text << sum.row({"all", ""});
+    tallies.clear();
+    return text.str();
 }
 
 #if defined(__x86_64__)
@@ -238,22 +294,27 @@ constexpr long kFence = SYS_getpgrp;
     _exit(0);
 }
 
-// The call that begins, number `failing`, is not made; it gives that one of the errors that fit it. The error, or 0:
-// there are not so many, and it goes on.
-int tryFail(pid_t pid, const Made& here, user_regs_struct registers, int failing, int choice) {
-    std::vector<int> fitting = errorsOf(here);
-    if (choice >= static_cast<int>(fitting.size()))
-        return 0;
-    // With fewer errors than fit, calls of one kind take turns at them.
-    int error = fitting[static_cast<std::size_t>(choice + failing) % fitting.size()];
+// The call that begins is not made, and gives this.
+void answer(pid_t pid, user_regs_struct registers, int with) {
     registers.orig_rax = static_cast<unsigned long>(-1);
     ptrace(PTRACE_SETREGS, pid, nullptr, &registers);
     ptrace(PTRACE_SYSCALL, pid, nullptr, nullptr);
     int status = 0;
     waitpid(pid, &status, __WALL);
     ptrace(PTRACE_GETREGS, pid, nullptr, &registers);
-    registers.rax = static_cast<unsigned long>(-error);
+    registers.rax = static_cast<unsigned long>(with);
     ptrace(PTRACE_SETREGS, pid, nullptr, &registers);
+}
+
+// The call that begins, number `failing`, is not made; it gives that one of the errors that fit it. The error, or 0:
+// there are not so many, and it goes on.
+int tryFail(pid_t pid, const Made& here, const user_regs_struct& registers, int failing, int choice) {
+    std::vector<int> fitting = errorsOf(here);
+    if (choice >= static_cast<int>(fitting.size()))
+        return 0;
+    // With fewer errors than fit, calls of one kind take turns at them.
+    int error = fitting[static_cast<std::size_t>(choice + failing) % fitting.size()];
+    answer(pid, registers, -error);
     return error;
 }
 
@@ -378,13 +439,13 @@ public:
             waitpid(pid, &status, __WALL);
         }
         end.what = failed_;
+        end.call = call_;
+        end.fallible = fallible_;
         end.error = error_;
         end.said = readAgain(said_.get());
         end.complained = readAgain(complained_.get());
         return end;
     }
-
-    std::vector<int> fallible; // the numbers of the calls that can fail
 
 private:
     static constexpr unsigned kPatience = 120, kAfterwards = 60; // s
@@ -428,13 +489,19 @@ private:
             user_regs_struct registers;
             ptrace(PTRACE_GETREGS, pid, nullptr, &registers);
             Made here{static_cast<long>(registers.orig_rax), registers.rsi};
+            // Where it sleeps for a second there is nothing that fails.
+            if (here.number == SYS_clock_nanosleep &&
+                ptrace(PTRACE_PEEKDATA, pid, registers.rdx, nullptr) > 0) { // seconds (clock_nanosleep(2))
+                answer(pid, registers, 0);
+                return go(pid, 0);
+            }
             // The loader's last call: its cache is not needed any more.
             if (!loaded_)
                 loaded_ = here.number == SYS_munmap;
             else if (++count_ == failing_)
                 fail(pid, here, registers);
             else if (failing_ == 0 && !errorsOf(here).empty())
-                fallible.push_back(count_);
+                fallible_.emplace_back(count_, nameOf(here));
         }
         entering = !entering;
         go(pid, 0);
@@ -445,6 +512,7 @@ private:
         error_ = tryFail(pid, here, registers, failing_, choice_);
         if (error_ != 0)
             failed_ = "call " + std::to_string(failing_) + ", " + nameOf(here) + ": " + std::strerror(error_);
+        call_ = nameOf(here);
     }
 
     static std::string readAgain(int fd) {
@@ -456,7 +524,8 @@ private:
     }
 
     int failing_, choice_, count_ = 0, error_ = 0;
-    std::string failed_;
+    std::string failed_, call_;
+    std::vector<std::pair<int, std::string>> fallible_;
     os::Fd said_, complained_;
     pid_t first_;
     std::map<pid_t, bool> entering_;
@@ -467,33 +536,36 @@ private:
 
 } // namespace
 
-int failAtEverySystemCallOf(const std::vector<std::string>& words, int errors, int limit,
+ProgramEnd failOneSystemCallOf(const std::vector<std::string>& words, int failing, int choice) {
+    return ProgramTracer(words, failing, choice).run();
+}
+
+int failAtEverySystemCallOf(const Entry& entry, const std::vector<std::string>& words, int errors, int limit,
                             const std::function<void(const ProgramEnd&)>& check) {
-    std::vector<int> fallible;
     int faults = 0;
+    ProgramEnd right;
     try {
-        ProgramTracer plain(words, 0, 0);
-        check(plain.run());
-        fallible = plain.fallible;
+        right = failOneSystemCallOf(words, 0, 0);
+        check(right);
     } catch (const std::system_error&) {
         return -1;
     }
     const std::size_t every =
-        limit == 0 ? 1 : std::max<std::size_t>(1, fallible.size() / static_cast<std::size_t>(limit));
-    for (std::size_t i = 0; i < fallible.size(); i += every)
+        limit == 0 ? 1 : std::max<std::size_t>(1, right.fallible.size() / static_cast<std::size_t>(limit));
+    for (std::size_t i = 0; i < right.fallible.size(); i += every)
         for (int choice = 0; choice < errors; choice++) {
-            ProgramTracer tracer(words, fallible[i], choice);
-            ProgramEnd end = tracer.run();
+            ProgramEnd end = failOneSystemCallOf(words, right.fallible[i].first, choice);
             check(end); // also where it made another call this time
             if (end.what.empty())
                 break;
             faults++;
-            faultsSoFar[end.what.substr(end.what.find(", ") + 2)]++;
+            tallyOf(entry).add(end.call, std::strerror(end.error),
+                               end.said == right.said && end.status == right.status);
         }
     return faults;
 }
 
-int failAtEverySystemCall(int errors, int every, const std::function<void()>& scene,
+int failAtEverySystemCall(const Entry& entry, int errors, int every, const std::function<void()>& scene,
                           const std::function<std::string()>& work,
                           const std::function<void(const InjectedFault&)>& check) {
     int calls = 0, ignored = 0;
@@ -516,7 +588,8 @@ int failAtEverySystemCall(int errors, int every, const std::function<void()>& sc
             if (failed.empty())
                 break;
             faults++;
-            faultsSoFar[failed]++;
+            const auto colon = failed.find(": ");
+            tallyOf(entry).add(failed.substr(0, colon), failed.substr(colon + 2), outcome.empty());
             check({"call " + std::to_string(i) + ", " + failed, outcome});
         }
     return faults;
@@ -524,12 +597,17 @@ int failAtEverySystemCall(int errors, int every, const std::function<void()>& sc
 
 #else
 
-int failAtEverySystemCall(int, int, const std::function<void()>&, const std::function<std::string()>&,
+int failAtEverySystemCall(const Entry&, int, int, const std::function<void()>&, const std::function<std::string()>&,
                           const std::function<void(const InjectedFault&)>&) {
     return -1;
 }
 
-int failAtEverySystemCallOf(const std::vector<std::string>&, int, int, const std::function<void(const ProgramEnd&)>&) {
+ProgramEnd failOneSystemCallOf(const std::vector<std::string>&, int, int) {
+    throw std::system_error(ENOSYS, std::generic_category());
+}
+
+int failAtEverySystemCallOf(const Entry&, const std::vector<std::string>&, int, int,
+                            const std::function<void(const ProgramEnd&)>&) {
     return -1;
 }
 

@@ -7,7 +7,6 @@
 #include "tests/support/sanitizers.hpp"
 #include "tests/support/unit_engine.hpp"
 
-#include <cstdlib>
 #include <filesystem>
 
 namespace leasehold::unit {
@@ -45,11 +44,6 @@ inline auto everywhere() {
 
 inline std::string nameOfWhere(const testing::TestParamInfo<Where>& info) {
     return info.param.name;
-}
-
-// What takes minutes is run where somebody asks for it.
-inline bool isLongRun() {
-    return std::getenv("LEASEHOLD_LONG") != nullptr;
 }
 
 // Of the places where a process dies or a call fails: each, or every so manieth. With AddressSanitizer each takes ten

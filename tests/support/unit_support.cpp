@@ -317,6 +317,10 @@ int meddleAtEverySystemCall(const std::function<void()>& body, const std::functi
     });
 }
 
+bool isLongRun() {
+    return std::getenv("LEASEHOLD_LONG") != nullptr;
+}
+
 bool hasMountsOfItsOwn() {
     return unshare(CLONE_NEWNS) == 0 && mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0;
 }

@@ -133,6 +133,9 @@ int killAtEverySystemCall(const std::function<void()>& body, const std::function
 int meddleAtEverySystemCall(const std::function<void()>& body, const std::function<void()>& meddle,
                             const std::function<void(int, bool)>& check);
 
+// What takes minutes is run where somebody asks for it.
+bool isLongRun();
+
 // How many system calls `body` makes, in a child process; -1 where tracing is forbidden.
 int countSystemCalls(const std::function<void()>& body);
 

@@ -6,7 +6,8 @@
 // the two is told by what QEMU has open.
 //
 // Default: every death on the image, and one error for each system call; elsewhere, and under the sanitizers, a part.
-// LEASEHOLD_LONG=1: all.
+// LEASEHOLD_LONG=1: all. Each prints a table of what was made to
+// fail; the long one with a line for each system call and error.
 
 #include "core/os/error.hpp"
 #include "tests/support/unit_faults.hpp"
@@ -29,7 +30,7 @@ class EngineChanges : public unit::EngineWithMedia {
 protected:
     // In memory: files of marks are written through to the disk, thousands of times here.
     EngineChanges() : EngineWithMedia("/dev/shm") {}
-    static void TearDownTestSuite() { std::printf("%s\n", unit::tellFaultsSoFar().c_str()); }
+    static void TearDownTestSuite() { std::printf("%s\n", unit::tellFaults().c_str()); }
 
     // One call of libvirt that changes what the guest holds.
     struct Change {
@@ -153,6 +154,8 @@ protected:
         EXPECT_EQ(found, expected) << change.name << ' ' << when;
     }
 
+    static unit::Entry entry(const std::string& name) { return {name, GetParam().name}; }
+
     // Of the system calls that die and fail: all on the image, a part where there are two or three times as many.
     int step() const {
         return unit::placesPerTry() * (unit::isLongRun() || std::string(GetParam().name) == "OnTheImage" ? 1 : 5);
@@ -189,24 +192,21 @@ TEST_P(EngineChanges, LibvirtdKilledAtAnySystemCallOfAChangeIsHealedByTheNextOne
         if (deaths < 0)
             GTEST_SKIP() << "tracing is forbidden here";
         EXPECT_GT(deaths * step(), 10) << change.name;
-        std::printf("%s, %s: %d deaths\n", GetParam().name, change.name, deaths);
-        std::fflush(stdout);
+        unit::countDeaths(entry(change.name), deaths);
     }
     qemu.reset();
 }
 
 TEST_P(EngineChanges, ASystemCallThatFailsLeavesWhatWasOrWhatIsToBe) {
     for (const Change& change : changes()) {
-        int granted = 0;
         int faults = unit::failAtEverySystemCall(
-            unit::isLongRun() ? 5 : 1, step(), change.scene, [&] { return change.call(engine); },
+            entry(change.name), unit::isLongRun() ? 5 : 1, step(), change.scene, [&] { return change.call(engine); },
             [&](const unit::InjectedFault& fault) {
                 SCOPED_TRACE(testing::Message() << change.name << ", " << fault.what << ", gave: " << fault.outcome);
                 EXPECT_EQ(fault.outcome.find("CRASH"), std::string::npos);
                 unit::demand(!HasFailure(), "what is above does not hold"); // hundreds of times is no clearer
                 bool first = change.was.empty();
                 if (fault.outcome.empty()) {
-                    granted++;
                     change.qemu();
                     // Without a look at QEMU there is no lease of a lower file: the guest runs all the same.
                     if (!first || leaseOf(*qemu, web, base) != "free")
@@ -221,8 +221,6 @@ TEST_P(EngineChanges, ASystemCallThatFailsLeavesWhatWasOrWhatIsToBe) {
         if (faults < 0)
             GTEST_SKIP() << "tracing is forbidden here";
         EXPECT_GT(faults * step(), 10) << change.name;
-        std::printf("%s, %s: %d faults, %d of them granted\n", GetParam().name, change.name, faults, granted);
-        std::fflush(stdout);
     }
     qemu.reset();
 }
@@ -244,9 +242,9 @@ TEST_P(EngineChanges, WhateverFailsNobodyGetsWhatAnotherGuestHas) {
              return engine.acquire(mail, {added[0], disk[0]}, "");
          })},
     };
-    for (const auto& [name, entry] : entries) {
+    for (const auto& [name, call] : entries) {
         int faults = unit::failAtEverySystemCall(
-            1, unit::isLongRun() ? 1 : kNaming * step(), [] {}, entry,
+            entry(std::string(name) + " of what is taken"), 1, unit::isLongRun() ? 1 : kNaming * step(), [] {}, call,
             [&, name = name](const unit::InjectedFault& fault) {
                 EXPECT_NE(fault.outcome, granted) << name << ", " << fault.what;
                 EXPECT_EQ(fault.outcome.find("CRASH"), std::string::npos) << name << ", " << fault.what;
@@ -255,7 +253,6 @@ TEST_P(EngineChanges, WhateverFailsNobodyGetsWhatAnotherGuestHas) {
         if (faults < 0)
             GTEST_SKIP() << "tracing is forbidden here";
         EXPECT_GT(faults, 0) << name;
-        std::printf("%s, %s of what is taken: %d faults\n", GetParam().name, name, faults);
     }
     EXPECT_EQ(pauseAndRun(engine, web, disk), "");
     EXPECT_EQ(pauseAndRun(engine, mail, added), "");
@@ -274,7 +271,7 @@ TEST_P(EngineChanges, AStartThatFailsOrDiesLeavesTheImageFree) {
         return answer;
     };
     int faults = unit::failAtEverySystemCall(
-        unit::isLongRun() ? 5 : 1, step(), [] {}, startAndEnd,
+        entry("start"), unit::isLongRun() ? 5 : 1, step(), [] {}, startAndEnd,
         [&](const unit::InjectedFault& fault) {
             // or they are elsewhere, or still open
             bool ours = fault.what.find("close") == std::string::npos && fault.what.find("fcntl") == std::string::npos;
@@ -289,7 +286,7 @@ TEST_P(EngineChanges, AStartThatFailsOrDiesLeavesTheImageFree) {
     // Where this host has mounts that may hang, most of a start happens in a helper, which is another process.
     EXPECT_GT(faults, 0);
     EXPECT_GT(deaths, 0);
-    std::printf("%s, start: %d faults, %d deaths\n", GetParam().name, faults, deaths);
+    unit::countDeaths(entry("start"), deaths);
 }
 
 TEST_P(EngineChanges, TheBaseOfACommitIsOfferedWhenTheGuestStopsAndTakenBackWhenItRuns) {
@@ -418,13 +415,11 @@ private:
 
 TEST_P(EngineMigrations, ASystemCallThatFailsAtTheirEndLeavesTheImageToOne) {
     for (const End& end : ends()) {
-        int granted = 0;
         int faults = unit::failAtEverySystemCall(
-            unit::isLongRun() ? 5 : 1, sampled(), end.scene, [&] { return end.call(engine); },
+            entry(end.name), unit::isLongRun() ? 5 : 1, sampled(), end.scene, [&] { return end.call(engine); },
             [&](const unit::InjectedFault& fault) {
                 SCOPED_TRACE(testing::Message() << end.name << ", " << fault.what << ", gave: " << fault.outcome);
                 EXPECT_EQ(fault.outcome.find("CRASH"), std::string::npos);
-                granted += fault.outcome.empty();
                 if (!fault.outcome.empty()) {
                     EXPECT_EQ(tryCall(end, engine), "") << "once more";
                 }
@@ -433,8 +428,6 @@ TEST_P(EngineMigrations, ASystemCallThatFailsAtTheirEndLeavesTheImageToOne) {
         if (faults < 0)
             GTEST_SKIP() << "tracing is forbidden here";
         EXPECT_GT(faults, 0) << end.name;
-        std::printf("%s, %s: %d faults, %d of them granted\n", GetParam().name, end.name, faults, granted - 1);
-        std::fflush(stdout);
     }
     endAll();
 }
@@ -454,8 +447,7 @@ TEST_P(EngineMigrations, LibvirtdKilledAtAnySystemCallOfTheirEndIsHealedByTheNex
         if (deaths < 0)
             GTEST_SKIP() << "tracing is forbidden here";
         EXPECT_GT(deaths, 0) << end.name;
-        std::printf("%s, %s: %d deaths\n", GetParam().name, end.name, deaths);
-        std::fflush(stdout);
+        unit::countDeaths(entry(end.name), deaths);
     }
     endAll();
 }
@@ -472,7 +464,7 @@ TEST_P(EngineMigrations, ADestinationThatFailsOrDiesAtItsStartLeavesTheSourceThe
         unit::demand(!HasFailure(), "what is above does not hold");
     };
     int faults = unit::failAtEverySystemCall(
-        unit::isLongRun() ? 5 : 1, step(), offer,
+        entry("start of a destination"), unit::isLongRun() ? 5 : 1, step(), offer,
         [&] {
             Answer answer = answerOf(engine.registerGuest(web, disk));
             close(in);
@@ -491,7 +483,7 @@ TEST_P(EngineMigrations, ADestinationThatFailsOrDiesAtItsStartLeavesTheSourceThe
                                              step());
     EXPECT_GT(faults, 0);
     EXPECT_GT(deaths, 0);
-    std::printf("%s, start of a destination: %d faults, %d deaths\n", GetParam().name, faults, deaths);
+    unit::countDeaths(entry("start of a destination"), deaths);
     endAll();
 }
 

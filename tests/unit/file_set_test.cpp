@@ -335,7 +335,7 @@ TEST_F(FileSet, ReadErrorAtTheGateIsNotCalledDamage) {
     ASSERT_TRUE(place(living, presentMark(Mode::exclusive, kOther)));
     Member looking(directory.get(), kFirst);
     int faults = failAtEverySystemCall(
-        5, 1, [] {},
+        {"look", "FileSet"}, 5, 1, [] {},
         [&] {
             (void)looking.medium.look();
             return std::string();
