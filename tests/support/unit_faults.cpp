@@ -79,6 +79,8 @@ void countDeaths(const Entry& entry, int deaths) {
 }
 
 std::string tellFaults() {
+    if (tallies.empty())
+        return "";
     std::ostringstream text;
     text << std::left << std::setw(46) << "made to fail" << std::setw(24) << "leases are" << std::right << std::setw(7)
          << "faults" << std::setw(7) << "calls" << std::setw(8) << "errors" << std::setw(10) << "unharmed"
@@ -165,6 +167,7 @@ std::vector<int> errorsOf(const Made& made) {
         return {EINVAL};
     case SYS_getpeername:
         return {ENOTCONN};
+    case SYS_getrandom:
     case SYS_poll:
     case SYS_ppoll:
     case SYS_wait4:
@@ -214,6 +217,7 @@ std::vector<int> errorsOf(const Made& made) {
 
 std::string nameOf(const Made& made) {
     static const std::map<long, const char*> names{{SYS_flock, "flock"},
+                                                   {SYS_getrandom, "getrandom"},
                                                    {SYS_openat, "openat"},
                                                    {SYS_open, "open"},
                                                    {__NR_pidfd_open, "pidfd_open"},

@@ -13,7 +13,9 @@
 #include "tests/support/unit_faults.hpp"
 #include "tests/support/unit_media.hpp"
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <map>
 
 #include <fcntl.h>
@@ -204,6 +206,8 @@ TEST_P(EngineChanges, ASystemCallThatFailsLeavesWhatWasOrWhatIsToBe) {
             [&](const unit::InjectedFault& fault) {
                 SCOPED_TRACE(testing::Message() << change.name << ", " << fault.what << ", gave: " << fault.outcome);
                 EXPECT_EQ(fault.outcome.find("CRASH"), std::string::npos);
+                EXPECT_TRUE(fault.outcome.empty() || fault.what.find(strerror(EINTR)) == std::string::npos)
+                    << "a signal is no answer";
                 unit::demand(!HasFailure(), "what is above does not hold"); // hundreds of times is no clearer
                 bool first = change.was.empty();
                 if (fault.outcome.empty()) {
@@ -484,6 +488,44 @@ TEST_P(EngineMigrations, ADestinationThatFailsOrDiesAtItsStartLeavesTheSourceThe
     EXPECT_GT(faults, 0);
     EXPECT_GT(deaths, 0);
     unit::countDeaths(entry("start of a destination"), deaths);
+    endAll();
+}
+
+// Whoever looks at a QEMU's leases has copies of them, which outlive it, until he has looked. He stands still here in
+// each of his system calls while the destination dies.
+TEST_P(EngineMigrations, WhoLooksAtADestinationThatDiesKeepsItsSourceOutUntilHeHasLookedAndNoLonger) {
+    const auto begin = [this] {
+        migrate();
+        unit::demand(!engine.acquire(there, disk, state), "it does not arrive");
+    };
+    begin();
+    int stop = 0, refused = 0;
+    int looks = unit::meddleAtEverySystemCall(
+        [&] {
+            try {
+                (void)qemu::Vessel::retrieve(arrived->process(), there.uuid);
+            } catch (const Error&) { // it has died
+            }
+        },
+        [&] {
+            arrived->kill();
+            if (stop++ % (unit::isLongRun() ? 1 : 6) != 0)
+                return; // the source waits for half a second
+            Answer answer = answerOf(engine.acquire(web, disk, state));
+            refused += !answer.empty();
+            EXPECT_TRUE(answer.empty() || answer.find("try again") != std::string::npos) << answer;
+        },
+        [&](int, bool) {
+            EXPECT_EQ(answerOf(engine.acquire(web, disk, state)), "") << "stop " << stop;
+            EXPECT_EQ(pauseAndRun(engine, web, disk), "") << "stop " << stop;
+            unit::demand(!HasFailure(), "what is above does not hold");
+            begin();
+        });
+    if (looks < 0)
+        GTEST_SKIP() << "tracing is forbidden here";
+    EXPECT_GT(looks, 5);
+    std::printf("%s: a destination died in each of %d system calls of a look, its source was refused %d times\n",
+                GetParam().name, looks, refused);
     endAll();
 }
 
