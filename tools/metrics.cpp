@@ -45,18 +45,24 @@ void Metrics::add(const Json& labels, double value) {
 }
 
 void writeTextfile(const std::string& path, const std::string& text) {
-    // The collector reads what ends in .prom.
-    const std::string fresh = path + ".new";
-    os::Fd file(open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0644));
-    if (!file.open())
-        throw SystemError(errno, "make", fresh);
+    const auto slash = path.rfind('/');
+    const os::Fd directory =
+        os::openFile(slash == std::string::npos ? "." : path.substr(0, slash + 1), O_RDONLY | O_DIRECTORY);
+    const std::string name = path.substr(slash + 1), freshName = name + ".new", fresh = path + ".new";
+    // The collector reads what ends in .prom. Whoever else may write to the directory could have put a name of another
+    // file there.
+    if (unlinkat(directory.get(), freshName.c_str(), 0) < 0 && errno != ENOENT)
+        throw SystemError(errno, "remove", fresh);
+    os::Fd file;
+    if (int error = os::tryOpenAt(directory.get(), freshName, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0644, file))
+        throw SystemError(error, "make", fresh);
     ssize_t written = TEMP_FAILURE_RETRY(write(file.get(), text.data(), text.size()));
     if (written != static_cast<ssize_t>(text.size()))
         throw SystemError(written < 0 ? errno : ENOSPC, "write", fresh);
     // Whatever the umask says.
     if (fchmod(file.get(), 0644) < 0)
         throw SystemError(errno, "chmod", fresh);
-    if (rename(fresh.c_str(), path.c_str()) < 0)
+    if (renameat(directory.get(), freshName.c_str(), directory.get(), name.c_str()) < 0)
         throw SystemError(errno, "rename " + fresh + " to", path);
 }
 

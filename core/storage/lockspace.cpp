@@ -102,12 +102,13 @@ bool says(int fd, const std::string& about, const std::string& name) {
     return isBlank(found) || found.starts_with(text);
 }
 
-// So many that they do not pile up, and so few that nobody waits for it.
-constexpr std::size_t kSwept = 4;
+// So many that they do not pile up, and so few that nobody waits for it: each is some ten round trips on a server.
+constexpr std::size_t kSwept = 4, kSweptRemote = 2;
 // Whoever has just made one may not have locked it yet, and would have to begin anew.
 constexpr time_t kFresh = 60; // seconds
 
 std::vector<std::string> drawSome(const Lockspace& lockspace) {
+    const std::size_t most = lockspace.storage.remote ? kSweptRemote : kSwept;
     std::vector<std::string> drawn;
     os::Listing list = os::listAt(lockspace.directory.get());
     if (!list)
@@ -118,11 +119,11 @@ std::vector<std::string> drawSome(const Lockspace& lockspace) {
         if (entry->d_type != DT_REG)
             continue;
         // Each with the same chance (reservoir sampling).
-        std::size_t at = count < kSwept ? count : random() % (count + 1);
+        std::size_t at = count < most ? count : random() % (count + 1);
         count++;
         if (at == drawn.size())
             drawn.emplace_back(entry->d_name);
-        else if (at < kSwept)
+        else if (at < most)
             drawn[at] = entry->d_name;
     }
     return drawn;
@@ -201,7 +202,7 @@ os::Fd openLeaseFile(const Lockspace& lockspace, const std::string& name, const 
     if (!S_ISREG(status.st_mode) || status.st_nlink > 1 || changeableByOthers(status))
         refuse(lockspace.path, lockspace.origin,
                "'" + name + "' in it is not a regular file of one name that only its owner may write; remove it");
-    if (whileUnused && status.st_size == 0 && !lockspace.storage.remote)
+    if (whileUnused && status.st_size == 0)
         sweepSome(lockspace, whileUnused);
     // Somebody else may be writing it anew.
     constexpr int kTries = 50;

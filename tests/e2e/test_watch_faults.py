@@ -109,16 +109,15 @@ def test_what_fails_while_it_acts_is_said_and_the_next_round_does_it(alpha, lab,
         before = begin()
         made = Round(alpha, number, choice)
         check(made, before)
-        if not made.failed:
-            continue
-        kinds[made.failed.partition(", ")[2]] += 1
-        if has_acted(before):
-            acted += 1
-        elif alpha.state(victim) == "running":
-            healed = Round(alpha)
-            check(healed, before)
-            assert has_acted(before), f"{made}\n{healed}"
-    assert kinds
+        if made.failed:
+            kinds[made.failed.partition(", ")[2]] += 1
+            acted += has_acted(before)
+        rounds = [made]  # on a very busy machine the next one may have no answer in time
+        while not has_acted(before) and alpha.state(victim) == "running":
+            rounds.append(Round(alpha))
+            check(rounds[-1], before)
+            assert len(rounds) < 5, "\n".join(map(str, rounds))
+    assert kinds, "nothing failed"
     record_property(f"watch acts, {wish}", f"{sum(kinds.values())} faults of {len(kinds)} kinds, {acted} times it acted at once")
     if LONG:
         for kind, times in sorted(kinds.items()):

@@ -59,6 +59,24 @@ def test_sharers_on_both_hosts_get_along_and_keep_the_writer_out(image, one, two
     one.refused("register", "reader", 4, f"{image}:ro")
 
 
+@pytest.mark.parametrize("name", [name for name in ("nfs42", "nfs3", "cephfs") if name in conftest.KINDS])
+def test_lease_files_of_guests_that_have_ended_do_not_pile_up_in_a_lockspace_of_all_hosts(bring_up, actor, name):
+    storage, count = bring_up(name), 16
+    one, two = storage.clients
+    lockspace = f"{storage.directory}/{one.lab.unique('lockspace')}"
+    one.ok(f"mkdir -m 0700 {lockspace}")
+    conf = f'file_lockspace_dir = "{lockspace}"'
+    living, brief = actor(two, conf), actor(one, conf)
+    kept = storage.image()
+    living.ok("register", "db", 1, kept)
+    for number in range(count):
+        brief.ok("register", "brief", 2 + number, storage.image())
+        brief.ok("kill", "brief")
+        one.ok(f"touch -d '1 hour ago' {lockspace}/*")  # what is younger than a minute is left
+    assert int(one.ok(f"ls {lockspace} | wc -l")) <= count // 2
+    assert "guest 'db'" in brief.refused("register", "thief", 99, kept)
+
+
 @pytest.mark.parametrize("name", [name for name in ("bindfs", "gluster3") if name in conftest.KINDS])
 def test_storage_whose_locks_can_be_lost_is_refused_unless_the_administrator_insists(bring_up, actor, name):
     storage = bring_up(name)

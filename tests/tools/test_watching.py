@@ -123,6 +123,18 @@ def test_a_textfile_that_cannot_be_written_is_said_and_stops_nothing(tmp_path):
     assert " lost\n" in result.stdout or " told\n" in result.stdout, result
 
 
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_textfile_is_not_written_through_what_others_have_put_there(tmp_path, link):
+    """The collector's user may write to that directory, too."""
+    secret = tmp_path / "shadow"
+    secret.write_text("secret")
+    secret.chmod(0o600)
+    link(secret, tmp_path / "leasehold.prom.new")
+    text = textfile_of(tmp_path).read_text()
+    assert "leasehold_sees_all" in text
+    assert secret.read_text() == "secret" and secret.stat().st_mode & 0o777 == 0o600
+
+
 def metrics_of_the_watcher(tmp_path):
     return set(re.findall("^# TYPE (\\w+)", textfile_of(tmp_path).read_text(), re.MULTILINE))
 
