@@ -312,6 +312,23 @@ def test_of_a_user_s_qemu_root_does_not_say_that_nothing_protects_it(of_nobody):
                     if "theirs" in finding["text"]]
 
 
+ALONE = """
+image=$1 leasehold=$2
+shift 2
+"$@" run --read-only "$image" -- qemu-system-x86_64 -nodefaults -display none -S -name guest=theirs &
+until $leasehold status --json | grep -q '"user": *65534'; do sleep 0.1; done
+exec $leasehold status
+"""
+
+
+def test_root_is_not_warned_of_what_a_user_runs(of_nobody):
+    """Where nobody else runs anything."""
+    image, command = of_nobody
+    said = subprocess.run(["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", ALONE, "sh",
+                           image, LEASEHOLD, *command], capture_output=True, text=True, timeout=PATIENCE)
+    assert said.returncode == 0 and "(of user 65534)" in said.stdout, said
+
+
 @contextlib.contextmanager
 def impostor(command, name, *words):
     """A process of the user nobody whose program is called like that, with these arguments."""
