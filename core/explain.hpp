@@ -13,7 +13,7 @@ namespace leasehold {
 class Neighbours {
 public:
     // Names take their time only where somebody was refused, and no more of it than this.
-    explicit Neighbours(std::chrono::milliseconds limit = std::chrono::milliseconds(1000)) : limit_(limit) {}
+    explicit Neighbours(std::chrono::milliseconds limit = std::chrono::milliseconds(5000)) : limit_(limit) {}
 
     const qemu::HostGuests& all();
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # SPDX-FileCopyrightText: The leasehold authors
-"""The folder tree is the architecture: every #include "..." of ours is checked against the table below."""
+"""The folder tree is the architecture: every #include "..." of ours is checked against the table below. Tests are checked
+for what they use and do not include."""
 
 import pathlib
 import re
@@ -34,6 +35,25 @@ MAY_INCLUDE = {
 
 # Words of the layers above, which no file of core may know.
 FORBIDDEN_HEADERS = {'core': re.compile(r'^(libvirt/|syslog\.h|systemd/)')}
+
+# Tests have a precompiled header, which hides what they forget to include. What tells that they use one of its headers:
+PRECOMPILED = 'tests/support/pch/tests.hpp'
+USES = {header: re.compile(words, re.MULTILINE) for header, words in {
+    'algorithm': r'\bstd::(ranges::)?(all_of|any_of|none_of|count|count_if|copy|equal|fill|find|find_if|for_each'
+                 r'|generate|max|max_element|min|min_element|mismatch|remove|remove_if|replace|reverse|rotate|search|shuffle|sort'
+                 r'|transform|unique)\(',
+    'chrono': r'\bstd::chrono\b',
+    'filesystem': r'\bstd::filesystem\b',
+    'fstream': r'\bstd::(i|o)?fstream\b',
+    'functional': r'\bstd::(function|hash|greater|less|ref|cref)\b',
+    'map': r'\bstd::(multi)?map\b',
+    'memory': r'\bstd::(unique_ptr|shared_ptr|weak_ptr|make_unique|make_shared)\b',
+    'optional': r'\bstd::(optional|nullopt)\b',
+    'string': r'\bstd::(string|to_string|getline|stoi|stol|stoul|stoull)\b',
+    'thread': r'\bstd::(thread|this_thread)\b',
+    'vector': r'\bstd::vector\b',
+    'gtest/gtest.h': r'^(TEST|TEST_F|TEST_P)\(|\btesting::|\b(EXPECT|ASSERT)_[A-Z]+\(',
+}.items()}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 SUFFIXES = {'.h', '.hpp', '.c', '.cpp'}
@@ -81,6 +101,39 @@ def complaints_about(root):
     return complaints
 
 
+def includes_of(root, name, known):
+    """The headers in <> that a file names, itself or by what it includes of ours."""
+    if name not in known:
+        known[name] = found = set()
+        for line in (root / name).read_text(encoding='utf-8').splitlines():
+            if match := INCLUDE.match(line):
+                bracket, target = match.groups()
+                if bracket == '<':
+                    found.add(target)
+                elif (root / target).is_file():
+                    found |= includes_of(root, target, known)
+    return known[name]
+
+
+def hidden_by_precompiled(root):
+    """What tests use of their precompiled header and do not include."""
+    root = pathlib.Path(root)
+    complaints = []
+    known = {}
+    precompiled = includes_of(root, PRECOMPILED, known)
+    complaints += [f'{PRECOMPILED}: tests/layering/check_includes.py does not know how a use of <{header}> looks'
+                   for header in sorted(precompiled - USES.keys())]
+    sources = sorted(file for folder in ('unit', 'plugin', 'support') for file in (root / 'tests' / folder).glob('*.[ch]pp'))
+    for file in sources:
+        name = file.relative_to(root).as_posix()
+        text = re.sub(r'//.*|R"\((.|\n)*?\)"|"(\\.|[^"\\\n])*"', '', file.read_text(encoding='utf-8'))
+        complaints += [f'{name}: uses <{header}> and does not include it' for header, use in USES.items()
+                       if use.search(text) and header not in includes_of(root, name, known)]
+    if not sources:
+        complaints.append(f'{root}: no test to check')
+    return complaints
+
+
 def self_test():
     cases = [  # file, what it includes, is it a violation
         ('core/os/fd.cpp', '"core/os/fd.hpp"', False),
@@ -118,6 +171,21 @@ def self_test():
     with tempfile.TemporaryDirectory() as root:
         if not complaints_about(root):
             return 'an empty tree passes'
+    for text, violation in (('', False), ('std::map<int, int> a;', True), ('#include <map>\nstd::map<int, int> a;', False),
+                            ('#include "tests/support/a.hpp"\nstd::map<int, int> a;', False), ('// std::map', False),
+                            ('"std::map"', False), ('  EXPECT_EQ(1, 1);', True), ('std::multimap<int, int> a;', True)):
+        with tempfile.TemporaryDirectory() as root:
+            files = {PRECOMPILED: '#include <map>\n#include <gtest/gtest.h>\n',
+                     'tests/support/a.hpp': '#include <map>\n', 'tests/unit/a_test.cpp': text}
+            for name, content in files.items():
+                pathlib.Path(root, name).parent.mkdir(parents=True, exist_ok=True)
+                pathlib.Path(root, name).write_text(content, encoding='utf-8')
+            found = hidden_by_precompiled(root)
+            if bool(found) != violation:
+                return f'a test of {text!r}: expected a complaint: {violation}, got: {found}'
+            pathlib.Path(root, PRECOMPILED).write_text('#include <list>\n', encoding='utf-8')
+            if not any('<list>' in each for each in hidden_by_precompiled(root)):
+                return 'a precompiled header may have what nobody looks for'
     return None
 
 
@@ -126,7 +194,8 @@ def main():
         problem = self_test()
         complaints = [problem] if problem else []
     else:
-        complaints = complaints_about(sys.argv[1] if len(sys.argv) > 1 else '.')
+        root = sys.argv[1] if len(sys.argv) > 1 else '.'
+        complaints = complaints_about(root) + hidden_by_precompiled(root)
     print('\n'.join(complaints) or 'ok')
     return 1 if complaints else 0
 

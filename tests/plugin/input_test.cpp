@@ -6,6 +6,7 @@
 
 #include "tests/plugin/libvirtd.hpp"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 

@@ -62,13 +62,14 @@ configure() {
     rm -f "$dir.setup.log"
 }
 
-# build DIR [MESON OPTION...]: configures once, then builds. Two suites may want the same folder.
+# build DIR [MESON OPTION...]: configures once, then builds all of it, or only `targets`. Two suites may want the same
+# folder.
 build() {
     local dir=$1
     {
         flock 8
         if [ "$dir" = build ]; then configure "$@" $(unity_with_tests) "${lines[@]}"; else configure "$@"; fi
-        ninja -C "$dir" >"$dir.build.log" 2>&1 8<&- ||
+        ninja -C "$dir" ${targets-} >"$dir.build.log" 2>&1 8<&- ||
             { grep -vE '^\[[0-9]+/' "$dir.build.log" >&2; die "the build failed"; }
         mv "$dir.build.log" "$dir/build.log"
     } 8<"$PWD/meson.build"

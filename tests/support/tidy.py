@@ -5,7 +5,8 @@
 """clang-tidy on many files, unless the same has been looked at before: this source with all that it includes, this
 command, these checks, this clang-tidy. Where it found nothing a note is left in ${XDG_CACHE_HOME:-/var/cache}/leasehold-lint.
 
-Standard input: a line for each file, "BUILD-FOLDER CHECKS FILE". The exit status is 1 if there was anything to say.
+usage: tidy.py [CLANG-TIDY OPTION...] <lines of "BUILD-FOLDER CHECKS FILE"
+The exit status is 1 if there was anything to say.
 """
 
 import concurrent.futures
@@ -17,7 +18,7 @@ import shlex
 import subprocess
 import sys
 
-CLANG_TIDY = "clang-tidy"
+CLANG_TIDY, OPTIONS = "clang-tidy", sys.argv[1:]
 NOTES = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "/var/cache"), "leasehold-lint")
 
 
@@ -48,7 +49,7 @@ def name_of(folder, checks, file, about_tidy):
         rule = output_of(*words, "-M", "-Wno-everything", cwd=directory, stderr=subprocess.DEVNULL, text=True)
     except subprocess.CalledProcessError:
         return None
-    known = hashlib.sha256(repr((about_tidy, checks, words)).encode())
+    known = hashlib.sha256(repr((about_tidy, OPTIONS, checks, words)).encode())
     for name in sorted(set(rule.replace("\\\n", " ").split(":", 1)[1].split())):
         known.update(name.encode() + hashlib.sha256((directory / name).read_bytes()).digest())
     return known.hexdigest()
@@ -60,7 +61,7 @@ def look(job, about_tidy):
     name = name_of(folder, checks, file, about_tidy)
     if name and (NOTES / name).exists():
         return True
-    result = subprocess.run([CLANG_TIDY, "-p", folder, f"--checks={checks}", "--quiet", file],
+    result = subprocess.run([CLANG_TIDY, *OPTIONS, "-p", folder, f"--checks={checks}", "--quiet", file],
                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     print(result.stdout, end="", flush=True)
     if result.returncode == 0 and not result.stdout and name and os.access(NOTES, os.W_OK):

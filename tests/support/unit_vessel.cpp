@@ -2,6 +2,7 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "tests/support/unit_vessel.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 #include <fcntl.h>

@@ -8,6 +8,7 @@
 #include "tests/support/unit_media.hpp"
 #include "tests/support/unit_vessel.hpp"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <sstream>

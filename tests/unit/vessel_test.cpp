@@ -7,6 +7,7 @@
 #include "core/qemu/vessel.hpp"
 #include "tests/support/unit_vessel.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <thread>

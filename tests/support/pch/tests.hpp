@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // SPDX-FileCopyrightText: The leasehold authors
 //
-// What most tests include, read once for all of them (meson's b_pch). A test includes what it needs all the same: the
-// sanitizers' build goes without this header.
+// What most tests include, read once for all of them (meson's b_pch). A test includes what it needs all the same:
+// tests/layering sees to that.
 
 #include <algorithm>
 #include <chrono>
