@@ -7,7 +7,8 @@ for a moment or for longer than it waits, and libvirtds are killed.
 Each image is written to by whoever has it, and read again before he gives it up: what somebody else has written
 meanwhile is the end of the test. A host that was cut off for long is in doubt: it may have lost its leases, which the
 next resume of its guests has to notice. What it writes until then has to be kept out by the storage: as a QEMU would,
-each writer holds a lock on the image, too, with which the server throws the write away.
+each writer holds a lock on the image, too, with which the server throws the write away. So that leases are lost a guest
+of the other host asks for the images of one that is cut off for long, writes there, and reads when that one is back.
 
 LEASEHOLD_LAB_TORTURE=SECONDS runs it, so long on each storage, with the short lease times of the lab (--long has long
 ones: there are few cuts then). LEASEHOLD_LAB_SEED=N what to do. Both are printed.
@@ -56,7 +57,8 @@ class Side:
 class Ledger:
     """Who may write to which image by what leasehold has answered, and all that must not be."""
 
-    def __init__(self):
+    def __init__(self, fenced):
+        self.fenced = fenced  # no write of a host that has lost its lease comes through
         self.lock = threading.Lock()
         self.owners, self.known, self.living = {}, {}, set()
         self.wrong, self.counts = [], collections.Counter()
@@ -92,7 +94,7 @@ class Ledger:
         with self.lock:
             if writer is qemu or qemu.was_doubtful:
                 self.counts["looks"] += 1
-            elif writer and writer.was_doubtful:
+            elif writer and writer.was_doubtful and not self.fenced:
                 self.counts["late writes"] += 1
             else:
                 self.wrong.append(f"{qemu.image}: {qemu} found {word!r}, which {writer} has written")
@@ -104,6 +106,11 @@ class Ledger:
             for qemu in self.living if for_long else ():
                 if qemu.side is side:
                     qemu.doubt()
+
+    def possessions(self, side):
+        """The images of those who run there."""
+        with self.lock:
+            return [image for image, owner in self.owners.items() if owner.side is side]
 
     def failed(self, what):
         with self.lock:
@@ -148,10 +155,19 @@ class Guest:
         return answer
 
     def writes(self, qemu):
-        """Its word is in the image, where it has a lock; nobody else's may come there until it gives it up."""
+        """Its word is in the image, where it has a lock; nobody else's may come there until it gives it up. Nor may anybody
+        else have that lock, as those of two QEMUs: whoever was cut off between its lease and this one gets none."""
         word = qemu.word
         qemu.witnessed = all(self.witness(qemu, *words) for words in (
-            ("open", word, qemu.image, "direct"), ("ofd", word, "r", 90, 1), ("write", word, 0, word)))
+            ("open", word, qemu.image, "direct"), ("ofd", word, "w", 90, 1), ("write", word, 0, word)))
+
+    def writes_again(self, qemu):
+        """If its host is cut off the answer comes when that is over, and may be that its lease was lost."""
+        if qemu.witnessed and not self.witness(qemu, "write", qemu.word, 0, qemu.word):
+            self.ledger.counts["writes refused"] += 1
+            if not qemu.was_doubtful:
+                self.ledger.failed(f"{qemu} may not write")
+        return qemu
 
     def looks(self, qemu):
         if qemu.witnessed:
@@ -184,8 +200,8 @@ class Guest:
         self.ledger.add(qemu)
         return qemu
 
-    def start(self):
-        qemu = self.make(self.random.choice(self.sides), self.random.choice(self.images))
+    def start(self, side=None, image=None):
+        qemu = self.make(side or self.random.choice(self.sides), image or self.random.choice(self.images))
         if self.order(qemu, "register", self.name, self.number, qemu.image):
             self.ledger.granted(qemu)
             if self.resume(qemu):
@@ -269,7 +285,8 @@ class Guest:
                 self.state = ""
                 qemu = self.start()
             else:
-                what = self.random.choices((self.suspend, self.migrate, self.kill, self.end), (4, 4, 1, 1))[0]
+                what = self.random.choices((self.suspend, self.migrate, self.writes_again, self.kill, self.end),
+                                           (4, 4, 4, 1, 1))[0]
                 qemu = what(qemu)
             time.sleep(self.random.random())
         return qemu
@@ -287,7 +304,20 @@ def run(guest, until, left):
         guest.ledger.failed(f"{guest.name}: {type(error).__name__}: {error}")
 
 
-def cut_at_random(storage, sides, ledger, until):
+def steal(thieves, image, sides, until):
+    """The image of a host that is cut off is asked for on the other one. The QEMU that got it."""
+    side = next(side for side in sides if not side.cut_off)
+    thief = thieves.pop()
+    while time.monotonic() < until:
+        if qemu := thief.start(side, image):
+            thief.ledger.counts["stolen"] += 1
+            return thief, qemu
+        time.sleep(0.5)
+    thieves.append(thief)
+    return None
+
+
+def cut_at_random(storage, sides, ledger, thieves, until):
     """At most one long cut at a time; the two hosts always reach each other."""
     chance = random.Random(f"{SEED}-{storage.name}-cuts")
     lease = storages.SERVER_LEASE  # of NFSv4; NFSv3 has none, and loses none
@@ -295,22 +325,34 @@ def cut_at_random(storage, sides, ledger, until):
         time.sleep(2 + 8 * chance.random())
         side, for_long = chance.choice(sides), chance.random() < 0.3
         ledger.cut(side, for_long)
+        end = time.monotonic() + (lease * (1.5 + chance.random()) if for_long else 2 * chance.random())
+        images, stolen = ledger.possessions(side) if for_long else [], None
         side.host.cut(storage.server)
         try:
-            time.sleep(lease * (1.2 + chance.random()) if for_long else 2 * chance.random())
+            if images and len(thieves) > 0:
+                stolen = steal(thieves, chance.choice(images), sides, end)
+            time.sleep(max(0, end - time.monotonic()))
         finally:
             side.host.heal(storage.server)
         with ledger.lock:
             side.cut_off = False
+        if stolen:
+            thief, qemu = stolen
+            for _ in range(5):  # what is late comes now
+                time.sleep(1)
+                thief.looks(qemu)
+            thief.kill(qemu)
+            thieves.append(thief)
 
 
 @(lambda test: test if "LEASEHOLD_LAB_TORTURE" in os.environ else pytest.mark.long(test))
 @pytest.mark.parametrize("name", KINDS)
 def test_guests_at_random_on_hosts_that_are_cut_off(bring_up, actor, table, name):
     storage = bring_up(name)
-    ledger = Ledger()
+    ledger = Ledger(fenced=name == "nfs42")
     sides, images = [Side(host) for host in storage.clients], [storage.image() for _ in range(IMAGES)]
     guests = [Guest(number, storage, sides, images, ledger) for number in range(1, GUESTS + 1)]
+    thieves = [Guest(GUESTS + 1, storage, sides, images, ledger)]
     print(f"LEASEHOLD_LAB_SEED={SEED} LEASEHOLD_LAB_TORTURE={SECONDS}")
     for side in sides:
         side.host.ready_actors()  # before many want it
@@ -319,7 +361,7 @@ def test_guests_at_random_on_hosts_that_are_cut_off(bring_up, actor, table, name
     try:
         for thread in threads:
             thread.start()
-        cut_at_random(storage, sides, ledger, until)
+        cut_at_random(storage, sides, ledger, list(thieves), until)
         for thread in threads:
             thread.join(600)
             assert not thread.is_alive(), "a guest hangs"
@@ -328,7 +370,7 @@ def test_guests_at_random_on_hosts_that_are_cut_off(bring_up, actor, table, name
             if qemu:
                 guest.suspend(qemu)
     finally:
-        for guest in guests:
+        for guest in guests + thieves:
             guest.close()
     for number, image in enumerate(images, start=100):
         for host in storage.clients:
@@ -343,3 +385,5 @@ def test_guests_at_random_on_hosts_that_are_cut_off(bring_up, actor, table, name
     for what in ("granted", "looks", "acquire"):
         assert ledger.counts[what] > 0, f"no {what}: nothing was tried"
     assert ledger.counts["long cuts"] + ledger.counts["short cuts"] > 0, "nobody was cut off"
+    # NFSv3 never takes a lease from a host that is cut off.
+    assert (ledger.counts["stolen"] > 0) == (name == "nfs42") or ledger.counts["long cuts"] < 3, ledger.counts
