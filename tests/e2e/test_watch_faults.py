@@ -5,7 +5,8 @@
 by itself; what it says that it has done it has done; a guest that it has powered off is on again, or it says that it is
 off; no other guest notices; and the next round does what this one could not.
 
-Default: some of the calls, from the first that has to do with libvirt on. All of them, with each of their errors: --long.
+From the first call on that has to do with libvirt; how it looks is in tests/unit/command_test.cpp. Default: some of them.
+All, with each of their errors: LEASEHOLD_LONG=1.
 """
 
 import collections
@@ -51,7 +52,7 @@ class Round:
 def faults(plain):
     """(call, which of its errors) of those to try."""
     first = next(place for place, (_, name) in enumerate(plain.fallible) if name == "connect")
-    numbers = [int(number) for number, _ in plain.fallible[0 if LONG else first:]]
+    numbers = [int(number) for number, _ in plain.fallible[first:]]
     for number in numbers[:: 1 if LONG else max(1, len(numbers) // SOME)]:
         yield from ((number, choice) for choice in range(5 if LONG else 1))
 
@@ -118,7 +119,8 @@ def test_what_fails_while_it_acts_is_said_and_the_next_round_does_it(alpha, lab,
             check(rounds[-1], before)
             assert len(rounds) < 5, "\n".join(map(str, rounds))
     assert kinds, "nothing failed"
-    record_property(f"watch acts, {wish}", f"{sum(kinds.values())} faults of {len(kinds)} kinds, {acted} times it acted at once")
+    record_property(f"watch acts, {wish}",
+                    f"{sum(kinds.values())} faults of {len(kinds)} kinds, {acted} times it acted at once")
     if LONG:
         for kind, times in sorted(kinds.items()):
             record_property(f"watch acts, {wish}, {kind}", times)
