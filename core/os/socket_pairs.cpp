@@ -36,23 +36,11 @@ int trySocketAt(pid_t pid, int number, std::uint64_t& inode) {
     char target[64];
     const ssize_t length = readlink(linkOf(pid, number).c_str(), target, sizeof target);
     if (length < 0)
-        return errno;
+        return errno == ENAMETOOLONG ? ENOTSOCK : errno; // a file's
     const std::string_view text(target, static_cast<std::size_t>(length));
     const bool found = text.substr(0, kBegin.size()) == kBegin &&
                        std::from_chars(text.data() + kBegin.size(), text.data() + text.size(), inode).ec == std::errc();
     return found ? 0 : ENOTSOCK;
-}
-
-int tryInspectSocket(pid_t pid, int number, HeldSocket& socket) {
-    std::uint64_t inode = 0;
-    if (const int error = trySocketAt(pid, number, inode))
-        return error;
-    struct statx status;
-    if (statx(AT_FDCWD, linkOf(pid, number).c_str(), AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO | STATX_UID, &status) <
-        0)
-        return errno;
-    socket = {status.stx_ino, status.stx_uid, pid, number};
-    return S_ISSOCK(status.stx_mode) ? 0 : ENOTSOCK;
 }
 
 // The processes of which something could not be looked at.
@@ -114,6 +102,18 @@ private:
 };
 
 } // namespace
+
+int tryInspectSocket(pid_t pid, int number, HeldSocket& socket) {
+    std::uint64_t inode = 0;
+    if (const int error = trySocketAt(pid, number, inode))
+        return error;
+    struct statx status;
+    if (statx(AT_FDCWD, linkOf(pid, number).c_str(), AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO | STATX_UID, &status) <
+        0)
+        return errno;
+    socket = {status.stx_ino, status.stx_uid, pid, number};
+    return S_ISSOCK(status.stx_mode) ? 0 : ENOTSOCK;
+}
 
 std::optional<HeldSocket> inspectSocket(pid_t pid, int number) {
     HeldSocket socket;

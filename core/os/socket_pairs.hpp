@@ -26,7 +26,9 @@ struct HeldSocket {
     int number = 0;
 };
 
-// What the descriptor of this number is; nothing if it is no socket, or may not be looked at.
+// What the descriptor of this number is. 0, ENOTSOCK, or the error number: ENOENT where there is none.
+[[nodiscard]] int tryInspectSocket(pid_t pid, int number, HeldSocket& socket);
+// The same; nothing if it is no socket, or may not be looked at.
 std::optional<HeldSocket> inspectSocket(pid_t pid, int number);
 
 // Root has made it, as libvirtd is, or who runs as we do.

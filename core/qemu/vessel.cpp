@@ -3,6 +3,7 @@
 #include "core/qemu/vessel.hpp"
 
 #include "core/os/error.hpp"
+#include "core/os/open_files.hpp"
 #include "core/os/socket_pairs.hpp"
 
 #include <algorithm>
@@ -514,6 +515,12 @@ private:
     os::Fd directory_;
 };
 
+// Nobody may take what cannot be seen for a guest without leases.
+[[noreturn]] void keptOut(const SystemError& error) {
+    throw Error(Fault::system, std::string("its QEMU may not be looked into: ") + error.what() +
+                                   "; see whether a security module or a container keeps libvirtd out of it");
+}
+
 std::optional<QueueLock> tryLockOut(const os::Process& process, std::chrono::steady_clock::time_point deadline) {
     std::string path = "/proc/" + std::to_string(process.pid()) + "/fd";
     os::Fd directory;
@@ -521,7 +528,7 @@ std::optional<QueueLock> tryLockOut(const os::Process& process, std::chrono::ste
     if (error == ENOENT || error == ESRCH)
         return std::nullopt;
     if (error != 0)
-        throw SystemError(error, "open", path);
+        keptOut(SystemError(error, "open", path));
     while (flock(directory.get(), LOCK_EX | LOCK_NB) < 0)
         if (std::chrono::steady_clock::now() > deadline || process.diedWithin(std::chrono::milliseconds(5)))
             return std::nullopt;
@@ -578,9 +585,20 @@ std::optional<os::Fd> takePair(const os::Process& process, int number, const std
     return taken && isOurs(taken->get()) ? std::move(taken) : std::nullopt;
 }
 
+// What the guest's own QEMU has there; nothing if it is no socket, or the process has ended: then /proc says EACCES,
+// too (Linux fs/proc/base.c, proc_pid_readlink).
+std::optional<os::HeldSocket> inspectOwn(const os::Process& process, int number) {
+    os::HeldSocket socket;
+    const int error = os::tryInspectSocket(process.pid(), number, socket);
+    if (error == 0)
+        return socket;
+    if (error != ENOTSOCK && error != ENOENT && error != ESRCH && !process.diedWithin(std::chrono::milliseconds(0)))
+        keptOut(SystemError(error, "look at", os::pathThrough(process, number)));
+    return std::nullopt;
+}
+
 // The same where processes are searched: any of them may have put something else there meanwhile.
-std::optional<os::Fd> takeSocket(const os::Process& process, int number) {
-    auto seen = os::inspectSocket(process.pid(), number);
+std::optional<os::Fd> takeSocket(const os::Process& process, int number, const std::optional<os::HeldSocket>& seen) {
     auto taken = takePair(process, number, seen);
     return taken && isSeqpacket(taken->get()) && inodeOf(*taken) == seen->inode ? std::move(taken) : std::nullopt;
 }
@@ -642,7 +660,7 @@ struct End {
 };
 
 std::optional<End> tryEnd(const os::Process& process, int number) {
-    auto out = takeSocket(process, number);
+    auto out = takeSocket(process, number, inspectOwn(process, number));
     if (!out)
         return std::nullopt;
     auto message = peekHeader(out->get());
@@ -676,7 +694,10 @@ std::optional<End> search(const os::Process& process, const std::array<unsigned 
     // A large guest's is where it was put, in several messages.
     if (auto end = at(kFirstNumber + 1))
         return end;
-    for (int number : process.descriptors())
+    std::vector<int> numbers;
+    if (int error = process.tryListDescriptors(numbers); error != 0 && error != ENOENT && error != ESRCH)
+        keptOut(SystemError(error, "list the descriptors of process", std::to_string(process.pid())));
+    for (int number : numbers)
         if (auto end = at(number))
             return end;
     return std::nullopt;
@@ -776,7 +797,7 @@ bool Vessel::tryRead(const std::array<unsigned char, 16>& uuid, Contents content
 //   by the socket itself.
 bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents contents, const Choice& choose) {
     constexpr int kNumber = kFirstNumber + 1;
-    auto out = takePair(*process_, kNumber, os::inspectSocket(process_->pid(), kNumber));
+    auto out = takePair(*process_, kNumber, inspectOwn(*process_, kNumber));
     if (!out)
         return false;
     char room[kMaxMessage];
@@ -992,7 +1013,9 @@ std::optional<RunningGuest> guestAt(std::span<const os::HeldSocket> holders, Hos
         auto process = os::Process::openIfExists(holder.pid);
         if (!process)
             continue;
-        auto out = process->mayTakeDescriptors() ? takeSocket(*process, holder.number) : std::nullopt;
+        auto out = process->mayTakeDescriptors()
+                       ? takeSocket(*process, holder.number, os::inspectSocket(holder.pid, holder.number))
+                       : std::nullopt;
         if (!out || inodeOf(*out) != holder.inode) {
             unseen = unseen || isStillThere(*process, holder);
             continue;

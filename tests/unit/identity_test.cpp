@@ -13,8 +13,12 @@
 #include <fstream>
 #include <sstream>
 
+#include <fcntl.h>
+#include <linux/capability.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 namespace leasehold {
@@ -498,6 +502,120 @@ TEST_P(EngineWithDisks, AFileBelowThatOnlyQemuSeesKeepsTheGuestFromNothing) {
     EXPECT_TRUE(storedFor(qemu, web) == 2 || says(said.str(), "without a lease")) << said.str();
     expectRunsOn(web, disk, "a look");
     EXPECT_TRUE(says(refusalOf(mail, disk), "in use by guest 'web'"));
+}
+
+// From here on this process, and whoever it starts, may list no process's descriptors; all else it may (landlock(7)).
+// False where the kernel knows nothing of that.
+bool mayNotListDescriptors() {
+    constexpr long kCreate = 444, kAdd = 445, kRestrict = 446; // before Linux 5.13 no header has them
+    const std::uint64_t handled = 1 << 3;                      // LANDLOCK_ACCESS_FS_READ_DIR
+    const int rules = static_cast<int>(syscall(kCreate, &handled, sizeof handled, 0));
+    if (rules < 0)
+        return false;
+    for (const auto& entry : fs::directory_iterator("/")) {
+        if (entry.path() == "/proc" || !entry.is_directory())
+            continue;
+        struct __attribute__((packed)) {
+            std::uint64_t allowed;
+            std::int32_t beneath;
+        } rule{handled, open(entry.path().c_str(), O_PATH | O_CLOEXEC)};
+        syscall(kAdd, rules, 1, &rule, 0);
+        close(rule.beneath);
+    }
+    bool done = prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && syscall(kRestrict, rules, 0) == 0;
+    close(rules);
+    return done;
+}
+
+// What cannot be told drops nothing, and nobody is told that it did. The guest runs on, and who can look makes up for
+// it.
+TEST_P(EngineWithDisks, AQemuWhoseDescriptorsCannotBeListedLosesNothing) {
+    const std::string base = dir.file("base.img"), number = dir.path("pid");
+    unit::Child libvirtd([&](unit::Line& test) {
+        unit::demand(mayNotListDescriptors(), "SKIP");
+        unit::StandIn qemu([&] { // only whom it has started it may look into at all
+            web.pid = getpid();
+            unit::demand(!engine.registerGuest(web, both), "refused");
+            unit::demand(open(image.c_str(), O_RDWR) >= 0 && open(base.c_str(), O_RDONLY) >= 0, "no such file");
+        });
+        web.pid = qemu.pid();
+        std::ofstream(number) << web.pid << std::flush;
+        test.say(); // the guest runs when this libvirtd hears of it
+        test.hear();
+        const std::string problem = pauseAndRun(engine, web, both);
+        unit::demand(problem.empty(), "the resume: " + problem);
+        auto mustSay = [](const std::string& text, const std::string& what) {
+            unit::demand(text.find(what) != std::string::npos, "said: " + text);
+        };
+        mustSay(unit::errorOf([&] { engine.detach(web, other); }),
+                "whether its QEMU has closed '" + second + "' cannot be told (list /proc/");
+        unit::demand(warned("has open cannot be told (list /proc/"), "nothing is said");
+        mustSay(unit::errorOf([&] {
+                    (void)engine.acquire(web, {{base, Mode::readOnly}}, "");
+                }),
+                "its QEMU may not be looked into: open /proc/");
+        unit::demand(held(image) && held(second), "a lease was dropped");
+        test.say();
+        test.hear(); // its QEMU lives as long
+    });
+    libvirtd.line().hasWord(std::chrono::seconds(60)); // or it has ended
+    if (!fs::exists(number)) {
+        std::string problem = libvirtd.join();
+        if (problem == "SKIP")
+            GTEST_SKIP() << "this kernel has no Landlock";
+        FAIL() << problem;
+    }
+    libvirtd.line().hear();
+    std::ifstream(number) >> web.pid;
+    settings.leaseBackingFiles = false;
+    ASSERT_EQ(Engine(settings, [](const std::string&) {}).acquire(web, both, ""), std::nullopt);
+    libvirtd.line().say();
+    libvirtd.line().hasWord(std::chrono::seconds(60));
+    EXPECT_TRUE(says(refusalOf(mail, disk), "in use by guest 'web'"));
+    EXPECT_TRUE(says(refusalOf(mail, other), "in use by guest 'web'"));
+    EXPECT_EQ(inNewLibvirtd([&](const Engine& fresh) { return pauseAndRun(fresh, web, disk); }), "") << "it can look";
+    EXPECT_TRUE(says(refusalOf(mail, disk), "in use by guest 'web'"));
+    EXPECT_EQ(refusalOf(mail, other), "granted");
+    libvirtd.line().say();
+    EXPECT_EQ(libvirtd.join(), "");
+}
+
+// A security module keeps libvirtd out of QEMU, or a container has no CAP_SYS_PTRACE.
+TEST_P(EngineWithDisks, AQemuThatMayNotBeLookedIntoKeepsItsLeasesAndIsRefusedInWords) {
+    if (geteuid() != 0)
+        GTEST_SKIP() << "needs root, whose QEMU is another user's";
+    unit::StandIn qemu([&] {
+        web.pid = getpid();
+        unit::demand(!engine.registerGuest(web, both), "refused");
+        unit::demand(open(image.c_str(), O_RDWR) >= 0 && open(second.c_str(), O_RDWR) >= 0, "no such file");
+        unit::demand(setresgid(65534, 65534, 65534) == 0 && setresuid(65534, 65534, 65534) == 0, "no other user");
+    });
+    web.pid = qemu.pid();
+    ASSERT_EQ(engine.acquire(web, both, ""), std::nullopt);
+    unit::Child libvirtd([&](unit::Line&) {
+        __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+        __user_cap_data_struct sets[2]{};
+        unit::demand(syscall(SYS_capget, &header, sets) == 0, "capget");
+        for (auto* set : {&sets[0].effective, &sets[0].permitted})
+            *set &= ~(1u << CAP_SYS_PTRACE);
+        unit::demand(syscall(SYS_capset, &header, sets) == 0, "capset");
+        Engine fresh(settings, [](const std::string&) {});
+        const std::pair<const char*, std::function<void()>> calls[] = {
+            {"resume", [&] { unit::demand(!fresh.acquire(web, both, ""), "refused as if it had no leases"); }},
+            {"suspend", [&] { fresh.release(web, both); }},
+            {"begin of a migration", [&] { fresh.inquire(web, both); }},
+            {"unplug", [&] { fresh.detach(web, other); }},
+        };
+        for (const auto& [name, call] : calls) {
+            std::string refusal = unit::errorOf(call);
+            unit::demand(refusal.find("its QEMU may not be looked into: look at /proc/" + std::to_string(web.pid)) == 0,
+                         std::string(name) + ": " + refusal);
+        }
+    });
+    EXPECT_EQ(libvirtd.join(), "");
+    EXPECT_EQ(leaseOf(qemu, web, image), "exclusive");
+    EXPECT_EQ(leaseOf(qemu, web, second), "exclusive");
+    expectRunsOn(web, both, "it could be looked into again");
 }
 
 // More than are looked at: what QEMU has open cannot be told, so nothing is given up, and nobody is told that it was.
