@@ -5,6 +5,7 @@
 #include "core/lease/byte_range.hpp"
 #include "core/os/lock_table.hpp"
 #include "core/os/text.hpp"
+#include "core/storage/classify.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -107,6 +108,15 @@ public:
             return guest.tag.incarnation == mark.id && lease::hashDomain(guest.tag.uuid) == mark.domain;
         });
         return local == guests.end() ? nullptr : &*local;
+    }
+
+    // Of who is not on this host: his host, "" if that is not recorded. Nothing if all are here.
+    std::optional<std::string> distantHost(const std::vector<Mark>& marks) const {
+        std::optional<std::string> host;
+        for (const Mark& mark : marks)
+            if (!find(mark))
+                host = isRecorded(mark) ? record_->host : host.value_or("");
+        return host;
     }
 
     // Whether there was time for all processes of this host: who was not found may be one of them otherwise.
@@ -275,6 +285,14 @@ std::string explainTwin(const Guest& guest, const qemu::StoredLease& stored, con
            "; it has not handed it over: use it there, migrate it, or shut it down there first";
 }
 
+// Where the storage waits for hosts that have died: what to do if that of another holder is one.
+std::string adviseOnTheDead(const qemu::StoredLease& stored, const std::optional<std::string>& host) {
+    if (!host || !stored.remote || !storage::waitsForTheDead(storage::classify(stored.lease.get(), stored.path)))
+        return "";
+    return "; if that host is dead: make sure that it is off, and run: leasehold fenced " +
+           lease::hostForCommand(*host);
+}
+
 std::string explainForeigner(const Guest& guest, const qemu::StoredLease& stored, Neighbours& neighbours) {
     std::string who = findForeigners(stored, neighbours);
     return subjectOf(stored) + " is locked as a whole by " + (who.empty() ? "a program" : who) +
@@ -290,20 +308,22 @@ std::string explainForeigner(const Guest& guest, const qemu::StoredLease& stored
 std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, Mode mode,
                            const lease::Refusal& refusal, Neighbours& neighbours) {
     std::string subject = subjectOf(stored), self = quote(guest.name);
+    const std::string somewhere; // no name is known
     if (refusal.obstacle == Obstacle::beingTaken)
         return subject + " is just being taken or given up by another guest, for longer than guest " + self +
                " may wait; try again, and look for a stopped QEMU or libvirtd on " +
-               (stored.remote ? "the hosts that share it" : "this host");
+               (stored.remote ? "the hosts that share it" : "this host") + adviseOnTheDead(stored, somewhere);
     if (refusal.obstacle == Obstacle::foreignLock)
         return explainForeigner(guest, stored, neighbours);
     std::vector<Mark> marks = blockers(guest, refusal, mode);
     if (marks.empty() && refusal.obstacle == Obstacle::guestPresent)
-        return explainGuest(guest, stored, mode, "", marks);
+        return explainGuest(guest, stored, mode, "", marks) + adviseOnTheDead(stored, somewhere);
     Namer namer(stored, neighbours);
+    const std::string advice = adviseOnTheDead(stored, namer.distantHost(marks));
     if (refusal.obstacle == Obstacle::guestPresent)
-        return explainGuest(guest, stored, mode, listNames(namer, marks), marks);
+        return explainGuest(guest, stored, mode, listNames(namer, marks), marks) + advice;
     if (refusal.obstacle == Obstacle::sameGuest)
-        return explainTwin(guest, stored, namer, marks);
+        return explainTwin(guest, stored, namer, marks) + advice;
     return "guest " + self + " was taken over with " + subject + " by " +
            (marks.empty() ? "another QEMU" : listNames(namer, marks)) +
            "; what is left here is older than that one: use the other, and destroy this guest; only if the other has "

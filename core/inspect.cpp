@@ -460,22 +460,10 @@ std::string mediumName(const qemu::StoredLease& stored) {
     return stored.directory.open() ? "file-set" : stored.onImage() ? "byte-range" : "lease-file";
 }
 
-namespace {
-
-// The record may say anything, and people copy commands into a shell.
-bool isHostName(const std::string& name) {
-    return !name.empty() && name[0] != '-' && std::all_of(name.begin(), name.end(), [](unsigned char letter) {
-        return (letter >= 'a' && letter <= 'z') || (letter >= 'A' && letter <= 'Z') ||
-               (letter >= '0' && letter <= '9') || letter == '-' || letter == '.';
-    });
-}
-
-} // namespace
-
 std::vector<std::string> adviseOn(const ImageView& image) {
     std::vector<std::string> advice;
     bool distant = false;
-    std::string dead = "HOST"; // who would have to be dead
+    std::string host; // that would have to be dead
     for (const LeaseView& lease : image.leases) {
         bool named = lease.source != LeaseView::Source::nobody;
         std::string who = named                  ? "guest '" + lease.guest + "' on host '" + lease.host + "'"
@@ -483,7 +471,7 @@ std::vector<std::string> adviseOn(const ImageView& image) {
                                                  : "the guest that has it, of a process that could not be looked at,";
         if (lease.source != LeaseView::Source::vessel && image.storage.remote) {
             distant = true;
-            dead = isHostName(lease.host) ? lease.host : dead;
+            host = lease.host.empty() ? host : lease.host;
         }
         switch (lease.state) {
         case LeaseState::held:
@@ -510,6 +498,7 @@ std::vector<std::string> adviseOn(const ImageView& image) {
             break;
         }
     }
+    const std::string dead = lease::hostForCommand(host);
     if (distant && image.storage.hidesReadLocks)
         // On the server: living clients get their locks back in the grace period, because sm-notify tells them; the
         // dead one asks for none. unlock_ip and unlock_filesystem in /proc/fs/nfsd would take those of the living, too.
@@ -518,7 +507,7 @@ std::vector<std::string> adviseOn(const ImageView& image) {
             "it is off, and run: leasehold fenced " +
             dead + "; or on the NFS server" + (image.server.empty() ? "" : " '" + image.server + "'") +
             ": systemctl restart nfs-server && sm-notify -f; living hosts get their locks back");
-    else if (distant && image.storage.name.starts_with("CephFS"))
+    else if (distant && storage::waitsForTheDead(image.storage))
         advice.push_back(
             "if that host is dead: its locks stay until its client is evicted, by itself when "
             "somebody asks after session_timeout (60 s). At once, when you have made sure that it is off: leasehold "

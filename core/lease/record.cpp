@@ -33,6 +33,14 @@ std::string cleanName(std::string_view name) {
     return os::printable(name.substr(0, kMaxName));
 }
 
+std::string hostForCommand(const std::string& name) {
+    bool good = !name.empty() && name[0] != '-' && std::all_of(name.begin(), name.end(), [](unsigned char letter) {
+        return (letter >= 'a' && letter <= 'z') || (letter >= 'A' && letter <= 'Z') ||
+               (letter >= '0' && letter <= '9') || letter == '-' || letter == '.';
+    });
+    return good ? name : "HOST";
+}
+
 std::string encodeRecord(const OwnerRecord& record) {
     return "domain=" + cleanName(record.domain) + "\nuuid=" + formatUuid(record.uuid) +
            "\nincarnation=" + os::hexadecimal(record.incarnation) + "\nhost=" + cleanName(record.host) +

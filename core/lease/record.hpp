@@ -32,6 +32,10 @@ std::optional<OwnerRecord> parseRecord(std::string_view text);
 // Printable, and no longer than a file name may be.
 std::string cleanName(std::string_view name);
 
+// A host as it stands in a command that people copy into a shell: a record may say anything. "HOST" where it is no name
+// of one.
+std::string hostForCommand(const std::string& name);
+
 // Best effort, in both directions: without a record only the messages are poorer. As an extended attribute of an image,
 // or in a lease file from `offset` on.
 void writeRecord(int fd, const OwnerRecord& record);

@@ -184,6 +184,10 @@ constexpr std::array kFileSystems{
 
 } // namespace
 
+bool waitsForTheDead(const Storage& storage) {
+    return storage.hidesReadLocks || storage.name.starts_with("CephFS");
+}
+
 Storage classifyMount(std::uint32_t magic, const std::optional<Mount>& mount) {
     for (const FileSystem& candidate : kFileSystems)
         if (candidate.magic == magic)

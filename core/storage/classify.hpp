@@ -42,6 +42,10 @@ Storage classify(int fd, const std::string& path, std::span<const Override> over
 // The pure parts. The file system's magic number (statfs(2)), and its mount if /proc tells.
 Storage classifyMount(std::uint32_t magic, const std::optional<Mount>& mount);
 
+// The locks of a host that has died stay there for long, or until it boots, unless the storage is told that it is dead
+// (leasehold fenced).
+bool waitsForTheDead(const Storage& storage);
+
 // The directories that an overlay lies on, as its mount names them: upper, then lower and data-only ones. They are
 // paths of the mount namespace in which it was mounted, which need not be this one.
 std::vector<std::string> overlayLayers(const Mount& mount);

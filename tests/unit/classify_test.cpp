@@ -76,6 +76,7 @@ TEST(Classify, SharedFileSystemsWhoseByteRangeLocksCrossHostsCarryLeasesOfAllHos
         EXPECT_EQ(storage.scope, Scope::allHosts) << row.name;
         EXPECT_TRUE(storage.remote) << row.name;
         EXPECT_EQ(storage.hidesReadLocks, std::string(row.name) == "NFSv3");
+        EXPECT_EQ(waitsForTheDead(storage), storage.hidesReadLocks || std::string(row.name).starts_with("CephFS"));
         EXPECT_FALSE(storage.qemuLocksStayLocal) << row.name;
         EXPECT_FALSE(storage.flockImage) << row.name;
     }

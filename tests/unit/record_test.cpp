@@ -36,6 +36,13 @@ TEST(Record, IsLinesThatAPersonCanRead) {
                                       "mode=shared\nsince=1700000000\n");
 }
 
+TEST(Record, OfAHostIsPutIntoACommandOnlyWhatIsAName) {
+    for (const char* name : {"h1", "node-2.example.org", "192.0.2.1"})
+        EXPECT_EQ(hostForCommand(name), name);
+    for (const char* name : {"", "-f", "h1; reboot", "$(reboot)", "h'1", "h 1"})
+        EXPECT_EQ(hostForCommand(name), "HOST") << name;
+}
+
 TEST(Record, OfALaterVersionIsReadAsFarAsItIsKnown) {
     auto record = parseRecord(encodeRecord(sample()) + "colour=green\nno sign\n\n=\n");
     EXPECT_EQ(record, sample());
