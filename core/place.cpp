@@ -35,14 +35,14 @@ constexpr const char* kBesideName = ".leasehold";
 }
 
 // 0, or the error number.
-int tryStat(const std::string& path, const Settings& settings, struct stat& status) {
-    if (stat(path.c_str(), &status) == 0)
-        return 0;
-    if (errno != EACCES || !settings.imageUser || geteuid() != 0)
-        return errno;
+int tryStat(const std::string& path, os::Wanted wanted, const Settings& settings, struct stat& status) {
+    auto attempt = [&] { return os::tryStatAt(AT_FDCWD, path.c_str(), 0, wanted, status); };
+    const int error = attempt();
+    if (error != EACCES || !settings.imageUser || geteuid() != 0)
+        return error;
     // A server that squashes root (exports(5)) may keep it out of the directory, too.
     os::FileSystemUser user(*settings.imageUser, settings.imageGroup.value_or(getegid()));
-    return stat(path.c_str(), &status) == 0 ? 0 : errno;
+    return attempt();
 }
 
 // The name by which it is opened.
@@ -52,7 +52,7 @@ const std::string& wayTo(const Resource& resource) {
 
 struct stat statResource(const Resource& resource, const Settings& settings) {
     struct stat status, link;
-    int error = tryStat(wayTo(resource), settings, status);
+    int error = tryStat(wayTo(resource), os::Wanted::owner, settings, status);
     if (error == 0)
         return status;
     if (error == ENOENT && lstat(resource.path.c_str(), &link) == 0)
@@ -537,8 +537,8 @@ public:
 
     std::vector<Below> run() {
         struct stat image;
-        if (fstat(place_.stored.imageFd(), &image) < 0)
-            throw SystemError(errno, "stat", resource_.path);
+        if (int error = os::tryStatAt(place_.stored.imageFd(), "", AT_EMPTY_PATH, os::Wanted::identity, image))
+            throw SystemError(error, "stat", resource_.path);
         if (S_ISBLK(image.st_mode))
             device(image.st_rdev);
         else if (S_ISREG(image.st_mode))
@@ -707,12 +707,13 @@ Place findPlace(const Resource& resource, const Settings& settings) {
 
 std::optional<FileId> tryIdentifyResource(const Resource& resource, const Settings& settings) {
     struct stat status;
-    return tryStat(resource.path, settings, status) == 0 ? std::optional(os::fileIdOf(status)) : std::nullopt;
+    return tryStat(resource.path, os::Wanted::identity, settings, status) == 0 ? std::optional(os::fileIdOf(status))
+                                                                               : std::nullopt;
 }
 
 std::optional<FileId> identifyResource(const Resource& resource, const Settings& settings) {
     struct stat status;
-    int error = tryStat(resource.path, settings, status);
+    int error = tryStat(resource.path, os::Wanted::identity, settings, status);
     if (error == ENOENT || error == ENOTDIR || error == ELOOP)
         return std::nullopt;
     if (error != 0)

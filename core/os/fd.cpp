@@ -50,16 +50,11 @@ void ClosedTogether::closeAll() {
 
 namespace {
 
-// 0, or the error number. Without asking a server, which may not answer: what a file is never changes.
+// 0, or the error number.
 int identifyAt(int directory, const char* path, int flags, FileId& file, mode_t* type = nullptr) {
-    struct statx status;
-    if (statx(directory, path, flags | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &status) < 0)
-        return errno;
-    struct stat known {};
-    known.st_mode = status.stx_mode;
-    known.st_dev = makedev(status.stx_dev_major, status.stx_dev_minor);
-    known.st_ino = status.stx_ino;
-    known.st_rdev = makedev(status.stx_rdev_major, status.stx_rdev_minor);
+    struct stat known;
+    if (int error = tryStatAt(directory, path, flags, Wanted::identity, known))
+        return error;
     file = fileIdOf(known);
     if (type)
         *type = known.st_mode & S_IFMT;
@@ -67,6 +62,25 @@ int identifyAt(int directory, const char* path, int flags, FileId& file, mode_t*
 }
 
 } // namespace
+
+int tryStatAt(int directory, const char* path, int flags, Wanted wanted, struct stat& status) {
+    constexpr unsigned kIdentity = STATX_TYPE | STATX_INO;
+    constexpr unsigned kOwner = kIdentity | STATX_MODE | STATX_UID | STATX_GID | STATX_NLINK;
+    struct statx found;
+    // What a file is never changes.
+    const bool known = wanted == Wanted::identity;
+    if (statx(directory, path, flags | (known ? AT_STATX_DONT_SYNC : 0), known ? kIdentity : kOwner, &found) < 0)
+        return errno;
+    status = {};
+    status.st_mode = found.stx_mode;
+    status.st_uid = found.stx_uid;
+    status.st_gid = found.stx_gid;
+    status.st_nlink = found.stx_nlink;
+    status.st_dev = makedev(found.stx_dev_major, found.stx_dev_minor);
+    status.st_ino = found.stx_ino;
+    status.st_rdev = makedev(found.stx_rdev_major, found.stx_rdev_minor);
+    return 0;
+}
 
 FileId identify(int fd, const std::string& what, mode_t* type) {
     FileId file;

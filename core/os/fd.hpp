@@ -67,6 +67,15 @@ struct FileId {
     auto operator<=>(const FileId&) const = default;
 };
 
+// What of stat(2) is filled in by tryStatAt: type, device and inode, for which no server is asked that the path does
+// not need; or owner, permissions and number of names as well. Nothing else is asked for. On CephFS whoever wants a
+// size or a time waits for clients that do not answer and have had the file open, and the guest that writes to it waits
+// too (tests/lab/test_ceph.py).
+enum class Wanted { identity, owner };
+
+// `flags` are those of statx(2). 0, or the error number.
+[[nodiscard]] int tryStatAt(int directory, const char* path, int flags, Wanted wanted, struct stat& status);
+
 // `type` is what stat(2) calls S_IFMT, if it is wanted.
 FileId identify(int fd, const std::string& what, mode_t* type = nullptr);
 FileId fileIdOf(const struct stat& status);

@@ -100,6 +100,29 @@ def test_a_cluster_that_does_not_answer_is_not_waited_for(storage, hosts, one, a
     labs.wait_until(lambda: two.ask("register", "web", 2, wanted, timeout=60), "the image can be had", 120)
 
 
+# --- a client that does not answer
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["rebooted", "stopped"])
+def test_a_guest_runs_on_beside_a_client_that_does_not_answer_and_has_its_image_open_too(storage, hosts, one, actor, stopped):
+    """Who asks for the size of the image waits for that client, and so does who writes to it. A guest that is rebooted is
+    its host's first call without a state; it looks a path up, which ceph-fuse does not do without asking for the size."""
+    if storage.name == "cephfuse" and not stopped:
+        pytest.skip("ceph-fuse asks for the size whenever a path is looked up")
+    image, two = storage.image(), actor(hosts[1], "storage_timeout = 10\nhandoff_wait = 0\n")
+    two.ok("register", "web", 2, image)
+    two.ok("acquire", "web")
+    two.ok("open", "f", image, "direct")
+    one.refused("register", "db", 1, image)
+    state = [two.ok("release", "web")] if stopped else []
+    hosts[0].freeze()
+    try:
+        answers = [two.ask("acquire", "web", *state, timeout=25), two.ask("write", "f", 0, "late", timeout=25)]
+    finally:
+        hosts[0].thaw()
+    assert all(answers), [*map(str, answers)]
+
+
 # --- quotas and layouts
 
 
