@@ -22,7 +22,6 @@ from test_command import inspect  # noqa: E402
 COMMAND = hosts.command()
 SANLOCK = pathlib.Path("/usr/lib") / f"{os.uname().machine}-linux-gnu" / "libvirt" / "lock-driver" / "sanlock.so"
 LOCKD = SANLOCK.with_name("lockd.so")
-AGENT = pathlib.Path("/usr/lib/ocf/resource.d/heartbeat/VirtualDomain")
 
 pytestmark = [pytest.mark.skipif(not COMMAND.exists(), reason=f"{COMMAND} was not built"),
               pytest.mark.skipif(hosts.lock_manager() != "leasehold", reason="about leasehold's leases")]
@@ -145,30 +144,6 @@ def test_guests_of_sanlock_move_in(alpha, beta, image, guest):
 
 # --- every day
 
-@pytest.mark.skipif(not AGENT.exists(), reason=f"{AGENT} (Debian: resource-agents) is not installed")
-def test_pacemaker_s_agent_fails_a_start_that_is_refused_and_says_why(alpha, beta, image, images, guest):
-    disk = image()
-    holder, resource = guest(disk), guest(disk)
-    config = images / "guest.xml"
-    config.write_text(resource.xml().replace("<name>", "\n<name>").replace("</name>", "</name>\n"))  # the agent uses grep
-
-    def agent(action):
-        return hosts.run(AGENT, action, env={
-            **os.environ, "OCF_ROOT": "/usr/lib/ocf", "OCF_RESOURCE_INSTANCE": "guest", "HA_RSCTMP": str(images),
-            "OCF_RESKEY_config": str(config), "OCF_RESKEY_hypervisor": beta.uri, "OCF_RESKEY_force_stop": "1",
-            "HA_LOGFILE": str(images / "log"), "HA_DEBUGLOG": str(images / "debug")})
-    alpha.start_guest(holder)
-    assert agent("monitor").rc == 7, "it does not run"
-    refused = agent("start")
-    assert refused.rc == 1 and "Failed to start virtual domain" in refused.err
-    expect.names_holder(refused.out + refused.err, disk, holder, alpha)
-    alpha.destroy(holder)
-    assert agent("start").rc == agent("monitor").rc == 0
-    expect.taken(alpha, disk, by=(resource, beta))
-    assert agent("stop").rc == 0 and agent("monitor").rc == 7
-    expect.free(alpha, disk)
-
-
 def test_a_backup_is_read_below_an_overlay_while_the_guest_runs(alpha, image, images, guest):
     disk, copy = image("disk.qcow2", format="qcow2"), images / "copy.qcow2"
     runs = guest(hosts.Disk(disk, "vda", format="qcow2"))
@@ -181,7 +156,6 @@ def test_a_backup_is_read_below_an_overlay_while_the_guest_runs(alpha, image, im
     alpha.start_guest(runs)
     refused = typed(alpha, read[0], **read[1])
     assert refused.rc == 75 and "virsh backup-begin" in refused.err, refused
-    assert "qcow2" in alpha.inside(*documented("qemu-img info"), "-U", disk).out
     assert typed(alpha, "virsh snapshot-create-as GUEST backup --disk-only --no-metadata", GUEST=runs.name)
     words = words_on(alpha, read[0], **read[1])
     blocker = alpha.spawn(*words[:words.index("--") + 1], "sleep", "60", log="run.log")
@@ -197,6 +171,19 @@ def test_a_backup_is_read_below_an_overlay_while_the_guest_runs(alpha, image, im
     assert (result := typed(alpha, "virsh blockcommit GUEST vda --active --pivot", GUEST=runs.name)), result
     [lease] = inspect(alpha, disk)["leases"]
     assert lease["mode"] == "exclusive" and hosts.ok("qemu-img", "compare", "-U", disk, copy), lease
+
+
+def test_who_asks_nobody_is_not_stopped(alpha, image, images, guest):
+    """README.md, "What it does not protect"."""
+    disk, copy = image("disk.qcow2", format="qcow2"), images / "copy.qcow2"
+    runs = guest(hosts.Disk(disk, "vda", format="qcow2"))
+    alpha.start_guest(runs)
+    assert "format: qcow2" in typed(alpha, "qemu-img info -U disk.qcow2", disk_qcow2=disk).out
+    assert not alpha.inside("qemu-img", "convert", disk, copy) and alpha.inside("qemu-img", "convert", "-U", disk, copy)
+    first = disk.read_bytes()[:512]
+    written = alpha.inside(*documented("dd"), f"if={disk}", f"of={disk}", "bs=512", "count=1", "conv=notrunc")
+    assert written and disk.read_bytes()[:512] == first, written
+    expect.leased(disk)
 
 
 def test_what_no_guest_uses_is_committed_under_a_lease(alpha, image, images, guest):

@@ -58,15 +58,10 @@ RUN_BY = {
 }
 
 # Not run, and why. Keep it short.
-NEEDS_A_CLUSTER = "Pacemaker's shell, and a cluster"
 NOT_RUN = {
     "LIBGUESTFS_BACKEND=direct leasehold run disk.qcow2 -- virt-customize -a disk.qcow2 --update": "libguestfs boots a kernel",
     "LIBGUESTFS_BACKEND=direct virt-df -a disk.qcow2": "libguestfs boots a kernel",
-    "dd": "not to be typed: it says what leasehold does not stop",
     "dnf install ./build-packages/leasehold-*.rpm": "no Fedora here; tests/packages/test_rpm.py installs it with rpm",
-    "pcs resource cleanup GUEST": NEEDS_A_CLUSTER,
-    "pcs resource meta GUEST failure-timeout=120s": NEEDS_A_CLUSTER,
-    "qemu-img -U": "not to be typed: it says what leasehold does not stop",
     "semanage fcontext -a -t leasehold_lockspace_t '/shared/leases(/.*)?'": "the emulated node has no semanage",
     "systemctl edit leasehold-watch": "opens an editor",
     "systemctl restart nfs-server": "the emulated servers have no systemd; tests/lab/storage.py restarts theirs",
