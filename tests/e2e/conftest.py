@@ -15,10 +15,13 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 
 import expect
 import hosts
 import pytest
+
+sys.path.insert(0, str(hosts.ROOT / "tests" / "support"))  # documents
 
 
 STOCK, WITHOUT_LOCKS = "stock QEMU", "QEMU without image locks"

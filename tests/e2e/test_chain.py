@@ -9,6 +9,7 @@ import time
 import expect
 import hosts
 import pytest
+from documents import documented
 from steps import finished, performed, prepared
 from test_identity import goes_through, resumes
 
@@ -428,7 +429,7 @@ def test_a_pull_frees_what_lies_below(alpha, beta, template, guest, snapshot, em
     expect.free(beta, middle)
     is_read(beta, template)
     is_exclusive(beta, top)
-    alpha.ok("blockpull", owner.name, "vda", "--wait")
+    alpha.ok(*documented("virsh blockpull")[1:], owner.name, "vda", "--wait")
     goes_through(alpha, owner, resumes)
     expect.free(beta, template, middle)
     is_exclusive(beta, top)

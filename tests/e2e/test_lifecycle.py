@@ -6,6 +6,7 @@
 import expect
 import hosts
 import pytest
+from documents import documented
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_a_guest_suspended_before_libvirtd_died_resumes_after_it_came_back(alpha
 @pytest.mark.both_emulators
 def test_a_saved_guest_gives_its_image_away_and_is_restored_only_when_it_is_free(alpha, beta, disk, images, protected):
     alpha.boot(protected)
-    alpha.ok("save", protected.name, images / "ram")
+    alpha.ok(*documented("virsh save")[1:], protected.name, images / "ram")
     expect.free(beta, disk)
     other = hosts.Guest("in-between", [hosts.Disk(disk, "vda")])
     beta.start_guest(other)

@@ -8,6 +8,7 @@ import os
 import expect
 import hosts
 import pytest
+from documents import documented
 
 pytestmark = pytest.mark.skipif(not expect.LEASEHOLD, reason="these are leasehold's messages")
 
@@ -20,7 +21,7 @@ def test_the_refusal_of_a_start_comes_from_the_lock_manager_and_names_the_holder
     owner, late = guest(disk), guest(disk)
     alpha.start_guest(owner)
     beta.define(late)
-    error = beta.refused("start", late.name)
+    error = beta.refused(*documented("virsh start")[1:], late.name)
     assert "Lock Driver error" in error and "resource busy" in error
     expect.names_holder(error, disk, owner, alpha)
 

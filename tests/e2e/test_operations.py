@@ -9,15 +9,12 @@ import pathlib
 import re
 import shutil
 import subprocess
-import sys
 
 import expect
 import hosts
 import pytest
-
-sys.path.insert(0, str(hosts.ROOT / "tests" / "support"))
-from documents import documented  # noqa: E402
-from test_command import inspect  # noqa: E402
+from documents import documented
+from test_command import inspect
 
 COMMAND = hosts.command()
 SANLOCK = pathlib.Path("/usr/lib") / f"{os.uname().machine}-linux-gnu" / "libvirt" / "lock-driver" / "sanlock.so"

@@ -7,14 +7,11 @@ import contextlib
 import os
 import pathlib
 import shutil
-import sys
 
 import expect
 import hosts
 import pytest
-
-sys.path.insert(0, str(hosts.ROOT / "tests" / "support"))
-from documents import documented  # noqa: E402
+from documents import documented
 
 AGENT = pathlib.Path("/usr/lib/ocf/resource.d/heartbeat/VirtualDomain")
 

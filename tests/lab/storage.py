@@ -9,6 +9,12 @@ missing, also after a host was killed.
 """
 
 import json
+import pathlib
+import shlex
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "support"))
+from documents import documented  # noqa: E402
 
 SERVER_LEASE = 15  # seconds that an NFSv4 client may be silent; Linux' default is 90
 # Seconds that a client may be silent: until others may take what it has for writing (session_timeout), and all the
@@ -122,7 +128,7 @@ class Nfs(Storage):
         """The kernel's NFS server goes and comes; its disk and its notes about clients stay."""
         self.server.ok("rpc.nfsd 0")
         self.start_nfsd(self.server, SERVER_LEASE)
-        self.server.ok("sm-notify -f")
+        self.server.ok(shlex.join(documented("sm-notify -f")))
 
     def mount(self, host):
         self.start_statd(host)

@@ -3,6 +3,7 @@
 
 """leasehold fenced: storage that waits for a dead host is told that it is dead. It is told nothing about the living."""
 
+import shlex
 import time
 
 import conftest
@@ -10,17 +11,21 @@ import lab as labs
 import pytest
 import storage as storages
 import test_accidents as accidents
+from documents import documented
 
 WAITING = [name for name in ("nfs3", "cephfs", "cephfuse") if name in conftest.KINDS]
 LOCKSPACE = "/mnt/nfs3/fenced"  # where leases are that say who has them, which images on NFSv3 cannot
+SURE = "--i-made-sure-it-is-off"
 CONF = f'file_lockspace_dir = "{LOCKSPACE}"\n'
 pytestmark = [pytest.mark.needs(*WAITING),
               pytest.mark.last]
 
 
-def fenced(host, *words, rc=None, under=""):
+def fenced(host, dead, *options, rc=None, under=""):
+    printed = {(): "leasehold fenced HOST", (SURE,): "leasehold fenced HOST --i-made-sure-it-is-off"}
+    words = documented(printed[options], HOST=dead)
     for _ in range(3):  # the monitor's answer to who has just come may be EPERM, as in storage.persistently
-        result = host.run(f"{under} {labs.GUEST_DIR}/leasehold fenced {' '.join(words)}", timeout=240)
+        result = host.run(f"{under} {labs.GUEST_DIR}/{shlex.join(words)}", timeout=240)
         if "EPERM: problem getting command descriptions" not in result.out:
             break
     assert rc is None or result.rc == rc, str(result)
@@ -49,7 +54,7 @@ def with_faults(living, limit):
     report = "/run/injected"
 
     def told(number):
-        said = fenced(living, "h1", "--i-made-sure-it-is-off", under=f"{labs.GUEST_DIR}/inject {report} {number} 0")
+        said = fenced(living, "h1", SURE, under=f"{labs.GUEST_DIR}/inject {report} {number} 0")
         how = [line.partition(" ") for line in living.ok(f"cat {report}").splitlines()]
         left = living.ok("ls -d /run/leasehold-fenced-* 2>/dev/null; ip -o link | cut -d: -f2; ip -o addr show dev eth1")
         return said, how, left
@@ -71,7 +76,7 @@ def deaths(kinds, request):
         for actor, guest, number, path in ((holder, "db", 1, image), (neighbour, "web", 2, other)):
             actor.ok("register", guest, number, path)
             actor.ok("acquire", guest)
-    said = {"alive": fenced(living, "h1", "--i-made-sure-it-is-off")}
+    said = {"alive": fenced(living, "h1", SURE)}
     after_that = {name: guests[name][0].ask("acquire", "db") for name in kinds}
     named = kinds["nfs3"].image() if "nfs3" in kinds else None
     if named:
@@ -90,13 +95,13 @@ def deaths(kinds, request):
         refused[LOCKSPACE] = living.actor(living.lab.unique("named"), CONF).ask("register", "late", 3, named)
         said["inspected"] = living.run(f"{labs.GUEST_DIR}/leasehold inspect --config /run/fenced.conf {named}")
     start = time.monotonic()
-    said["sure"] = fenced(living, "h1", "--i-made-sure-it-is-off")
+    said["sure"] = fenced(living, "h1", SURE)
     free = {}
     for name, taker in takers.items():
         labs.wait_until(lambda name=name, taker=taker: taker.ask("register", "late", 3, guests[name][1], timeout=60),
                         f"the image on {name} is free", 60)
         free[name] = time.monotonic() - start
-    said["again"] = fenced(living, "h1", "--i-made-sure-it-is-off")
+    said["again"] = fenced(living, "h1", SURE)
     said["with faults"] = [*with_faults(living, 100 if request.config.getoption("--long") else SOME)] if labs.inject().exists() else []
     yield said, guests, free, after_that, refused
     for _, _, neighbour, _ in guests.values():
@@ -182,6 +187,6 @@ def test_whatever_fails_while_a_host_is_told_dead_it_is_told_or_it_says_that_it_
 
 def test_hosts_that_nobody_knows_and_the_host_itself_are_refused(deaths, kinds):
     living = next(iter(kinds.values())).clients[1]
-    assert "nobody knows" in fenced(living, "stranger", "--i-made-sure-it-is-off", rc=1).out
-    assert "is this host" in fenced(living, living.name, "--i-made-sure-it-is-off", rc=1).out
-    assert "is this host" in fenced(living, living.address, "--i-made-sure-it-is-off", rc=1).out
+    assert "nobody knows" in fenced(living, "stranger", SURE, rc=1).out
+    assert "is this host" in fenced(living, living.name, SURE, rc=1).out
+    assert "is this host" in fenced(living, living.address, SURE, rc=1).out

@@ -6,11 +6,13 @@ and refused in words elsewhere. The facts stand beside what follows from them: w
 volumes do with locks. (That it behaves as a lease is in test_leases.py.)"""
 
 import json
+import shlex
 
 import lab as labs
 import pytest
 import storage as storages
 import test_accidents as accidents
+from documents import documented
 
 pytestmark = pytest.mark.needs("gluster")
 
@@ -70,11 +72,12 @@ def test_a_volume_whose_clients_are_not_strict_is_refused_with_the_commands_that
     text = one.refused("register", "db", 1, image)
     for words in ("gluster volume set lax client.strict-locks on", f"umount {directory} && mount {directory}"):
         assert words in text, text
-    storage.server.ok("gluster volume set lax client.strict-locks on", timeout=60)
+    storage.server.ok(shlex.join(documented("gluster volume set VOLUME client.strict-locks on", VOLUME="lax")), timeout=60)
     assert "client.strict-locks" in one.refused("register", "db", 1, image), "its mount was made before"
     for host in hosts:
-        host.ok(f"umount {directory}")
-        storage.mount_at(host, "lax", directory)
+        host.ok(shlex.join(documented("umount /mnt/volume", _mnt_volume=directory)))
+        host.ok(f"echo {storage.server.name}:/lax {directory} glusterfs >>/etc/fstab")
+        host.ok(shlex.join(documented("mount /mnt/volume", _mnt_volume=directory)), timeout=120)
     one.ok("register", "db", 1, image)
     assert "in use by guest 'db'" in two.refused("register", "web", 2, image)
 

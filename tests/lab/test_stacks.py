@@ -6,9 +6,11 @@ Two guests never have two layers of it, the refusal names the layer, and what th
 (Stacks on loop devices are in tests/unit/place_test.cpp.)"""
 
 import base64
+import shlex
 import struct
 
 import pytest
+from documents import documented
 
 pytestmark = pytest.mark.needs("devices")
 
@@ -135,6 +137,20 @@ def test_a_logical_volume_and_its_physical_volume_and_the_disk_are_one_resource(
     two.ok("register", "late", 3, f"{DISK}2")
 
 
+def test_a_copied_volume_group_is_another_one_when_it_has_uuids_of_its_own(host, volume, host_actor):
+    one, two = (host_actor(f'{KNOWING}\nsingle_host = 1\nlvm_lockspace_dir = "/run/lvm-leases"') for _ in range(2))
+    host.ok(f"mkdir -p -m 700 /run/lvm-leases && dd if={DISK}1 of={DISK}2 bs=1M conv=fsync status=none")
+    one.ok("register", "db", 1, volume)
+    words = documented("vgimportclone -n NEWVG DEVICE", NEWVG="copy", DEVICE=f"{DISK}2")
+    host.ok(f"{shlex.join(words)} && vgchange -qq -ay copy")
+    try:
+        two.ok("register", "web", 2, "/dev/copy/one")
+        assert len(host.ok("ls /run/lvm-leases").split()) == 2
+        two.ok("kill", "web")
+    finally:
+        host.ok(f"vgchange -qq -an copy && vgremove -qq -ff -y copy && pvremove -qq -ff -y {DISK}2")
+
+
 def test_an_md_device_and_its_members_and_their_disk_are_one_resource(raid, one, two):
     for lower in (f"{DISK}1", f"{DISK}2", DISK):
         exclude_each_other(one, two, raid, lower, raid)
@@ -202,7 +218,7 @@ def test_a_physical_volume_of_an_active_group_is_refused(volume, host_actor):
 
 
 def test_a_physical_volume_of_a_group_that_is_not_active_is_a_disk_like_any_other(host, volume, host_actor):
-    host.ok("vgchange -qq -an stack")
+    host.ok(shlex.join([*documented("vgchange -an"), "-qq", "stack"]))
     host_actor("").ok("register", "db", 1, f"{DISK}1")
 
 

@@ -20,6 +20,7 @@ for folder in ("lab", "e2e", "support"):
     sys.path.insert(0, str(ROOT / "tests" / folder))
 
 import hosts  # noqa: E402
+from documents import documented  # noqa: E402
 from folders import folder_of_one_run  # noqa: E402
 
 NOBODY = 65534
@@ -29,12 +30,20 @@ CHROOT = ROOT / "tests" / "support" / "chroot"
 # What a node has before and beside leasehold. Fetched once; each run installs them as a newcomer would.
 NODE = ["libvirt-daemon-system", "libvirt-clients", "qemu-system-x86"]
 CONF = "/etc/libvirt/qemu-leasehold.conf"
+PROGRESS = {}  # {kind: [(what its last build said, whether it was still building)]}
 
 
 def build(kind, source, out, *user, **environment):
-    """Runs packaging/build-KIND.sh of that source tree: {file name: path}."""
-    script = source / "packaging" / f"build-{kind}.sh"
-    printed = hosts.ok(*user, script, out, timeout=3600, env={**os.environ, **environment})
+    """Runs packaging/build-KIND.sh of that source tree: {file name: path}. What it says meanwhile is in PROGRESS."""
+    [script] = documented("packaging/build-rpm.sh") if kind == "rpm" else documented("packaging/build-deb.sh")
+    script = source / script.replace("deb", kind)
+    builder = subprocess.Popen([*map(str, user), script, out], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    said = PROGRESS[kind] = []
+    for line in builder.stderr:
+        said.append((line.rstrip("\n"), builder.poll() is None))
+    printed, _ = builder.communicate()
+    assert builder.returncode == 0, "\n".join(line for line, _ in said)
     return {pathlib.Path(line).name: pathlib.Path(line) for line in printed.splitlines()}
 
 

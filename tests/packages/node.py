@@ -24,6 +24,7 @@ import lab as labs
 import root_image
 
 sys.path.insert(0, str(hosts.ROOT / "tests" / "support"))
+from documents import documented  # noqa: E402
 from folders import folder_of_one_run  # noqa: E402
 
 IMAGE, ANOTHER = "/var/lib/libvirt/images/disk.img", "/var/lib/libvirt/images/another.img"
@@ -109,6 +110,10 @@ class Node(labs.Host):
         return super().run(f"export HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive; {command}", timeout)
 
     # What its administrator does. Both guests want one image.
+
+    def typed(self, command, **places):
+        """A command that a document prints."""
+        return self.run(shlex.join(documented(command, **places)))
 
     def apt(self, *words):
         """Without a network. Changed configuration is kept without a question."""

@@ -30,7 +30,8 @@ RECIPE = (pathlib.Path(__file__).resolve(), CHROOT, LIBVIRT_ON_DEBIAN, ROOT / "t
 PACKAGES = """
 systemd systemd-sysv udev dbus kmod iproute2 procps linux-image-amd64 apparmor
 libvirt-daemon-system libvirt-clients qemu-system-x86 e2fsprogs
-selinux-policy-default policycoreutils selinux-utils semodule-utils setools
+selinux-policy-default policycoreutils policycoreutils-python-utils selinux-utils semodule-utils setools
+nfs-kernel-server
 """.split()
 # What leasehold's package depends on beside libvirt: apt finds it on the node without a network.
 FETCHED = "libaugeas0 augeas-lenses"
@@ -127,6 +128,7 @@ def configure(root):
     root_image.compile_agent(root / "usr/local/sbin/lab-agent")
     (etc / "systemd/system/lab-agent.service").write_text(AGENT)
     root_image.command("systemctl", "--root", root, "enable", "lab-agent.service")
+    root_image.command("systemctl", "--root", root, "disable", "nfs-server.service")  # until somebody wants one
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import re
 
 import hosts
 import pytest
-from conftest import AS_NOBODY, CHROOT, ROOT, build, only
+from conftest import AS_NOBODY, CHROOT, KINDS, PROGRESS, ROOT, build, only
 
 
 def version():
@@ -27,6 +27,16 @@ def test_two_builds_are_identical(builds, kind, ends):
                    for files in builds[kind])
     assert len(once) >= 2
     assert once == again
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_builds_them_is_told_what_it_is_at(builds, kind):
+    if not PROGRESS.get(kind):
+        pytest.skip("these were built before")
+    (begun, still_building), *steps = PROGRESS[kind]
+    assert begun == f"building leasehold {version()}" and still_building
+    # Each ten seconds: where it takes less there are none.
+    assert all(re.fullmatch(r"  \d+ s: \S.*", step) for step, _ in steps), steps
 
 
 def test_the_release_s_tarball_packs_itself(tarball, released, nobodys):

@@ -11,6 +11,7 @@ import shutil
 import hosts
 import pytest
 from conftest import CONF, NODE, machine_with, only
+from documents import documented
 
 PLUGIN = "/usr/lib/x86_64-linux-gnu/libvirt/lock-driver/leasehold.so"
 LINE = 'lock_manager = "leasehold"'
@@ -29,7 +30,8 @@ class Node:
         self.image.chmod(0o666)
         machine.shared.chmod(0o755)
         self.guests = [hosts.Guest(name, [hosts.Disk(self.image, "vda")]) for name in ("first", "second")]
-        self.installation = machine.apt("install", deb, *NODE)
+        self.installation = machine.apt(
+            *documented("apt install ./build-packages/leasehold_*.deb", __build_packages_leasehold___deb=deb)[1:], *NODE)
         assert self.installation, str(self.installation)
 
     def virsh(self, *words):

@@ -7,16 +7,13 @@ this order; what ours does on a machine without all that, a removal above all, i
 
 import json
 import shlex
-import sys
 
 import lab as labs
 import node as nodes
 import pytest
-from conftest import CONF, ROOT
+from conftest import CONF
+from documents import documented
 from node import ANOTHER, IMAGE
-
-sys.path.insert(0, str(ROOT / "tests" / "support"))
-from documents import documented  # noqa: E402
 
 
 def denials(node):
@@ -58,6 +55,7 @@ def test_a_guest_that_apparmor_confines_holds_its_lease(node):
 def test_another_guest_is_refused_and_told_who_has_the_image(node):
     node.second_is_refused()
     assert node.runs()
+    assert "is in use by guest 'first'" in node.journal(*documented("journalctl -u libvirtd")[1:])
 
 
 def test_it_is_suspended_with_its_lease_and_resumed(node):
@@ -90,7 +88,7 @@ def test_libvirtd_comes_back_to_a_guest_with_its_lease(node, how):
 
 
 def test_the_watcher_with_its_few_rights_sees_the_guest(node):
-    started = node.run("systemctl enable --now leasehold-watch")
+    started = node.typed("systemctl enable --now leasehold-watch")
     assert started, str(started)
     node.watcher_sees("1 guest, 1 lease, 0 lost")
     assert node.journal("-u", "leasehold-watch", "-p", "warning") == ""
@@ -102,12 +100,21 @@ def test_the_watcher_writes_metrics_with_the_example_that_is_installed(node):
     node.ok(f"mkdir -p {drop_in} {folder}")  # the latter is there with Debian's prometheus-node-exporter
     node.ok(f"cp /usr/share/doc/leasehold/examples/leasehold-watch-metrics.conf {drop_in}/")
     for command in ("systemctl daemon-reload", "systemctl restart leasehold-watch"):
-        node.ok(shlex.join(documented(command)))
+        assert (result := node.typed(command)), result
     node.watcher_sees("1 guest, 1 lease, 0 lost")
     metrics = node.ok(f"cat {folder}/leasehold.prom")
     [lease] = [line for line in metrics.splitlines() if line.startswith("leasehold_lease{")]
     assert 'guest="first"' in lease and f'pid="{node.qemu()}"' in lease and IMAGE in lease, metrics
     assert node.journal("-u", "leasehold-watch", "-p", "warning") == ""
+
+
+def test_the_watcher_gets_other_options_as_any_unit(node):
+    """leasehold(8). The editor of this test puts a file in the place of what it is to edit."""
+    node.ok("printf '[Service]\\nTimeoutStopSec=17s\\n' >/run/options")
+    node.ok("printf '#!/bin/sh\\nfor last; do :; done; cp /run/options \"$last\"\\n' >/run/editor && chmod +x /run/editor")
+    edit = shlex.join(documented("systemctl edit leasehold-watch"))  # only on a terminal
+    edited = node.run(f"SYSTEMD_EDITOR=/run/editor script -qec {shlex.quote(edit)} /dev/null")
+    assert edited and node.ok("systemctl show -P TimeoutStopUSec leasehold-watch") == "17s\n", edited
 
 
 def test_an_upgrade_under_it_restarts_nothing_and_keeps_its_lease(node, newer):
@@ -123,7 +130,7 @@ def test_an_upgrade_under_it_restarts_nothing_and_keeps_its_lease(node, newer):
     # The watcher holds nothing that could be lost, so it is the new one at once.
     node.watcher_sees("1 guest, 1 lease, 0 lost")
     assert node.ok("systemctl show -P MainPID leasehold-watch") != watcher
-    node.ok("systemctl restart libvirtd")
+    assert (result := node.typed("systemctl restart libvirtd")), result
     node.second_is_refused()
     assert node.lease() == lease
     assert node.virsh("suspend", "first") and node.virsh("resume", "first")
@@ -152,13 +159,20 @@ def test_the_watcher_pauses_a_guest_whose_lease_is_lost(node):
     node.watcher_sees("1 guest, 1 lease, 0 lost")
     node.ok("rm /var/lib/leasehold/file-*")
     labs.wait_until(lambda: node.virsh("domstate", "second").out.strip() == "paused", "the guest is paused")
-    assert f"the lease on '{IMAGE}'" in node.journal("-u", "leasehold-watch", "-p", "crit")
+    assert f"the lease on '{IMAGE}'" in node.journal(*documented("journalctl -u leasehold-watch")[1:], "-p", "crit")
     found = node.ok(shlex.join([*documented("journalctl MESSAGE_ID=227211fdaee94e16b697a64f66c6fe84"), "-o", "json"]))
     [lost] = [json.loads(line) for line in found.splitlines()]
     assert (lost["LEASEHOLD_EVENT"], lost["LEASEHOLD_GUEST"], lost["LEASEHOLD_PATH"]) == ("lost", "second", IMAGE)
     assert "second" in node.journal("LEASEHOLD_EVENT=acted", "LEASEHOLD_GUEST=second", "_SYSTEMD_UNIT=leasehold-watch.service")
     assert node.virsh("destroy", "second")
     assert node.run("systemctl is-active leasehold-watch").out == "active\n"
+
+
+def test_an_nfs_server_is_restarted_and_tells_its_clients(node):
+    """OPERATIONS.md, "A host died". What that does to locks is asked in the lab, whose servers have no systemd."""
+    for command in ("systemctl restart nfs-server", "sm-notify -f"):
+        assert (result := node.typed(command)), result
+    assert node.ok("systemctl is-active nfs-server") == "active\n" and node.ok("cat /proc/fs/nfsd/threads") != "0\n"
 
 
 def test_apparmor_has_forbidden_nothing(node):

@@ -13,6 +13,7 @@ import node as nodes
 import node_image
 import pytest
 from conftest import CHROOT, CONF, only
+from documents import documented
 from node import ANOTHER, IMAGE
 
 LOCKSPACE = "leasehold_lockspace_t"
@@ -23,6 +24,8 @@ cd {folder}
 semodule -n -s default -i libvirt_on_debian.pp -X 200 -i leasehold.pp
 cp /etc/selinux/default/policy/policy.* policy
 cp /etc/selinux/default/contexts/files/file_contexts* .
+{semanage}
+matchpathcon -n /shared/leases/lvm >shared
 """
 
 
@@ -38,7 +41,8 @@ def linked(builds, tmp_path_factory):
     hosts.ok("sh", "-c", 'cd "$1" && rpm2cpio "$2" | cpio -i --quiet --to-stdout "*/leasehold.pp" >leasehold.pp', "sh",
              folder, package)
     node_image.libvirt_on_debian(folder)
-    on_debian(folder, LINK.format(folder=folder))
+    on_debian(folder, LINK.format(folder=folder, semanage=shlex.join(documented(
+        "semanage fcontext -a -t leasehold_lockspace_t '/shared/leases(/.*)?'"))))
     return folder
 
 
@@ -95,6 +99,10 @@ def test_linked_with_debians_policy_it_allows_what_leasehold_does(allowed, sourc
 
 def test_guests_get_nothing_of_a_lockspace(allowed):
     assert allowed[NOT_FOR_GUESTS] == set()
+
+
+def test_a_lockspace_elsewhere_gets_its_label_as_the_manual_says(linked):
+    assert f":{LOCKSPACE}:" in (linked / "shared").read_text()
 
 
 def test_lockspaces_have_their_label(linked):
@@ -165,7 +173,7 @@ def test_it_keeps_its_lease_when_it_is_suspended_and_libvirtd_restarted(node):
 
 
 def test_the_watcher_sees_it(node):
-    started = node.run("systemctl enable --now leasehold-watch")
+    started = node.typed("systemctl enable --now leasehold-watch")
     assert started, str(started)
     node.watcher_sees("1 guest, 1 lease, 0 lost")
 
@@ -180,7 +188,8 @@ def test_disks_are_leased_while_they_are_plugged(node):
 
 def test_leases_in_a_lockspace_are_labelled_and_work(node):
     assert node.virsh("destroy", "first")
-    node.ok("mkdir -m 700 /var/lib/leasehold && restorecon -R /var/lib/leasehold")
+    node.ok("mkdir -m 700 /var/lib/leasehold")
+    assert (result := node.typed("restorecon -R /shared/leases", _shared_leases="/var/lib/leasehold")), result
     node.ok(f"""echo 'file_lockspace_dir = "/var/lib/leasehold"' >{CONF} && systemctl restart libvirtd""")
     started = node.virsh("start", "first")
     assert started, str(started)

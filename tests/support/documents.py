@@ -40,11 +40,13 @@ def commands():
 
 
 def documented(command, **places):
-    """The words of a printed command, with what stands for something replaced: GUEST="db"; "disk.qcow2" as disk_qcow2."""
+    """The words of a printed command, with what stands for something replaced, by one word or a list of them: GUEST="db";
+    "disk.qcow2" as disk_qcow2."""
     assert command in commands(), f"no document prints this: {command}"
     words = shlex.split(command)
     for place, what in places.items():
         stands = [word for word in words if re.sub(r"\W", "_", word) == place]
         assert stands, f"{place} does not stand in: {command}"
-        words = [str(what) if word in stands else word for word in words]
+        instead = [str(each) for each in what] if isinstance(what, list) else [str(what)]
+        words = [new for word in words for new in (instead if word in stands else [word])]
     return words

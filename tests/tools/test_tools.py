@@ -11,10 +11,14 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "support"))
+from documents import documented  # noqa: E402
 
 LEASEHOLD = str(pathlib.Path(os.environ.get("LEASEHOLD_PLUGIN_DIR", "build/plugin")).parent / "tools" / "leasehold")
 PATIENCE = 120  # seconds, for a machine that does other things as well
@@ -23,6 +27,13 @@ REFUSED, CANNOT_EXECUTE, NO_COMMAND = 75, 126, 127
 
 def call(*words, **options):
     return subprocess.run([LEASEHOLD, *map(str, words)], capture_output=True, text=True, timeout=PATIENCE, **options)
+
+
+def typed(command, *options, **places):
+    """A printed command of leasehold's, typed; with other options in the end, where `--` lets it."""
+    program, *words = documented(command, **places)
+    assert program == "leasehold"
+    return call(*words, *options)
 
 
 def inspect(image):
@@ -245,9 +256,13 @@ def test_run_gives_the_status_of_the_command_and_tells_its_own(image):
     assert call("run", image).returncode == 2
 
 
-def test_qemu_img_works_under_a_lease(image):
-    result = call("run", image, "--", "qemu-img", "resize", "-f", "raw", image, "2M")
-    assert result.returncode == 0 and image.stat().st_size == 2 << 20, result
+def test_qemu_img_works_under_a_lease(tmp_path):
+    disk = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1M"], check=True)
+    result = typed("leasehold run --wait 60 disk.qcow2 -- qemu-img resize disk.qcow2 +10G", disk_qcow2=disk)
+    assert result.returncode == 0, result
+    told = subprocess.run(["qemu-img", "info", "--output=json", disk], capture_output=True, check=True)
+    assert json.loads(told.stdout)["virtual-size"] == (10 << 30) + (1 << 20)
 
 
 def test_run_refuses_an_image_that_qemu_uses(image):
@@ -264,7 +279,7 @@ def test_status_lists_leases_by_name_in_every_format(image):
         lease = guest["leases"][0]
         assert (lease["path"], lease["state"], lease["storage"]["lease"]) == (str(image), "held", "byte-range")
         assert lease["since"] is not None
-        table = call("status", guest["uuid"]).stdout
+        table = typed("leasehold status [GUEST]", _GUEST_=guest["uuid"]).stdout
         assert f"{name}\t{first.pid}\t{image}\texclusive\theld" in table and "\x1b" not in table
         assert f'path="{image}"' in call("status", "--prometheus").stdout
     assert call("status", guest["uuid"]).returncode == 1
@@ -442,9 +457,9 @@ def test_status_names_a_qemu_without_leases(tmp_path):
 
 
 def test_classify_tells_what_cannot_be_leased(image):
-    assert call("classify", image).returncode == 0
+    assert typed("leasehold classify PATH", PATH=image).returncode == 0
     assert call("classify", "/proc/self/status").returncode == 4
-    assert call("classify", image, "/no/such").returncode == 1
+    assert typed("leasehold classify PATH...", PATH___=[image, "/no/such"]).returncode == 1
     said = call("classify", "/proc/version")
     assert said.returncode == 4 and "a <readonly/> disk is leased on this host only" in said.stdout
     assert "no lease can be taken" in call("inspect", "/proc/version").stdout
@@ -570,7 +585,7 @@ def test_check_reports_the_worst(tmp_path):
 
 
 def probe_both(first_directory, second_directory):
-    with running(LEASEHOLD, "probe", "--json", "--wait", "30", first_directory) as first:
+    with running(LEASEHOLD, *documented("leasehold probe DIR", DIR=first_directory)[1:], "--json", "--wait", "30") as first:
         wait_until(lambda: (pathlib.Path(first_directory) / ".leasehold-probe").exists())
         second = call("probe", "--json", second_directory)
         first.wait(PATIENCE)
@@ -726,8 +741,10 @@ def test_a_host_whose_mounts_cannot_be_read_has_not_told_its_storage():
 @pytest.mark.parametrize(("host", "words"), [
     (os.uname().nodename, "is this host"), ("127.0.0.1", "is this host"), ("no.such.host.invalid", "nobody knows")])
 def test_who_was_fenced_is_a_known_host_and_another_one(host, words):
-    result = call("fenced", host, "--i-made-sure-it-is-off")
+    result = typed("leasehold fenced HOST --i-made-sure-it-is-off", HOST=host)
     assert (result.returncode, result.stdout) == (1, "") and words in result.stderr, result
+    result = typed("leasehold fenced HOST", HOST=host)
+    assert result.returncode == 1 and words in result.stderr, result
 
 
 ALERT = pathlib.Path(__file__).resolve().parents[2] / "packaging" / "pacemaker" / "leasehold_fenced.sh"

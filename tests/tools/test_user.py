@@ -9,7 +9,7 @@ import shutil
 import subprocess
 
 import pytest
-from test_tools import (LEASEHOLD, PLUGIN, REFUSED, call, conf, enable, image, leased, of_nobody,  # noqa: F401
+from test_tools import (LEASEHOLD, PLUGIN, REFUSED, call, conf, documented, enable, image, leased, of_nobody,  # noqa: F401
                         running, wait_until)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -55,7 +55,8 @@ def test_run_takes_more_images_than_the_shell_lets_have_files_open(tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 10000:
         pytest.skip("the hard limit does not allow it")
-    result = call("run", *disks, "--", "sh", "-c", "ulimit -Sn", preexec_fn=limit)
+    result = call(*documented("leasehold run IMAGE... -- COMMAND", IMAGE___=disks, COMMAND=["sh", "-c", "ulimit -Sn"])[1:],
+                  preexec_fn=limit)
     assert (result.returncode, result.stdout) == (0, "1024\n"), result.stderr[-500:]
 
 

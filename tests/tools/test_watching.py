@@ -13,7 +13,8 @@ import subprocess
 import urllib.request
 
 import pytest
-from test_tools import LEASEHOLD, call, image, inspect, leased, running, stoppable_storage, wait_until  # noqa: F401
+from test_tools import (LEASEHOLD, call, image, inspect, leased, running, stoppable_storage, typed,  # noqa: F401
+                        wait_until)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 MONITORING = ROOT / "packaging" / "monitoring"
@@ -28,7 +29,8 @@ def promtool(*words, **options):
 
 def textfile_of(tmp_path):
     path = tmp_path / "leasehold.prom"
-    result = call("watch", "--once", "--dry-run", "--textfile", path)
+    result = typed("leasehold watch --textfile /var/lib/prometheus/node-exporter/leasehold.prom", "--once", "--dry-run",
+                   _var_lib_prometheus_node_exporter_leasehold_prom=path)
     assert "metrics" not in result.stdout, result
     return path
 
@@ -252,7 +254,7 @@ def test_what_every_verb_prints_is_what_the_schema_says(image, lost, tmp_path): 
     with leased(image), running("flock", stale, "cat"), running("qemu-img", "bench", "-f", "raw", "-c", "1", image), \
             running(LEASEHOLD, "run", "--config", conf, stale, "--", "cat") as other, open(image, "rb"):
         wait_until(lambda: str(other.pid) in call("status", "--json").stdout)
-        validate("inspect", call("inspect", "--json", image, stale, "/nonexistent").stdout)
+        validate("inspect", typed("leasehold inspect IMAGE...", "--json", IMAGE___=[image, stale, "/nonexistent"]).stdout)
         seen = validate("status", call("status", "--json").stdout)
         assert {"byte-range", "file-set"} <= {lease["medium"] for guest in seen["guests"] for lease in guest["leases"]}
         validate("classify", call("classify", "--json", image, "/proc/self/status", "/nonexistent").stdout)
