@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 DOCUMENTS = ("README.md", "OPERATIONS.md", "packaging/man/leasehold.8", "packaging/man/qemu-leasehold.conf.5")
 PROGRAMS = set("apt dd dnf gluster grep journalctl leasehold meson mount ninja packaging/build-deb.sh packaging/build-rpm.sh "
                "crm_mon crm_resource pcs ping qemu-img restorecon rm semanage sm-notify sudo systemctl tests/demo tests/run umount uname vgchange "
-               "vgimportclone virsh virt-customize virt-df guestfish cat sed ceph".split())
+               "vgimportclone virsh virt-df virt-sparsify cat sed ceph".split())
 
 
 @functools.cache
