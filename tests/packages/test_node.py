@@ -111,9 +111,10 @@ def test_the_watcher_writes_metrics_with_the_example_that_is_installed(node):
 def test_the_watcher_gets_other_options_as_any_unit(node):
     """leasehold(8). The editor of this test puts a file in the place of what it is to edit."""
     node.ok("printf '[Service]\\nTimeoutStopSec=17s\\n' >/run/options")
-    node.ok("printf '#!/bin/sh\\nfor last; do :; done; cp /run/options \"$last\"\\n' >/run/editor && chmod +x /run/editor")
+    node.ok("printf '#!/bin/sh\\nfor last; do :; done; cp /run/options \"$last\"\\n' >/usr/local/bin/editor")
+    node.ok("chmod +x /usr/local/bin/editor")
     edit = shlex.join(documented("systemctl edit leasehold-watch"))  # only on a terminal
-    edited = node.run(f"SYSTEMD_EDITOR=/run/editor script -qec {shlex.quote(edit)} /dev/null")
+    edited = node.run(f"SYSTEMD_EDITOR=/usr/local/bin/editor script -qec {shlex.quote(edit)} /dev/null")
     assert edited and node.ok("systemctl show -P TimeoutStopUSec leasehold-watch") == "17s\n", edited
 
 
