@@ -83,7 +83,7 @@ def test_the_bill_of_materials_names_all_that_the_programs_are_linked_to(deb, re
 def test_the_version_is_mesons(builds):
     assert f"leasehold_{version()}-1_amd64.deb" in builds["deb"][0]
     assert f"leasehold-{version()}-1.x86_64.rpm" in builds["rpm"][0]
-    assert f"## {version()}" in (ROOT / "NEWS.md").read_text()
+    assert re.search(rf"^## {re.escape(version())} \(\d{{4}}-\d\d-\d\d\)$", (ROOT / "NEWS.md").read_text(), re.MULTILINE)
 
 
 def test_both_say_where_leasehold_lives(builds, deb, rpm):
