@@ -220,9 +220,7 @@ exec sm-notify -d -f -m 1 -P "$5"
 class StateDirectory {
 public:
     // As statd keeps it (nfs-utils support/nsm/file.c): whom to notify, what number the last boot had, and who boots.
-    StateDirectory(const std::string& server, const std::string& host) {
-        if (!mkdtemp(path_.data()))
-            throw SystemError(errno, "make", path_);
+    StateDirectory(const std::string& server, const std::string& host) : StateDirectory() {
         for (const char* folder : {"/sm", "/sm.bak"})
             if (mkdir((path_ + folder).c_str(), 0700) < 0)
                 throw SystemError(errno, "make", path_ + folder);
@@ -243,6 +241,12 @@ public:
     const std::string& path() const { return path_; }
 
 private:
+    // By itself: what fails afterwards leaves nothing behind.
+    StateDirectory() {
+        if (!mkdtemp(path_.data()))
+            throw SystemError(errno, "make", path_);
+    }
+
     void write(const std::string& name, const std::string& text) {
         if (!g_file_set_contents((path_ + name).c_str(), text.data(), static_cast<gssize>(text.size()), nullptr))
             throw Error(Fault::system, "cannot write " + path_ + name);

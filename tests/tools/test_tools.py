@@ -737,6 +737,26 @@ def test_a_host_whose_mounts_cannot_be_read_has_not_told_its_storage():
     assert result.returncode == 1 and "mounts of this host cannot be read" in result.stderr, result
 
 
+FULL = """
+mount --bind "$1" /proc/$$/mountinfo && ip link add d0 type veth peer d1 && ip addr add 198.51.100.1/24 dev d0 &&
+    ip link set d0 up && trap '' XFSZ && ulimit -f 0 && shift && exec "$@"
+"""
+
+
+@needs_root
+def test_a_server_that_cannot_be_told_leaves_nothing_in_run(tmp_path):
+    """What it is told is written to /run first, which has no room."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text("30 1 0:50 / /mnt rw - nfs 198.51.100.3:/x rw,vers=3,addr=198.51.100.3\n")
+    result = subprocess.run(["unshare", "-m", "-n", "sh", "-c", FULL, "sh", mounts, LEASEHOLD, "fenced", "dead",
+                             "--address", "198.51.100.77", "--i-made-sure-it-is-off"], capture_output=True, text=True,
+                            timeout=PATIENCE)
+    if "leasehold" not in result.stderr + result.stdout:
+        pytest.skip(f"no mounts or links here: {result.stderr}")
+    assert result.returncode == 1 and "cannot write" in result.stdout, result
+    assert not [*pathlib.Path("/run").glob("leasehold-fenced-*")], result
+
+
 @needs_root
 @pytest.mark.parametrize(("host", "words"), [
     (os.uname().nodename, "is this host"), ("127.0.0.1", "is this host"), ("no.such.host.invalid", "nobody knows")])
