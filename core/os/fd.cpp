@@ -52,7 +52,7 @@ namespace {
 
 // 0, or the error number.
 int identifyAt(int directory, const char* path, int flags, FileId& file, mode_t* type = nullptr) {
-    struct stat known;
+    struct stat known {};
     if (int error = tryStatAt(directory, path, flags, Wanted::identity, known))
         return error;
     file = fileIdOf(known);
@@ -67,11 +67,11 @@ int tryStatAt(int directory, const char* path, int flags, Wanted wanted, struct 
     constexpr unsigned kIdentity = STATX_TYPE | STATX_INO;
     constexpr unsigned kOwner = kIdentity | STATX_MODE | STATX_UID | STATX_GID | STATX_NLINK;
     struct statx found;
+    status = {};
     // What a file is never changes.
     const bool known = wanted == Wanted::identity;
     if (statx(directory, path, flags | (known ? AT_STATX_DONT_SYNC : 0), known ? kIdentity : kOwner, &found) < 0)
         return errno;
-    status = {};
     status.st_mode = found.stx_mode;
     status.st_uid = found.stx_uid;
     status.st_gid = found.stx_gid;
