@@ -13,6 +13,8 @@ namespace {
 
 constexpr int kKindShift = kDomainBits + kIdBits;
 constexpr os::Range kWholeArea{kMarkArea, 0};
+constexpr os::Range kPresentArea{kMarkArea + (std::int64_t{2} << kKindShift), std::int64_t{3} << kKindShift};
+static_assert(static_cast<int>(MarkKind::presentExclusive) == 2 && static_cast<int>(MarkKind::presentReadOnly) == 4);
 // handoff and leaving are neighbours so that one unlock drops both.
 constexpr os::Range kHandoffArea{kMarkArea + (std::int64_t{5} << kKindShift), std::int64_t{2} << kKindShift};
 static_assert(static_cast<int>(MarkKind::handoff) == 5 && static_cast<int>(MarkKind::leaving) == 6);
@@ -107,6 +109,21 @@ std::vector<Mark> ByteRangeMedium::lookAt(std::uint32_t domain, Mode mode) const
         return marks;
     enumerate(rangeOf(MarkKind::handoff, domain), marks);
     enumerate(rangeOf(MarkKind::taken, domain), marks);
+    return marks;
+}
+
+std::vector<Mark> ByteRangeMedium::lookToJoin(std::uint32_t domain, Mode mode) const {
+    std::vector<Mark> marks;
+    enumerate(mode == Mode::exclusive ? kPresentArea : rangeOf(presentMark(mode, {domain, 0}).kind, domain), marks);
+    if (marks.empty())
+        return marks;
+    if (isLocked(rangeOf(MarkKind::handoff, domain))) {
+        marks.push_back({MarkKind::handoff, domain, 0});
+        return marks;
+    }
+    enumerate(byteOf({MarkKind::owner, 0, 0}), marks);
+    if (mode == Mode::shared)
+        enumerate(byteOf({MarkKind::sharedOwner, domain, 0}), marks);
     return marks;
 }
 

@@ -471,6 +471,11 @@ std::vector<Mark> FileSetMedium::lookAt(std::uint32_t domain, Mode mode) const {
     return marks;
 }
 
+// Behind one gate: of one instant.
+std::vector<Mark> FileSetMedium::lookToJoin(std::uint32_t domain, Mode mode) const {
+    return mode == Mode::exclusive ? look() : lookAt(domain, mode);
+}
+
 std::vector<Mark> FileSetMedium::look() const {
     Gate gate(directory_, name_);
     std::vector<Mark> marks;

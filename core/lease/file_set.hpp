@@ -46,6 +46,7 @@ public:
     bool any(MarkKind first, MarkKind last) const override;
     Rivals findRivals(std::uint32_t domain, Mode mode, std::optional<std::uint32_t> quoted) const override;
     std::vector<Mark> lookAt(std::uint32_t domain, Mode mode) const override;
+    std::vector<Mark> lookToJoin(std::uint32_t domain, Mode mode) const override;
     std::vector<Mark> look() const override;
     Note note() const override;
     void setNote(const Note& note) override;

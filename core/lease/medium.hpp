@@ -57,6 +57,12 @@ public:
     // their presents; and where there are presents, handoffs and takens. Few, however many other guests there are.
     virtual std::vector<Mark> lookAt(std::uint32_t domain, Mode mode) const = 0;
 
+    // Who is present: of this domain in this mode, and of all in exclusive mode, beside which there is hardly anybody.
+    // And of those who are there, whether one would hand over: one handoff of the domain, or `owner` and its owner mark
+    // if there is none. These are asked for after the presents; the other way round each of two that start at once
+    // could see a free `owner` and then the other, join it, and neither would run (tests/model).
+    virtual std::vector<Mark> lookToJoin(std::uint32_t domain, Mode mode) const = 0;
+
     // The marks of all others: for a refusal that names them, and where hardly anybody can be there. Here and in
     // lookAt each is read at an instant of its own; a mark that stays up during the whole call is always among them.
     virtual std::vector<Mark> look() const = 0;

@@ -83,11 +83,14 @@ View ask(const Incarnation& self, const Share& share) {
         if (any(MarkKind::presentExclusive, MarkKind::presentExclusive) ||
             any(MarkKind::presentReadOnly, MarkKind::presentReadOnly))
             return look(self, share);
-        return viewOf(self, share, share.medium->lookAt(self.domain, share.mode));
+        return viewOf(self, share, share.medium->lookToJoin(self.domain, share.mode));
     case Mode::exclusive:
         break;
     }
-    return isAlone(share) ? View{} : look(self, share);
+    if (isAlone(share))
+        return {};
+    View view = viewOf(self, share, share.medium->lookToJoin(self.domain, share.mode));
+    return view.peers > 0 && !view.strangers && !view.foreign ? view : look(self, share);
 }
 
 Answer refuse(std::size_t share, Obstacle obstacle, View& view) {
@@ -135,7 +138,8 @@ private:
 class Registrar {
 public:
     Registrar(const Incarnation& self, std::span<const Share> shares, const Patience& patience, Entry entry)
-        : self_(self), shares_(shares), waiter_(patience), entry_(entry), joined_(shares.size(), false) {}
+        : self_(self), shares_(shares), waiter_(patience), entry_(entry), joined_(shares.size(), false),
+          asked_(shares.size(), false) {}
 
     Registration run() {
         Registration result;
@@ -182,8 +186,8 @@ private:
 
     Answer lookFirst(std::size_t i) {
         View view = ask(self_, shares_[i]);
-        joined_[i] = view.peers > 0;
-        return refuseStrangers(i, view);
+        joined_[i] = asked_[i] = view.peers > 0;
+        return joined_[i] ? mayJoin(i, view) : refuseStrangers(i, view);
     }
 
     // The entry: `owner` for writing keeps everybody else out for exclusive mode and while a shared guest comes in;
@@ -250,15 +254,21 @@ private:
     // owner mark already (a guest that arrived suspended has none). Asked before our present mark is up, because even
     // a passing one can make a rival's cold start fail; and after, because only now nobody can slip in between.
     Answer join(std::size_t i) {
-        if (Answer refusal = mayJoin(i))
+        if (Answer refusal = asked_[i] ? std::nullopt : askToJoin(i))
             return refusal;
         if (Answer refusal = placePresent(i))
             return refusal;
-        return mayJoin(i);
+        return askToJoin(i);
     }
 
-    Answer mayJoin(std::size_t i) {
+    Answer askToJoin(std::size_t i) {
         View view = ask(self_, shares_[i]);
+        if (view.peers == 0 && shares_[i].mode == Mode::shared) // gone meanwhile: by whom is `owner` held?
+            view = lookAtOwnDomain(self_, shares_[i]);
+        return mayJoin(i, view);
+    }
+
+    Answer mayJoin(std::size_t i, View& view) {
         if (Answer refusal = refuseStrangers(i, view))
             return refusal;
         // Never a third: with two others one cannot tell whose state is the newest. The QEMU that an unfinished
@@ -277,6 +287,7 @@ private:
     Waiter waiter_;
     Entry entry_;
     std::vector<bool> joined_;
+    std::vector<bool> asked_; // whether it may join, at the first look
 };
 
 // The steps of acquireAll.
@@ -309,12 +320,14 @@ private:
     Answer takeAll() {
         for (std::size_t i = 0; i < shares_.size(); i++)
             turn_[i].before = shares_[i].mode == Mode::readOnly ? Note{.owner = true} : shares_[i].medium->note();
+        // Whoever had all owner marks before has looked with them in hand already, and whoever came since merely
+        // joined. Nothing is asked: each question is a round trip on network storage, and a walk over all locks of the
+        // image elsewhere.
+        if (std::all_of(turn_.begin(), turn_.end(), [](const Turn& turn) { return turn.before.owner; }))
+            return std::nullopt;
         for (std::size_t i = 0; i < shares_.size(); i++)
             if (Answer refusal = waitForTurn(i))
                 return refusal;
-        // Whoever had all owner marks before has looked with them in hand already.
-        if (std::all_of(turn_.begin(), turn_.end(), [](const Turn& turn) { return turn.before.owner; }))
-            return std::nullopt;
         for (std::size_t i = 0; i < shares_.size(); i++)
             if (Answer refusal = takeOwner(i))
                 return refusal;
@@ -428,12 +441,20 @@ Answer acquireAll(const Incarnation& self, std::span<const Share> shares, std::o
 
 namespace {
 
-// Offers the resource to whoever quotes the token, and to nobody with an older one. Gives what is noted now.
-Note raiseHandoff(const Incarnation& self, const Share& share, const Note& before, std::uint32_t token, bool leaving) {
+// What may be up already, though no note tells of it: a libvirtd that died has left it.
+enum class Remains {
+    go,   // at once
+    stay, // until the next acquire or inquire: nobody was told their token, and they let nobody in but a joiner
+};
+
+// Offers the resource to whoever quotes the token, and to nobody with one that was told. Gives what is noted now.
+Note raiseHandoff(const Incarnation& self, const Share& share, const Note& before, std::uint32_t token, bool leaving,
+                  Remains remains) {
     Note note{.owner = before.owner};
     if (before != note)
         share.medium->setNote(note);
-    share.medium->removeHandoff();
+    if (remains == Remains::go || before != note)
+        share.medium->removeHandoff();
     if (leaving)
         place(share, {MarkKind::leaving, self.domain, self.id});
     place(share, {MarkKind::handoff, self.domain, token});
@@ -456,13 +477,16 @@ std::uint32_t releaseAll(const Incarnation& self, std::span<const Share> shares)
         agreed = agreed && (token == 0 || notes[i].token == 0 || token == notes[i].token);
         token = notes[i].token ? notes[i].token : token;
     }
+    // A token that was just drawn is up nowhere. That of another resource may be, and a mark must not be placed twice
+    // (ceph-fuse, see Acquirer::takeOwner).
+    const Remains remains = token == 0 ? Remains::stay : Remains::go;
     // A libvirtd that died while it changed the token leaves two: neither can be quoted for all resources any more.
     if (token == 0 || !agreed)
         token = drawId();
     // Who has nothing to hand over must not offer it: a joiner that never ran.
     for (std::size_t i = 0; i < shares.size(); i++)
         if ((notes[i].owner || notes[i].token != 0) && notes[i].token != token)
-            notes[i] = raiseHandoff(self, shares[i], notes[i], token, notes[i].leaving);
+            notes[i] = raiseHandoff(self, shares[i], notes[i], token, notes[i].leaving, remains);
     // Owner stays: QEMU still drains, and the image of a suspended guest is nobody else's. Only a live migration needs
     // it, because the destination acquires before we are dead: then a joiner is there, which alone has no handoff up.
     for (std::size_t i = 0; i < shares.size(); i++) {
@@ -482,7 +506,7 @@ std::uint32_t inquireAll(const Incarnation& self, std::span<const Share> shares)
     std::uint32_t token = drawId();
     for (const Share& share : shares)
         if (share.mode != Mode::readOnly)
-            raiseHandoff(self, share, share.medium->note(), token, true);
+            raiseHandoff(self, share, share.medium->note(), token, true, Remains::go);
     return token;
 }
 
@@ -490,7 +514,7 @@ void offer(const Incarnation& self, const Share& share, std::uint32_t token) {
     if (share.mode == Mode::readOnly)
         return;
     if (Note note = share.medium->note(); note.token != token) // or it is up
-        raiseHandoff(self, share, note, token, false);
+        raiseHandoff(self, share, note, token, false, Remains::go);
 }
 
 namespace {

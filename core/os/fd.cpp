@@ -93,6 +93,10 @@ int tryIdentify(const std::string& path, FileId& file, mode_t* type) {
     return identifyAt(AT_FDCWD, path.c_str(), 0, file, type);
 }
 
+int tryIdentifyAt(int directory, const std::string& path, FileId& file, mode_t* type) {
+    return identifyAt(directory, path.c_str(), 0, file, type);
+}
+
 FileId fileIdOf(const struct stat& status) {
     constexpr std::uint64_t kNoInode = ~std::uint64_t{0};
     return S_ISBLK(status.st_mode) ? FileId{status.st_rdev, kNoInode} : FileId{status.st_dev, status.st_ino};

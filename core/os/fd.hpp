@@ -81,6 +81,7 @@ FileId identify(int fd, const std::string& what, mode_t* type = nullptr);
 FileId fileIdOf(const struct stat& status);
 // What is already known of it: no server is asked. 0, or the error number.
 [[nodiscard]] int tryIdentify(const std::string& path, FileId& file, mode_t* type = nullptr);
+[[nodiscard]] int tryIdentifyAt(int directory, const std::string& path, FileId& file, mode_t* type = nullptr);
 
 // Whether the file is what a mount leads to: a bind mount of this very file, or the root of a file system.
 bool isMountRoot(int fd, const std::string& what);

@@ -6,6 +6,7 @@
 
 #include <cerrno>
 
+#include <fcntl.h>
 #include <sys/stat.h>
 
 namespace leasehold::os {
@@ -20,7 +21,8 @@ constexpr std::size_t kMaxDescriptors = 16384;
 OpenFiles OpenFiles::read(const Process& process) {
     OpenFiles open;
     std::vector<int> numbers;
-    if (int error = process.tryListDescriptors(numbers)) {
+    Fd folder;
+    if (int error = process.tryListDescriptors(numbers, folder)) {
         if (error == EMFILE || error == ENFILE || error == ENOMEM) // ours to complain about
             throw SystemError(error, "list", "/proc/" + std::to_string(process.pid()) + "/fd");
         if (error != ENOENT && error != ESRCH)
@@ -32,19 +34,19 @@ OpenFiles OpenFiles::read(const Process& process) {
         open.gap_ = "it has more than " + std::to_string(kMaxDescriptors) + " descriptors";
     }
     for (int number : numbers) {
-        std::string path = pathThrough(process, number);
+        const std::string name = std::to_string(number);
         OpenFile found{.file = {}, .number = number, .type = 0, .writable = false};
-        int error = tryIdentify(path, found.file, &found.type);
+        int error = tryIdentifyAt(folder.get(), name, found.file, &found.type);
         struct stat link;
         // The link's permissions say how the descriptor was opened (Linux fs/proc/fd.c, tid_fd_update_inode).
         if (error == 0 && (S_ISREG(found.type) || S_ISBLK(found.type)))
-            error = lstat(path.c_str(), &link) == 0 ? 0 : errno;
+            error = fstatat(folder.get(), name.c_str(), &link, AT_SYMLINK_NOFOLLOW) == 0 ? 0 : errno;
         else if (error == 0)
             continue;
         if (error == ENOENT || error == ESRCH)
             continue; // closed meanwhile
         if (error != 0) {
-            open.gap_ = SystemError(error, "look at", path).what();
+            open.gap_ = SystemError(error, "look at", pathThrough(process, number)).what();
             continue;
         }
         // O_PATH gives no right to the file: what we open because of it the process must not get from us.

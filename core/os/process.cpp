@@ -32,20 +32,29 @@ int pidfdGetfd(int pidfd, int number) {
 }
 
 // The entries of a /proc directory whose names are numbers. 0, or the error number: what could not be looked at is not
-// empty.
-int tryListNumbers(const std::string& directory, std::vector<int>& numbers) {
-    std::unique_ptr<DIR, int (*)(DIR*)> dir(opendir(directory.c_str()), closedir);
-    if (!dir)
-        return errno;
-    while (dirent* entry = (errno = 0, readdir(dir.get()))) {
-        const char* end = entry->d_name + std::char_traits<char>::length(entry->d_name);
-        int number = 0;
-        if (auto [rest, error] = std::from_chars(entry->d_name, end, number); error == std::errc() && rest == end)
-            numbers.push_back(number);
-    }
-    int error = errno;
+// empty. Not readdir(3): through what has been opened its entries can be looked at, without the way to it.
+int tryListNumbers(const std::string& path, std::vector<int>& numbers, Fd& directory) {
+    if (int error = tryOpen(path, O_RDONLY | O_DIRECTORY, directory))
+        return error;
+    alignas(dirent64) char room[16 * 1024];
+    ssize_t length;
+    while ((length = getdents64(directory.get(), room, sizeof room)) > 0)
+        for (ssize_t at = 0; at < length;) {
+            const auto* entry = reinterpret_cast<const dirent64*>(room + at);
+            const char* end = entry->d_name + std::char_traits<char>::length(entry->d_name);
+            int number = 0;
+            if (auto [rest, error] = std::from_chars(entry->d_name, end, number); error == std::errc() && rest == end)
+                numbers.push_back(number);
+            at += entry->d_reclen;
+        }
+    int error = length < 0 ? errno : 0;
     std::sort(numbers.begin(), numbers.end());
     return error;
+}
+
+int tryListNumbers(const std::string& path, std::vector<int>& numbers) {
+    Fd directory;
+    return tryListNumbers(path, numbers, directory);
 }
 
 // The same for a process that may be gone or forbidden, and has none then.
@@ -122,6 +131,10 @@ std::vector<int> Process::descriptors() const {
 
 int Process::tryListDescriptors(std::vector<int>& numbers) const {
     return tryListNumbers(procPath(pid_, "fd"), numbers);
+}
+
+int Process::tryListDescriptors(std::vector<int>& numbers, Fd& directory) const {
+    return tryListNumbers(procPath(pid_, "fd"), numbers, directory);
 }
 
 std::string commandName(pid_t pid) {

@@ -42,6 +42,8 @@ public:
     std::vector<int> descriptors() const;
     // The same, with the error number of what could not be looked at, or 0.
     [[nodiscard]] int tryListDescriptors(std::vector<int>& numbers) const;
+    // And the folder that has them, /proc/PID/fd.
+    [[nodiscard]] int tryListDescriptors(std::vector<int>& numbers, Fd& directory) const;
 
 private:
     Process(pid_t pid, Fd pidfd) : pid_(pid), pidfd_(std::move(pidfd)) {}

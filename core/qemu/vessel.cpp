@@ -158,6 +158,14 @@ std::string namesOf(const StoredLease& lease) {
     return names;
 }
 
+// As the lease says, which is compared with the descriptors whenever they are to decide something. Which file of a set
+// has its marks it does not say.
+os::FileId fileBehind(const StoredLease& lease, const os::Fd& fd) {
+    if (&fd == &lease.image)
+        return lease.file;
+    return &fd == &lease.lease && lease.directory.open() ? os::identify(fd.get(), lease.path) : lease.leaseFile;
+}
+
 std::string encodeMessage(Header header, const GuestTag& tag, std::span<const PartView> parts) {
     std::memcpy(header.magic, kMagic, sizeof kMagic);
     header.version = kVersion;
@@ -187,7 +195,7 @@ std::string encodeMessage(Header header, const GuestTag& tag, std::span<const Pa
         text.append(reinterpret_cast<const char*>(&entry), sizeof entry);
         text += names;
         visitDescriptors(lease, which, [&](const os::Fd& fd) {
-            os::FileId file = os::identify(fd.get(), lease.path);
+            os::FileId file = fileBehind(lease, fd);
             text.append(reinterpret_cast<const char*>(&file), sizeof file);
         });
     }
@@ -647,6 +655,14 @@ void peekFromTheFirst(int socket) noexcept {
     (void)setsockopt(socket, SOL_SOCKET, SO_PEEK_OFF, &off, sizeof off);
 }
 
+// 0 where that is not known: the next change of the vessel reads it anew. The caller has locked others out.
+std::uint64_t firstGenerationIn(int socket) noexcept {
+    Peeked head;
+    peekFromTheFirst(socket);
+    (void)tryPeek(socket, head);
+    return head.header ? head.header->generation : 0;
+}
+
 // The same of the first message. The caller has locked others out.
 std::optional<Message> peekHeader(int socket) {
     peekFromTheFirst(socket);
@@ -938,11 +954,9 @@ bool Vessel::tryReplace(std::uint64_t caller) {
     // Whatever fails from here on: what is in the queue is our doing.
     struct Recount {
         Vessel& vessel;
+        bool done = false; // nothing but the new generation is there
         ~Recount() {
-            Peeked head;
-            peekFromTheFirst(vessel.out_.get());
-            (void)tryPeek(vessel.out_.get(), head); // what is not known now is read anew by the next change
-            vessel.firstGeneration_ = head.header ? head.header->generation : 0;
+            vessel.firstGeneration_ = done ? vessel.generation_ : firstGenerationIn(vessel.out_.get());
             (void)ioctl(vessel.out_.get(), SIOCINQ, &vessel.queuedBytes_);
         }
     } recount{*this};
@@ -962,6 +976,7 @@ bool Vessel::tryReplace(std::uint64_t caller) {
     caller_ = caller;
     disordered_ = !tryTakeOut(old);
     stale_ = queued_ - fresh;
+    recount.done = !disordered_;
     return true;
 }
 

@@ -68,8 +68,7 @@ constexpr Operation kOperations[] = {
 };
 
 bool isReplayed(std::size_t operation) {
-    return std::string_view(kOperations[operation].name) == "release" ||
-           std::string_view(kOperations[operation].name) == "resume";
+    return std::string_view(kOperations[operation].name) != "register";
 }
 
 struct Options {

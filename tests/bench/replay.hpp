@@ -3,7 +3,7 @@
 #ifndef LEASEHOLD_TESTS_BENCH_REPLAY_HPP
 #define LEASEHOLD_TESTS_BENCH_REPLAY_HPP
 
-// What leasehold cannot be faster than: the system calls of its release and of its resume, with the same arguments on
+// What leasehold cannot be faster than: the system calls of its acquire, release and resume, with the same arguments on
 // the same kind of guest, and nothing else. No word of the vessel is read. DESIGN.md, "What grows with what", says what
 // each call is for; bench says so aloud when leasehold makes more or fewer than are replayed here.
 
@@ -17,10 +17,9 @@ public:
     // Of a vessel of one message (core/qemu/vessel, kMaxDescriptorsPerMessage).
     static constexpr std::size_t kMostDisks = 240;
 
-    // `leasehold` starts the guest, and makes its first acquire. Register and that acquire are not replayed: their
-    // times are leasehold's own.
-    Replay(const std::string& plugin, const std::filesystem::path& config, const std::string& standIn)
-        : Contestant(kReplay), leasehold_(kReplay, plugin, config, standIn) {}
+    // `leasehold` starts the guest. Register is not replayed: its times are leasehold's own.
+    Replay(const std::string& plugin, const std::filesystem::path& config, const std::string& standIn);
+    ~Replay() override;
 
     void registerHere(const std::vector<support::Disk>& disks) override { leasehold_.registerHere(disks); }
     Time registerGuest(const std::vector<support::Disk>& disks) override { return leasehold_.registerGuest(disks); }
@@ -29,7 +28,10 @@ public:
     void endGuest() override;
 
 private:
+    Time firstAcquire(const std::vector<support::Disk>& disks);
+
     PluginContestant leasehold_;
+    int mounts_;
     bool stopped_ = false;
 };
 

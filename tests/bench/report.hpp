@@ -25,6 +25,7 @@ constexpr char kBare[] = "bare";
 
 // Of the scenes of many guests: what the kernel takes for one question, and so no goal of leasehold's.
 constexpr char kBareLook[] = "bare look";
+constexpr char kBareLock[] = "bare lock"; // and unlock
 
 struct Summary {
     double median = 0; // microseconds

@@ -17,9 +17,11 @@
 #include <fstream>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 namespace leasehold::bench {
 namespace {
@@ -81,28 +83,32 @@ support::Registration start(support::PluginHost& host, const Guest& guest, const
     return registration;
 }
 
-// What one F_OFD_GETLK costs on a file that so many have locks of: Linux keeps them in a list (fs/locks.c). No call of
-// leasehold's can be flatter than that.
-std::vector<Time> timesOfBareLook(const std::string& image) {
+// What one F_OFD_GETLK costs on a file that so many have locks of, or an F_OFD_SETLK and its unlock: Linux keeps them
+// in a list (fs/locks.c). No call of leasehold's can be flatter than that.
+std::vector<Time> timesOfBare(const std::string& image, std::span<const std::pair<int, short>> commands) {
     const int fd = open(image.c_str(), O_RDWR | O_CLOEXEC);
     if (fd < 0)
         throw std::system_error(errno, std::generic_category(), image);
     std::vector<Time> times;
     for (int i = 0; i < 1000; i++) {
-        struct flock lock {};
-        lock.l_type = F_WRLCK;
-        lock.l_whence = SEEK_SET;
-        lock.l_start = 50; // where nobody has one
-        lock.l_len = 1;
         const auto begin = Clock::now();
-        const int result = fcntl(fd, F_OFD_GETLK, &lock);
+        for (const auto& [command, type] : commands) {
+            struct flock lock {};
+            lock.l_type = type;
+            lock.l_whence = SEEK_SET;
+            lock.l_start = 50; // where nobody has one
+            lock.l_len = 1;
+            if (fcntl(fd, command, &lock) < 0)
+                throw std::system_error(errno, std::generic_category(), image);
+        }
         times.push_back(Clock::now() - begin);
-        if (result < 0)
-            throw std::system_error(errno, std::generic_category(), image);
     }
     close(fd);
     return times;
 }
+
+constexpr std::pair<int, short> kLook[] = {{F_OFD_GETLK, F_WRLCK}};
+constexpr std::pair<int, short> kLock[] = {{F_OFD_SETLK, F_WRLCK}, {F_OFD_SETLK, F_UNLCK}};
 
 std::vector<ScaleRow> measureCrowd(const ScaleOptions& options, const std::vector<std::size_t>& sizes,
                                    std::size_t repetitions, bool files, bool shared) {
@@ -151,13 +157,15 @@ std::vector<ScaleRow> measureCrowd(const ScaleOptions& options, const std::vecto
                             .operation = names[i],
                             .time = summarise(times[i]),
                             .calls = calls[i]});
-        if (!files)
-            rows.push_back({.scene = shared ? "shared" : "reader",
-                            .medium = "bytes",
-                            .guests = size,
-                            .operation = kBareLook,
-                            .time = summarise(timesOfBareLook(disks.front().path)),
-                            .calls = 1});
+        for (const bool look : {true, false})
+            if (!files)
+                rows.push_back({.scene = shared ? "shared" : "reader",
+                                .medium = "bytes",
+                                .guests = size,
+                                .operation = look ? kBareLook : kBareLock,
+                                .time = summarise(look ? timesOfBare(disks.front().path, kLook)
+                                                       : timesOfBare(disks.front().path, kLock)),
+                                .calls = look ? 1 : 2});
     }
     return rows;
 }

@@ -23,14 +23,15 @@ byte owner;               /* 0 free, else slot+1 */
 byte entry, readers;      /* shared-write: `owner` above is sharedOwner(D), and this is the owner byte: who enters; readers of it */
 byte pres, leave;         /* present, leaving: one bit a slot */
 byte mytok[4];            /* handoff(D, token) that the slot shows; 0 none */
+byte old[4];              /* one more that it shows, which nobody was told and no note tells of: a libvirtd that died has left it */
 short tkh[4];             /* taken(D, token) that the slot holds, a bit a token */
 short hd, tk;             /* all handoffs, all takens, derived */
 /* Medium::note, as far as it is less than the marks: owner is up and not noted; handoff or leaving is up and no token is noted.
  * Only a libvirtd that died in a call leaves such a bit. */
-byte lo, lt;
+byte lo, lt, ll;          /* ll: leaving alone is up and not noted, beside a token that is */
 #define NOTEDOWN(k) (owner==k+1 && !HAS(lo,k))
 #define NOTEDTOK(k) (HAS(lt,k) -> 0 : mytok[k])
-#define NOTEDLEAVE(k) (HAS(leave,k) && !HAS(lt,k))
+#define NOTEDLEAVE(k) (HAS(leave,k) && !HAS(lt,k) && !HAS(ll,k))
 
 byte alive, reg, runs, drain, w;  /* w: can write to the image now */
 byte dup;                 /* a libvirtd call holds duplicates of the descriptor: marks outlive QEMU until it ends */
@@ -46,7 +47,7 @@ byte ver[4];              /* RAM: a higher number has run later */
 #else
 #define CURP (pres|((owner==0)<<7))
 #endif
-#define TB(k) (BIT(mytok[k])&~1)
+#define TB(k) ((BIT(mytok[k])|BIT(old[k]))&~1)
 #define UPD1(k) if :: HAS(in,k) -> eP[k]=eP[k]|CURP; sP[k]=sP[k]&CURP; eH[k]=eH[k]|hd; sH[k]=sH[k]&hd; eT[k]=eT[k]|tk; sT[k]=sT[k]&tk :: else fi
 #ifdef NR
 #define UPDR skip
@@ -65,7 +66,7 @@ byte ver[4];              /* RAM: a higher number has run later */
 /* my own step: the next look begins here */
 #define NOW(k) eP[k]=CURP; sP[k]=CURP; eH[k]=hd; sH[k]=hd; eT[k]=tk; sT[k]=tk
 #define GONE(k) OFF(in,k); eP[k]=0; sP[k]=0; eH[k]=0; sH[k]=0; eT[k]=0; sT[k]=0
-#define CLR(k) OFF(pres,k); OFF(leave,k); mytok[k]=0; OFF(lo,k); OFF(lt,k); tkh[k]=0; OFF(readers,k); if :: owner==k+1 -> owner=0 :: else fi; if :: entry==k+1 -> entry=0 :: else fi
+#define CLR(k) OFF(pres,k); OFF(leave,k); mytok[k]=0; old[k]=0; OFF(lo,k); OFF(lt,k); OFF(ll,k); tkh[k]=0; OFF(readers,k); if :: owner==k+1 -> owner=0 :: else fi; if :: entry==k+1 -> entry=0 :: else fi
 #ifdef M_STICKY
 #define VANISH(k) skip
 #elif defined(FILESET)
@@ -85,7 +86,7 @@ byte ver[4];              /* RAM: a higher number has run later */
 #endif
 #define LOOKSTRANGERS(v,k) PICK(v,HAS(sP[k],E)&&BADMODE,HAS(eP[k],E)&&BADMODE)
 #define LOOKFREE(v,k) PICK(v,(sP[k]&FREEBIT)!=0,(eP[k]&FREEBIT)!=0)
-#define MINE(k) (BIT(mytok[k])&~1)
+#define MINE(k) TB(k)
 #define LOOKHAND(v,k) PICK(v,(sH[k]&~MINE(k))!=0,(eH[k]&~MINE(k))!=0)
 #define CNT5(m) (((m)&1)+(((m)>>1)&1)+(((m)>>2)&1)+(((m)>>3)&1)+(((m)>>4)&1)+(((m)>>5)&1)+(((m)>>6)&1)+(((m)>>7)&1)+(((m)>>8)&1)+(((m)>>9)&1))
 /* more presents than handoffs among the others: somebody joined and shows no handoff */

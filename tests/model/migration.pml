@@ -31,20 +31,21 @@ byte inc;                   /* incoming: QEMU waits for the RAM */
 /* a note goes back before its marks change, and down after they have: NB before, NA after, both part of the step for all others */
 #define ST2(i,what,nb,x,na) if :: cr -> skip :: !cr -> atomic { if :: CRASH(i) :: d_step { nb }; \
   if :: CRASH(i) :: d_step { SAY(i,what); x; UPD; NOW(i) }; if :: CRASH(i) :: d_step { na } fi fi fi } fi
-#define NOTEBACK(i) if :: mytok[i]!=0 || HAS(leave,i) -> ON(lt,i) :: else fi
+#define SHOWS(i) (mytok[i]!=0 || old[i]!=0 || HAS(leave,i))
+#define NOTEBACK(i) if :: SHOWS(i) -> ON(lt,i) :: else fi
 #define BEGIN(i,what) d_step { SAY(i,what); r=0; cr=0; if :: HAS(alive,i) -> ON(dup,i); ON(in,i); NOW(i) :: else -> cr=1 fi }
 #define END(i) d_step { GONE(i); if :: HAS(alive,i) -> OFF(dup,i) :: !HAS(alive,i) && HAS(dup,i) -> OFF(dup,i); VANISH(i); UPD; r=0 :: else -> r=0 fi; if :: cr -> r=0 :: else fi; t=0; u=0 }
 
 /* Medium::removeHandoff: one unlock, or two files closed one after the other */
 #ifdef FILESET
-#define HANDOFFDOWN(i) if :: ST2(i, "  handoff down", NOTEBACK(i), mytok[i]=0, skip); ST2(i, "  leaving down", skip, OFF(leave,i), OFF(lt,i)) \
-  :: ST2(i, "  leaving down", NOTEBACK(i), OFF(leave,i), skip); ST2(i, "  handoff down", skip, mytok[i]=0, OFF(lt,i)) fi
+#define HANDOFFDOWN(i) if :: ST2(i, "  handoff down", NOTEBACK(i), mytok[i]=0; old[i]=0, skip); ST2(i, "  leaving down", skip, OFF(leave,i); OFF(ll,i), OFF(lt,i)) \
+  :: ST2(i, "  leaving down", NOTEBACK(i), OFF(leave,i); OFF(ll,i), skip); ST2(i, "  handoff down", skip, mytok[i]=0; old[i]=0, OFF(lt,i)) fi
 #else
-#define HANDOFFDOWN(i) ST2(i, "  handoff and leaving down", NOTEBACK(i), mytok[i]=0; OFF(leave,i); OFF(lt,i), skip)
+#define HANDOFFDOWN(i) ST2(i, "  handoff and leaving down", NOTEBACK(i), mytok[i]=0; old[i]=0; OFF(leave,i); OFF(ll,i); OFF(lt,i), skip)
 #endif
-#define REF(k) (BIT(mytok[k])|BIT(st[k])|BIT(jS[k])|tkh[k]|eH[k]|eT[k])
+#define REF(k) (BIT(mytok[k])|BIT(old[k])|BIT(st[k])|BIT(jS[k])|tkh[k]|eH[k]|eT[k])
 /* a token nobody remembers is as good as a new one, and keeps the state space small */
-#define DRAW(i) m=REF(0)|REF(1)|REF(2)|BIT(mytok[3])|tkh[3]|eH[3]|eT[3]; mytok[i]=1; \
+#define DRAW(i) m=REF(0)|REF(1)|REF(2)|BIT(mytok[3])|BIT(old[3])|tkh[3]|eH[3]|eT[3]; mytok[i]=1; \
    do :: HAS(m,mytok[i]) -> mytok[i]=mytok[i]+1 :: else -> break od; m=0; assert(mytok[i]<STALE)
 /* ---- lease::registerAll, one resource: r = 0 refused, 1 owner, 2 joined. In the child; marks are gone with it. ---- */
 #define CHILD(i,x) if :: atomic { HAS(alive,i) -> x } :: atomic { !HAS(alive,i) -> go=0 } fi
@@ -76,11 +77,24 @@ byte inc;                   /* incoming: QEMU waits for the RAM */
 #define ENTER(i) owner=i+1
 #define LEAVE(i) owner=0
 #endif
+/* The first look is J1 as well. What it asks after it has seen somebody present is of a later instant: whether he is willing. */
+#ifdef M_NOHAND
+#define WILLING(v,i) v=1
+#else
+#define WILLING(v,i) LOOKHAND(v,i); LOOKFREE(u,i); v=v||u; u=0
+#endif
+#if defined(M_NOHAND)
+#define FOUND(i) NOW(i); go=4
+#elif defined(M_ONELOOK)
+#define FOUND(i) if :: u -> go=0 :: else -> MAYJOIN(t,i); if :: t -> go=5 :: else -> go=0 fi fi; NOW(i)
+#else
+#define FOUND(i) if :: u -> go=0 :: else -> SUPERSEDED(u,i); if :: u -> go=0 :: else -> go=4 fi fi; NOW(i)
+#endif
 inline REGISTER(i) {
   d_step { SAY(i,"Register"); r=0; cr=0; go=1; t=0; u=0; ON(alive,i); ON(in,i); UPD; NOW(i) }
   CHILD(i, LOOKOTHERS(t,i); LOOKSTRANGERS(u,i);
     if
-    :: t -> NOW(i); go=2                               /* 1. the next look is a new one */
+    :: t -> FOUND(i)                                   /* 1. and J1 */
     :: !t && u -> go=0                                 /* 2. */
     :: !t && !u && ENTRYFREE -> d_step { SAY(i,"  owner taken"); ENTER(i); UPD; NOW(i) }      /* 3. */
     :: !t && !u && !ENTRYFREE -> NOW(i); go=3
@@ -128,8 +142,8 @@ inline REGISTER(i) {
   :: else
   fi;
   if
-  :: go==2 ->
-     CHILD(i, MAYJOIN(t,i); if :: t -> d_step { SAY(i,"  present up"); ON(pres,i); UPD; NOW(i) } :: else -> REFUSE(i) fi);     /* J1 J2 */
+  :: go==2 || go>=4 ->
+     CHILD(i, if :: go==2 -> MAYJOIN(t,i) :: go==4 -> WILLING(t,i) :: go==5 -> t=1 fi; if :: t -> d_step { SAY(i,"  present up"); ON(pres,i); UPD; NOW(i) }; go=2 :: else -> REFUSE(i) fi);     /* J1 J2 */
 #ifndef M_NOJLOOK
      if
      :: go -> CHILD(i, LOOKSTRANGERS(u,i); if :: u -> t=0 :: else -> MAYJOIN(t,i) fi; if :: t :: else -> REFUSE(i) fi)   /* J3 J4 */
@@ -164,12 +178,6 @@ inline REGISTER(i) {
 #else
 #define WANTED(i,S) (BIT(S)&eH[i]&~tk&~MINE(i)&~1)
 #endif
-/* We have had owner all along. That proves nothing while another shows a handoff. */
-#ifdef M_OWNDONE
-#define OWNOK(v,i,S) v=1
-#else
-#define OWNOK(v,i,S) LOOKHAND(v,i); if :: v -> ALLOWED(v,i,S) :: else -> v=1 fi
-#endif
 #ifdef M_NONOTE
 /* owner in hand, noted or not */
 #define HAD(i) (owner==i+1)
@@ -195,14 +203,14 @@ inline REGISTER(i) {
 /* nothing is noted, so nothing is up? */
 #define SURE(i) (NOTEDOWN(i) && NOTEDTOK(i)==0 && !NOTEDLEAVE(i))
 #else
-#define SURE(i) (NOTEDOWN(i) && mytok[i]==0 && !HAS(leave,i))
+#define SURE(i) (NOTEDOWN(i) && !SHOWS(i))
 #endif
 inline ACQUIRE(i,S) {
   BEGIN(i,"Acquire");
   sure=SURE(i);
   if
   :: cr -> skip
-  :: !cr && HAD(i) -> atomic { OWNOK(t,i,S); r=t }        /* 1. noted: owner is not placed again, and there is no second look */
+  :: !cr && HAD(i) -> r=1             /* 1. noted: it has looked with owner in hand; nothing is asked, and nothing placed */
   :: !cr && !HAD(i) ->
      /* one that no note tells of is not placed once more: it goes first (ceph-fuse; at once, or not at all) */
      if :: owner==i+1 -> d_step { SAY(i,"  owner without a note down"); owner=0; OFF(lo,i); UPD; NOW(i) } :: skip fi;
@@ -223,24 +231,25 @@ inline ACQUIRE(i,S) {
 #endif
   fi;
   if :: r ->
-     if :: !cr && WANTED(i,S)!=0 -> ST(i, "  taken", tkh[i]=tkh[i]|WANTED(i,S)) :: else fi;       /* 5. */
+     if :: !cr && go && WANTED(i,S)!=0 -> ST(i, "  taken", tkh[i]=tkh[i]|WANTED(i,S)) :: else fi;       /* 5. */
      if :: !cr && !sure -> atomic { if :: CRASH(i) :: d_step { OFF(lo,i); HIDE(i) } fi };             /* 6. the note says owner and nothing else */
         HANDDOWN(i)                                                       /* 7. the guard, then handoff and leaving */
      :: else fi;
-     assert(cr || !HAS(alive,i) || (mytok[i]==0 && !HAS(leave,i)))           /* who may run lets nobody join */
+     assert(cr || !HAS(alive,i) || !SHOWS(i))                  /* who may run lets nobody join */
   :: else fi;
   go=0; sure=0;
   END(i) }
 
 /* ---- lease::releaseAll, one resource ---- */
+#define ASIDE(i) if :: HAS(lt,i) -> assert(old[i]==0); old[i]=mytok[i]; if :: HAS(leave,i) -> ON(ll,i) :: else fi; OFF(lt,i) :: else fi
 inline RELEASE(i) {
   BEGIN(i,"Release");
 #ifdef M_RELDROPFIRST
   ST(i, "  owner down", if :: owner==i+1 -> owner=0 :: else fi);
 #endif
   if :: NOTEDTOK(i)==0 && NOTEDOWN(i) ->               /* a joiner that never ran has nothing to offer */
-     if :: mytok[i]!=0 || HAS(leave,i) -> HANDOFFDOWN(i) :: else fi;
-     ST2(i, "  new handoff up", skip, DRAW(i); ON(lt,i), OFF(lt,i))
+     /* what no note tells of stays up beside it until the next Acquire or Inquire */
+     ST2(i, "  new handoff up", skip, ASIDE(i); DRAW(i); ON(lt,i), OFF(lt,i))
   :: else fi;
 #ifdef NOKEEP
   ST(i, "  owner down", if :: owner==i+1 -> owner=0 :: else fi);
@@ -360,8 +369,8 @@ proctype Killer() { end: do
 #ifdef FILESET
 /* the vessel of a dead QEMU is torn down descriptor by descriptor, in any order */
 #define REAP(k) :: d_step { HAS(dying,k) && owner==k+1 -> owner=0; UPD } :: d_step { HAS(dying,k) && HAS(pres,k) -> OFF(pres,k); UPD } \
-  :: d_step { HAS(dying,k) && mytok[k]!=0 -> mytok[k]=0; UPD } :: d_step { HAS(dying,k) && (HAS(leave,k) || tkh[k]!=0) -> OFF(leave,k); tkh[k]=0; UPD } \
-  :: d_step { HAS(dying,k) && owner!=k+1 && !HAS(pres,k) && mytok[k]==0 && !HAS(leave,k) && tkh[k]==0 -> OFF(dying,k); UPD }
+  :: d_step { HAS(dying,k) && mytok[k]!=0 -> mytok[k]=0; UPD } :: d_step { HAS(dying,k) && old[k]!=0 -> old[k]=0; UPD } :: d_step { HAS(dying,k) && (HAS(leave,k) || tkh[k]!=0) -> OFF(leave,k); tkh[k]=0; UPD } \
+  :: d_step { HAS(dying,k) && owner!=k+1 && !HAS(pres,k) && mytok[k]==0 && old[k]==0 && !HAS(leave,k) && tkh[k]==0 -> OFF(dying,k); UPD }
 proctype Reaper() { end: do
   REAP(0) REAP(1) REAP(2) REAP(3)
   od }

@@ -36,6 +36,8 @@ byte presE;                /* the stranger's present, a bit a resource */
 byte pres[2];              /* by slot, a bit a resource */
 byte leave[2];
 byte hand[4], taken[4];    /* by resource and slot: token, 0 none */
+byte old[4];               /* a token that is up as well, which nobody was told and no note tells of: a libvirtd that died has left it */
+byte nL;                   /* leaving alone is up and not noted, beside a token that is */
 byte nO, nT;               /* what Medium::note lacks, a bit M(r,i): owner is up and not noted; handoff or leaving is up and no token is noted */
 byte att[2];               /* what the domain definition has, a bit a resource */
 byte alive, reg, runs, drain, dup, inc, eruns;
@@ -46,12 +48,13 @@ mtype cmd[2]=idle;
 byte lost;
 #define WRITES(i,r) ((HAS(runs,i)||HAS(drain,i)) && HAS(att[i],r))
 #define USES(i,r) (HAS(reg,i) && HAS(alive,i) && HAS(att[i],r))
-#define SHOWS(i,r) (HAS(att[i],r) && (hand[M(r,i)]!=0 || HAS(leave[i],r)))
+#define UP(i,r) (hand[M(r,i)]!=0 || old[M(r,i)]!=0 || HAS(leave[i],r))
+#define SHOWS(i,r) (HAS(att[i],r) && UP(i,r))
 #define CHECK1(r) assert(!(WRITES(0,r)&&WRITES(1,r)) && !(HAS(eruns,r)&&(WRITES(0,r)||WRITES(1,r)))); /* S1 */ \
   assert(!((USES(0,r)||USES(1,r)) && !HAS(pres[0],r) && !HAS(pres[1],r) && owner[r]==0));            /* S2 */ \
-  assert(((alive|dup)&3)!=0 || (!HAS(pres[0],r) && !HAS(pres[1],r) && (owner[r]==0||owner[r]==E+1) && hand[M(r,0)]==0 && hand[M(r,1)]==0)) /* L1 */
+  assert(((alive|dup)&3)!=0 || (!HAS(pres[0],r) && !HAS(pres[1],r) && (owner[r]==0||owner[r]==E+1) && hand[M(r,0)]==0 && hand[M(r,1)]==0 && old[M(r,0)]==0 && old[M(r,1)]==0)) /* L1 */
 #define CHECK CHECK1(0); CHECK1(1)
-#define CLR1(r,i) OFF(pres[i],r); OFF(leave[i],r); hand[M(r,i)]=0; taken[M(r,i)]=0; OFF(nO,M(r,i)); OFF(nT,M(r,i)); if :: owner[r]==i+1 -> owner[r]=0 :: else fi
+#define CLR1(r,i) OFF(pres[i],r); OFF(leave[i],r); hand[M(r,i)]=0; old[M(r,i)]=0; taken[M(r,i)]=0; OFF(nO,M(r,i)); OFF(nT,M(r,i)); OFF(nL,M(r,i)); if :: owner[r]==i+1 -> owner[r]=0 :: else fi
 #define CLR(i) CLR1(0,i); CLR1(1,i)
 #define DIE(i) SAY(i,"QEMU dies"); OFF(alive,i); OFF(reg,i); OFF(runs,i); OFF(drain,i); ver[i]=0; if :: HAS(dup,i) :: else -> CLR(i) fi; CHECK
 #define KILLED(i) if :: HAS(alive,i) -> DIE(i) :: else fi
@@ -61,9 +64,9 @@ byte lost;
 #define ST2(i,what,nb,x,na) if :: cr :: !cr -> atomic { if :: CRASH(i) :: d_step { nb }; if :: CRASH(i) :: d_step { SAY(i,what); x; CHECK }; if :: CRASH(i) :: d_step { na } fi fi fi } fi
 #define NOWN(r) (owner[r]==i+1 && !HAS(nO,M(r,i)))
 #define NTOK(r) (HAS(nT,M(r,i)) -> 0 : hand[M(r,i)])
-#define NLEAVE(r) (HAS(leave[i],r) && !HAS(nT,M(r,i)))
-#define NOTEBACK(r) if :: hand[M(r,i)]!=0 || HAS(leave[i],r) -> ON(nT,M(r,i)) :: else fi
-#define HANDDOWN(r) hand[M(r,i)]=0; OFF(leave[i],r); OFF(nT,M(r,i))
+#define NLEAVE(r) (HAS(leave[i],r) && !HAS(nT,M(r,i)) && !HAS(nL,M(r,i)))
+#define NOTEBACK(r) if :: UP(i,r) -> ON(nT,M(r,i)) :: else fi
+#define HANDDOWN(r) hand[M(r,i)]=0; old[M(r,i)]=0; OFF(leave[i],r); OFF(nT,M(r,i)); OFF(nL,M(r,i))
 #define ST1(r,c,i,what,x) if :: !cr && go && HAS(who,r) && c -> ST(i,what,x) :: else fi
 #define BOTH(S) S(0); S(1)
 #define BEGIN(i,what,set) d_step { SAY(i,what); r=0; cr=0; go=1; took=0; held=0; who=set; if :: HAS(alive,i) -> ON(dup,i) :: else -> cr=1 fi }
@@ -71,20 +74,23 @@ byte lost;
 /* looks; i is me, 1-i the only other incarnation ("never a third" in migration.pml) */
 #define PEER(r) HAS(pres[1-i],r)
 #define STR(r) HAS(presE,r)
-#define MAYJOIN(r) (hand[M(r,1-i)]!=0 || owner[r]==0)
+#define MAYJOIN(r) (hand[M(r,1-i)]!=0 || old[M(r,1-i)]!=0 || owner[r]==0)
 #define HELD(r) HAS(held,r)   /* noted when the call began */
-#define ALLOW(r) (!PEER(r) || (HELD(r) && hand[M(r,1-i)]==0) || (S!=0 && NTOK(r)==S && taken[M(r,1-i)]!=S) || (S!=0 && hand[M(r,1-i)]==S))
+#define OFFERED(r,T) (hand[M(r,1-i)]==T || old[M(r,1-i)]==T)
+/* whoever has noted owner on all of them is not asked anything: it has looked with them in hand */
+#define ALLOW(r) (!AGAIN(r) || !PEER(r) || (HELD(r) && hand[M(r,1-i)]==0 && old[M(r,1-i)]==0) || (S!=0 && NTOK(r)==S && taken[M(r,1-i)]!=S) || (S!=0 && OFFERED(r,S)))
 
-#define REFS (BIT(hand[0])|BIT(hand[1])|BIT(hand[2])|BIT(hand[3])|BIT(taken[0])|BIT(taken[1])|BIT(taken[2])|BIT(taken[3])|BIT(st[0])|BIT(st[1])|BIT(jS[0])|BIT(jS[1]))
+#define REFS (BIT(old[0])|BIT(old[1])|BIT(old[2])|BIT(old[3])|BIT(hand[0])|BIT(hand[1])|BIT(hand[2])|BIT(hand[3])|BIT(taken[0])|BIT(taken[1])|BIT(taken[2])|BIT(taken[3])|BIT(st[0])|BIT(st[1])|BIT(jS[0])|BIT(jS[1]))
 #define DRAW m=REFS; T=1; do :: HAS(m,T) -> T++ :: else -> break od; m=0
 
 /* lease::registerAll over the set `who`, in the child: dies with it; or for a hot-plug (child=0) in libvirtd */
 #define RS(x) if :: atomic { HAS(alive,i) && !cr -> x } :: atomic { !HAS(alive,i) || cr -> go=0 } :: atomic { !child && !cr && ncr>0 -> ncr--; cr=1; go=0; SAY(i,"LIBVIRTD DIES") } fi
-#define R1(r) if :: go && HAS(who,r) -> RS(if :: STR(r) -> go=0 :: else -> if :: PEER(r) -> ON(held,r) :: else fi fi) :: else fi
+/* the first look is J1 as well */
+#define R1(r) if :: go && HAS(who,r) -> RS(if :: STR(r) || (PEER(r) && !MAYJOIN(r)) -> go=0 :: else -> if :: PEER(r) -> ON(held,r); ON(seen,r) :: else fi fi) :: else fi
 #define R2(r) if :: go && HAS(who,r) && !HAS(held,r) -> RS(if :: d_step { owner[r]==0 || owner[r]==i+1 -> owner[r]=i+1; ON(nO,M(r,i)); SAY(i,"  owner taken"); CHECK } :: else -> if :: PEER(r) -> ON(held,r) :: else -> go=0 fi fi) :: else fi
 #define R3(r) if :: go && HAS(who,r) && !HAS(held,r) -> RS(d_step { ON(pres[i],r); SAY(i,"  present up"); CHECK }) :: else fi
 #define R4(r) if :: go && HAS(who,r) && !HAS(held,r) -> RS(if :: STR(r) -> go=0 :: else -> if :: PEER(r) -> d_step { owner[r]=0; OFF(nO,M(r,i)); ON(held,r); CHECK } :: else fi fi) :: else fi
-#define R5(r) if :: go && HAS(who,r) && HAS(held,r) -> RS(if :: STR(r) || !MAYJOIN(r) -> go=0 :: else -> d_step { ON(pres[i],r); SAY(i,"  joins"); CHECK } fi); \
+#define R5(r) if :: go && HAS(who,r) && HAS(held,r) -> RS(if :: !HAS(seen,r) && (STR(r) || !MAYJOIN(r)) -> go=0 :: else -> d_step { ON(pres[i],r); SAY(i,"  joins"); CHECK } fi); \
      if :: go -> RS(if :: STR(r) || !MAYJOIN(r) -> go=0 :: else fi) :: else fi :: else fi
 /* a cold start offers what it has: its destination can join, although libvirt calls nothing before it has run */
 #ifdef M_HOTHAND
@@ -108,7 +114,7 @@ inline REGISTERALL(i,set,child) {
   R6(0,child); R6(1,child); BOTH(R7); T=0;
   if :: go -> r=1 :: else -> UNDOALL fi;
   d_step { if :: !r && !cr && HAS(alive,i) -> assert((pres[i]&who)==0 && (!HAS(who,0) || owner[0]!=i+1) && (!HAS(who,1) || owner[1]!=i+1)) :: else fi }
-  d_step { go=0; held=0; who=0 }
+  d_step { go=0; held=0; seen=0; who=0 }
 }
 
 /* lease::acquireAll */
@@ -117,11 +123,11 @@ inline REGISTERALL(i,set,child) {
 /* whoever has had all owners all along has looked with them in hand already */
 #define AGAIN(r) ((held&who)!=who)
 #define A3(r) if :: go && !cr && HAS(who,r) && AGAIN(r) -> atomic { if :: !ALLOW(r) -> go=0 :: else fi } :: else fi
-#define A4(r) ST1(r,(S!=0 && NTOK(r)!=S && hand[M(r,1-i)]==S),i,"  taken",taken[M(r,i)]=S)
+#define A4(r) ST1(r,(AGAIN(r) && S!=0 && NTOK(r)!=S && OFFERED(r,S)),i,"  taken",taken[M(r,i)]=S)
 #ifdef M_LESSNOTE
 #define SURE(r) (NOWN(r) && NTOK(r)==0 && !NLEAVE(r))
 #else
-#define SURE(r) (NOWN(r) && hand[M(r,i)]==0 && !HAS(leave[i],r))
+#define SURE(r) (NOWN(r) && !UP(i,r))
 #endif
 #define A5(r) if :: !cr && go && HAS(who,r) && !SURE(r) -> ST2(i,"  handoff and leaving down",OFF(nO,M(r,i)); NOTEBACK(r),HANDDOWN(r),skip) :: else fi
 #define A6(r) if :: !cr && HAS(took,r) -> ST(i,"  owner given back",owner[r]=0; OFF(nO,M(r,i))) :: else fi
@@ -153,16 +159,24 @@ inline ACQUIREALL(i,S) {
 
 /* lease::releaseAll, lease::inquireAll */
 #define HOLDS(r) (NOWN(r) || NTOK(r)!=0)
+/* Beside a token that was just drawn may stay what no note tells of, until the next Acquire or Inquire. One that another
+ * resource has noted may be up here already, and must not be placed twice (ceph-fuse). */
+#define ASIDE(r) if :: fresh && HAS(nT,M(r,i)) -> assert(old[M(r,i)]==0); old[M(r,i)]=hand[M(r,i)]; hand[M(r,i)]=0; if :: HAS(leave[i],r) -> ON(nL,M(r,i)) :: else fi; OFF(nT,M(r,i)) :: else fi
 #define L1(r) if :: !cr && HAS(who,r) && HOLDS(r) && NTOK(r)!=T -> \
-     d_step { bad=NLEAVE(r) }; if :: hand[M(r,i)]!=0 || HAS(leave[i],r) -> ST2(i,"  old handoff down",NOTEBACK(r),HANDDOWN(r),skip) :: else fi; \
-     if :: bad -> bad=0; ST(i,"  leaving up",ON(leave[i],r); ON(nT,M(r,i))) :: else fi; ST2(i,"  handoff up",skip,hand[M(r,i)]=T; ON(nT,M(r,i)),OFF(nT,M(r,i))) :: else fi
-#define L2(r) if :: !cr && HAS(who,r) && NLEAVE(r) && owner[r]==i+1 && PEER(r) && hand[M(r,1-i)]==0 -> ST2(i,"  owner given up",ON(nO,M(r,i)),owner[r]=0; OFF(nO,M(r,i)),skip) :: else fi
+     d_step { bad=NLEAVE(r) }; if :: !fresh && UP(i,r) -> ST2(i,"  old handoff down",NOTEBACK(r),HANDDOWN(r),skip) :: else fi; \
+     if :: bad -> bad=0; ST(i,"  leaving up",ON(leave[i],r); ON(nT,M(r,i))) :: else fi; ST2(i,"  handoff up",skip,ASIDE(r); assert(hand[M(r,i)]!=T && old[M(r,i)]!=T); hand[M(r,i)]=T; ON(nT,M(r,i)),OFF(nT,M(r,i))) :: else fi
+#define L2(r) if :: !cr && HAS(who,r) && NLEAVE(r) && owner[r]==i+1 && PEER(r) && hand[M(r,1-i)]==0 && old[M(r,1-i)]==0 -> ST2(i,"  owner given up",ON(nO,M(r,i)),owner[r]=0; OFF(nO,M(r,i)),skip) :: else fi
 #define TOKEN(r) if :: HAS(who,r) && NTOK(r)!=0 -> if :: T==0 -> T=NTOK(r) :: T!=0 && T!=NTOK(r) -> bad=1 :: else fi :: else fi
 inline RELEASEALL(i) {
   BEGIN(i,"Release",att[i]);
   d_step { T=0; bad=0; TOKEN(0); TOKEN(1);
 #ifdef M_DISAGREE
     bad=0;
+#endif
+#ifdef M_FRESH
+    fresh=1;
+#else
+    fresh=(T==0);
 #endif
     if :: T==0 || bad -> DRAW :: else fi; bad=0 }
 #ifdef M_RELONE
@@ -174,7 +188,7 @@ inline RELEASEALL(i) {
   if :: !cr && HAS(alive,i) -> st[i]=T;
      /* the state that libvirt got is good for every resource */
      d_step { assert(!HAS(who,0) || !HOLDS(0) || NTOK(0)==T); assert(!HAS(who,1) || !HOLDS(1) || NTOK(1)==T) } :: else fi;
-  T=0; END(i) }
+  T=0; fresh=0; END(i) }
 #define I1(r) if :: !cr && go && HAS(who,r) -> ST2(i,"  handoff and leaving down",NOTEBACK(r),HANDDOWN(r),skip); ST(i,"  leaving up",ON(leave[i],r); ON(nT,M(r,i))); ST2(i,"  handoff up",skip,hand[M(r,i)]=T; ON(nT,M(r,i)),OFF(nT,M(r,i))) :: else fi
 inline INQUIREALL(i) {
   BEGIN(i,"Inquire",att[i]);
@@ -194,9 +208,12 @@ inline RESUME(i) { ACQUIREALL(i,st[i]); if :: r -> if :: st[i]=0; CONT(i) :: ato
 #else
 #define MAYMIGRATE true       /* where the other incarnation still lives: Inquire, and then no third is let in */
 #endif
-proctype Host(byte i) { byte r,go,T,m,took,held,who,h0,h1; bool cr,live,bad;
+proctype Host(byte i) { byte r,go,T,m,took,held,seen,who,h0,h1; bool cr,live,bad,fresh;
   end: do
-  :: atomic { nop>0 && HAS(runs,i) -> nop--; SAY(i,"USER SUSPENDS") }; STOP(i); RELEASEALL(i)
+  :: atomic { nop>0 && HAS(runs,i) -> nop--; SAY(i,"USER SUSPENDS") }; STOP(i); RELEASEALL(i);
+#ifdef REL2
+     if :: RELEASEALL(i) :: skip fi
+#endif
   :: atomic { nop>0 && HAS(reg,i) && !HAS(inc,i) && !HAS(runs,i) && !HAS(drain,i) -> nop--; SAY(i,"USER RESUMES") }; RESUME(i)
 #if NHP>0
   /* attach-disk: registerAll of the new resource in libvirtd, before QEMU opens it; refused or crashed: QEMU never sees it */
@@ -205,7 +222,7 @@ proctype Host(byte i) { byte r,go,T,m,took,held,who,h0,h1; bool cr,live,bad;
      REGISTERALL(i,2,0);
      /* lease::offer: what is added to a suspended guest shows the handoff that the others show */
 #ifndef M_HOTHAND
-     if :: r && !cr && (hand[M(1,i)]!=0 || HAS(leave[i],1)) -> ST2(i,"  handoff and leaving down",NOTEBACK(1),HANDDOWN(1),skip) :: else fi;   /* Acquire; left by a detach that did not end */
+     if :: r && !cr && UP(i,1) -> ST2(i,"  handoff and leaving down",NOTEBACK(1),HANDDOWN(1),skip) :: else fi;   /* Acquire; left by a detach that did not end */
 #endif
      if :: r && NTOK(0)!=0 -> ST2(i,"  handoff up",skip,hand[M(1,i)]=NTOK(0); ON(nT,M(1,i)),OFF(nT,M(1,i))) :: else fi;
      d_step { if :: r && !cr && HAS(alive,i) -> ON(att[i],1); assert(hand[M(1,i)]==NTOK(0)); CHECK :: else fi; if :: HAS(alive,i) -> OFF(dup,i) :: !HAS(alive,i) && HAS(dup,i) -> OFF(dup,i); CLR(i); CHECK :: else fi; r=0; cr=0 }

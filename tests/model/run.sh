@@ -44,6 +44,7 @@ title "one resource: chains of migrations"
 holds "3 migrations, 2 user operations"                               $M -DNMIG=3 -DNOP=2 -DREL1
 holds "2 migrations, Release once or twice"                           $M -DNMIG=2 -DNOP=1
 holds "3 migrations, libvirtd dies at any step"                       $M -DNMIG=3 -DNOP=1 -DREL1 -DNCR=1
+holds "... once or twice, libvirtd dies at any step"                  $M -DNMIG=2 -DNOP=1 -DNCR=1
 holds "2 migrations, two QEMUs die at any step"                       $M -DNMIG=2 -DNOP=0 -DREL1 -DNK=2
 holds "2 migrations, a QEMU and a libvirtd die"                       $M -DNMIG=2 -DNOP=1 -DREL1 -DNK=1 -DNCR=1
 holds "with a stranger"                                               $M -DNMIG=2 -DNOP=1 -DREL1 -DNE=1
@@ -99,6 +100,7 @@ many  "... beside shared guests"                                      $L -DSTRAN
 title "two resources, hot-plug"
 holds "2 migrations, a QEMU and a libvirtd die"                       $R -DNMIG=2 -DNOP=1 -DNK=1 -DNCR=1
 holds "1 migration, attach and detach, a stranger, libvirtd dies"     $R -DNMIG=1 -DNOP=1 -DNHP=2 -DNE=1 -DNCR=1
+holds "1 migration, Release once or twice, libvirtd dies"             $R -DNMIG=1 -DNOP=2 -DNCR=1 -DREL2
 holds "2 migrations, attach and detach, a QEMU dies"                  $R -DNMIG=2 -DNOP=1 -DNHP=2 -DATT=1 -DNK=1
 holds "nothing goes wrong: every migration succeeds"                  $R -DNMIG=3 -DNOP=0 -DLIVE
 
@@ -107,7 +109,7 @@ caught "Release drops present"                                        $M -DNMIG=
 caught "marks survive their QEMU"                                     $M -DNMIG=1 -DNOP=1 -DREL1 -DNK=2 -DM_STICKY
 caught "a third incarnation may join"                                 $M -DNMIG=2 -DNOP=1 -DREL1 -DM_CROWD
 caught "... only beside a source that a successor has superseded"     $M -DNMIG=3 -DNOP=2 -DREL1 -DRAN -DJ1B
-caught "owner in hand is always enough, noted or not"                 $M -DNMIG=2 -DNOP=2 -DREL1 -DNCR=1 -DM_OWNDONE -DM_NONOTE
+caught "owner in hand is always enough, noted or not"                 $M -DNMIG=2 -DNOP=2 -DREL1 -DNCR=1 -DM_NONOTE
 caught "no second look with owner in hand"                            $M -DNMIG=2 -DNOP=2 -DREL1 -DM_NORELOOK
 caught "a state quotes no token, any handoff will do"                 $M -DNMIG=2 -DNOP=2 -DREL1 -DM_NOTOKEN
 caught "no taken mark, a rogue passes by"                             $M -DNMIG=2 -DNOP=2 -DREL1 -DNR=1 -DM_NOTAKEN
@@ -123,6 +125,7 @@ caught "a joiner does not look again"                                 $M -DNMIG=
 caught "no guard: a cold qcow2 rogue joins"                           $M -DNMIG=1 -DNOP=1 -DREL1 -DNR=1 -DMETA
 caught "cold start: no look after owner"                              $M -DCOLD=2 -DNE=1 -DM_NOLOOK
 caught "cold start: joins without handoff: nobody wins"               $M -DCOLD=3 -DM_NOHAND
+caught "cold start: owner asked for before present: nobody wins"      $M -DCOLD=3 -DM_ONELOOK
 caught "modes: present before owner (both fail)"                      modes.pml -DN=2 -DRETRY=2 -DM_PRESFIRST
 caught "modes: place, look, and no owner for shared and read-only"    modes.pml -DN=2 -DRETRY=2 -DTEXT
 caught "modes: the same on NFSv3 (two writers)"                       modes.pml -DN=2 -DRETRY=2 -DTEXT -DNFS3 -DNOL2
@@ -171,11 +174,12 @@ caught "resources: present before owner (both fail)"                  two.pml -D
 caught "a refused start of several keeps what it took"                two.pml -DN=3 -DM_NOUNDO
 HP="-DNMIG=2 -DNOP=2 -DNCR=1 -DNHP=2 -DATT=1 -DNE=1"
 caught "a refused attach keeps what it took"                          $R $HP -DM_NOUNDO
-caught "a refused call undoes only one resource"                      $R $HP -DM_UNDOONE
+caught "a refused call undoes only one resource"                      $R -DNMIG=1 -DNOP=1 -DNE=1 -DNK=1 -DM_UNDOONE
 caught "a refused Acquire keeps what it took"                         $R $HP -DM_NOGIVEBACK
 caught "Acquire clears one handoff before it has all owners"          $R $HP -DM_CLEAREARLY
 caught "no second look, two resources"                                $R $HP -DM_NORELOOK
 caught "Release puts only the first handoff up"                       $R $HP -DM_RELONE
+caught "Release: a handoff that may be up is placed once more"        $R -DNMIG=1 -DNOP=2 -DNCR=1 -DREL2 -DM_FRESH
 caught "an attached disk shows the handoff of a cold start"           $R -DNMIG=0 -DNOP=0 -DNHP=1 -DATT=1 -DM_HOTHAND
 
 if [ $deep ]; then

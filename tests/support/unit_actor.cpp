@@ -51,6 +51,11 @@ lease::Rivals SteppedMedium::findRivals(std::uint32_t domain, Mode mode, std::op
     return medium_->findRivals(domain, mode, quoted);
 }
 
+std::vector<Mark> SteppedMedium::lookToJoin(std::uint32_t domain, Mode mode) const {
+    step();
+    return medium_->lookToJoin(domain, mode);
+}
+
 std::vector<Mark> SteppedMedium::lookAt(std::uint32_t domain, Mode mode) const {
     step();
     return medium_->lookAt(domain, mode);

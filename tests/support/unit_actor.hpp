@@ -35,6 +35,7 @@ public:
     lease::Rivals findRivals(std::uint32_t domain, lease::Mode mode,
                              std::optional<std::uint32_t> quoted) const override;
     std::vector<lease::Mark> lookAt(std::uint32_t domain, lease::Mode mode) const override;
+    std::vector<lease::Mark> lookToJoin(std::uint32_t domain, lease::Mode mode) const override;
     std::vector<lease::Mark> look() const override;
     lease::Note note() const override;
     void setNote(const lease::Note& note) override;

@@ -28,7 +28,7 @@ std::vector<StoredLease> openLeases(const std::vector<std::string>& images, bool
     for (const std::string& image : images) {
         StoredLease lease;
         lease.lease = os::openFile(image, O_RDWR);
-        lease.file = os::identify(lease.lease.get(), image);
+        lease.file = lease.leaseFile = os::identify(lease.lease.get(), image);
         lease.mode = static_cast<Mode>(leases.size() % 3);
         lease.writable = true;
         lease.joined = leases.size() % 2;

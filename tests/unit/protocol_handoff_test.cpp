@@ -97,6 +97,13 @@ TEST_F(Handoff, InquireThatIsNotFollowedByAMigrationIsUndoneByTheNextAcquire) {
     EXPECT_TRUE(refused(late.acquire(token), Obstacle::sameGuest));
 }
 
+// As a libvirtd leaves it that dies before it notes the token, or does not.
+void showHandoff(Actor& actor, std::size_t image, std::uint32_t token, std::uint32_t noted) {
+    lease::Medium& medium = *actor.shares()[image].medium;
+    ASSERT_EQ(medium.tryPlace({MarkKind::handoff, kWeb, token}, os::LockType::write), os::LockOutcome::granted);
+    medium.setNote({.owner = true, .leaving = false, .token = noted});
+}
+
 TEST_F(Handoff, EveryInquireDrawsAnotherToken) {
     Actor web(kWeb, Mode::exclusive, image), target(kWeb, Mode::exclusive, image);
     ASSERT_TRUE(granted(web.enter()));
@@ -126,13 +133,44 @@ TEST_F(Handoff, TokensThatAnInterruptedChangeLeftDifferentAreReplaced) {
     Actor web(kWeb, Mode::exclusive, both);
     ASSERT_TRUE(granted(web.enter()));
     for (std::uint32_t i : {0u, 1u})
-        ASSERT_EQ(web.shares()[i].medium->tryPlace({MarkKind::handoff, kWeb, 100 + i}, os::LockType::write),
-                  os::LockOutcome::granted);
+        showHandoff(web, i, 100 + i, 100 + i);
     std::uint32_t token = web.release();
     EXPECT_EQ(web.handoff(0), token);
     EXPECT_EQ(web.handoff(1), token);
     EXPECT_EQ(web.count(0), 3u);
     EXPECT_EQ(web.count(1), 3u);
+}
+
+TEST_F(Handoff, ATokenThatOneImageHasNotedIsPlacedOnceOnTheOther) {
+    Actor web(kWeb, Mode::exclusive, both);
+    ASSERT_TRUE(granted(web.enter()));
+    showHandoff(web, 0, 100, 100);
+    showHandoff(web, 1, 100, 0);
+    EXPECT_EQ(web.release(), 100u);
+    EXPECT_EQ(web.handoff(1), 100u);
+    EXPECT_EQ(web.count(1), 3u);
+}
+
+// A libvirtd died between the mark and its note. Nobody was told that token.
+TEST_F(Handoff, OneThatNoNoteTellsOfStaysUntilTheGuestRunsOrMigrates) {
+    for (bool migrates : {false, true}) {
+        std::optional<Actor> web(std::in_place, kWeb, Mode::exclusive, both);
+        ASSERT_TRUE(granted(web->enter()));
+        for (std::uint32_t i : {0u, 1u})
+            showHandoff(*web, i, 100 + i, 0);
+        std::uint32_t token = web->release();
+        for (std::uint32_t i : {0u, 1u}) {
+            EXPECT_TRUE(web->has({MarkKind::handoff, kWeb, token}, i));
+            EXPECT_TRUE(web->has({MarkKind::handoff, kWeb, 100 + i}, i));
+        }
+        if (migrates)
+            token = web->inquire();
+        else
+            EXPECT_TRUE(granted(web->acquire(token)));
+        for (std::size_t i : {0, 1})
+            EXPECT_EQ(web->handoff(i), migrates ? std::optional(token) : std::nullopt);
+        EXPECT_EQ(web->count(1), migrates ? 4u : 2u);
+    }
 }
 
 TEST_F(Handoff, ReadersHaveNothingToHandOver) {

@@ -263,6 +263,7 @@ TEST_F(VesselInQemu, CarriesLeasesOfSeveralDescriptorsInOrder) {
                                       : directoryOf(i) ? lease.directory.get()
                                                        : lease.lease.get(),
                                       lease.path);
+            lease.leaseFile = os::identify(directoryOf(i) ? lease.directory.get() : lease.lease.get(), lease.path);
         }
         plantVessel(kTag, leases);
     });
