@@ -119,8 +119,16 @@ pid_t qemuOf(const Domain& domain) {
     return static_cast<pid_t>(std::strtol(os::readFileIfPossible(file, 32).value_or("").c_str(), nullptr, 10));
 }
 
-Domain findDomain(const Connection& connection, const std::string& uuid) {
+// Nothing if libvirt knows none.
+Domain tryFindDomain(const Connection& connection, const std::string& uuid) {
     Domain domain(virDomainLookupByUUIDString(connection.get(), uuid.c_str()), virDomainFree);
+    if (!domain && virGetLastErrorCode() != VIR_ERR_NO_DOMAIN)
+        unreachable();
+    return domain;
+}
+
+Domain findDomain(const Connection& connection, const std::string& uuid) {
+    Domain domain = tryFindDomain(connection, uuid);
     if (!domain)
         throw Error(Fault::invalid,
                     "libvirt does not know a guest with its UUID: if it is none of qemu:///session, see "
@@ -184,8 +192,9 @@ Json planResponse(const std::string& uuid, pid_t pid, const std::string& fallbac
     return plan;
 }
 
-Json respondToLoss(const std::string& uuid, pid_t pid, const std::string& action) {
-    Connection connection = connect(Rights::act);
+namespace {
+
+Json respond(const Connection& connection, const std::string& uuid, pid_t pid, const std::string& action) {
     Domain domain = findDomain(connection, uuid);
     int state = VIR_DOMAIN_NOSTATE;
     (void)virDomainGetState(domain.get(), &state, nullptr, 0);
@@ -205,13 +214,37 @@ Json respondToLoss(const std::string& uuid, pid_t pid, const std::string& action
     return {{"did", true}, {"text", "it was paused"}};
 }
 
-std::string startAgain(const std::string& uuid, const Json& xml) {
-    Connection connection = connect(Rights::act);
-    Domain domain = xml.is_string()
-                        ? Domain(virDomainCreateXML(connection.get(), xml.get<std::string>().c_str(), 0), virDomainFree)
-                        : findDomain(connection, uuid);
-    bool runs = xml.is_string() ? domain != nullptr : virDomainCreate(domain.get()) == 0;
-    return runs ? "it was started anew" : "it could not be started again: " + lastError();
+} // namespace
+
+Json respondToLoss(const std::string& uuid, pid_t pid, const std::string& action) {
+    const Connection connection = connect(Rights::act);
+    try {
+        return respond(connection, uuid, pid, action);
+    } catch (const Error& error) {
+        if (virConnectIsAlive(connection.get()) != 1)
+            throw;
+        return {{"refused", error.what()}};
+    }
+}
+
+Json startAgain(const std::string& uuid, pid_t pid, const Json& xml) {
+    const Connection connection = connect(Rights::act);
+    Domain domain = tryFindDomain(connection, uuid);
+    if (domain && virDomainIsActive(domain.get()) == 1)
+        return qemuOf(domain) == pid ? Json{{"over", false}} : Json{{"over", true}, {"text", "it was started anew"}};
+    bool runs = false;
+    if (xml.is_string()) {
+        domain.reset(virDomainCreateXML(connection.get(), xml.get<std::string>().c_str(), 0));
+        runs = domain != nullptr;
+    } else if (domain) {
+        runs = virDomainCreate(domain.get()) == 0;
+    }
+    if (runs)
+        return {{"over", true}, {"text", "it was started anew"}};
+    const std::string why = lastError();
+    if (virConnectIsAlive(connection.get()) != 1)
+        unreachable();
+    return {{"over", true}, {"text", "it could not be started again: " + why}};
 }
 
 } // namespace leasehold::tools

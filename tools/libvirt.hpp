@@ -29,10 +29,12 @@ bool isFailureAction(std::string_view word);
 // has a configuration of its own}.
 Json planResponse(const std::string& uuid, pid_t pid, const std::string& fallback);
 
-// Does it: pause, or powers off for poweroff and restart. {"did": true, "text": "it was paused"}. Throws likewise.
+// Does it: pause, or powers off for poweroff and restart. {"did": true, "text": "it was paused"}, or {"refused": why}.
+// Throws where it is not known whether it was done.
 Json respondToLoss(const std::string& uuid, pid_t pid, const std::string& action);
 
-// The second half of a restart: how it went, in words.
-std::string startAgain(const std::string& uuid, const Json& xml);
+// The second half of a restart, of a guest whose QEMU was to be powered off: {"over": true, "text": how it went}, or
+// {"over": false} while that QEMU is there. Throws where it is not known how it went.
+Json startAgain(const std::string& uuid, pid_t pid, const Json& xml);
 
 } // namespace leasehold::tools

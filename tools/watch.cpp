@@ -28,6 +28,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <iostream>
+#include <iterator>
 #include <map>
 #include <set>
 #include <thread>
@@ -180,7 +181,9 @@ public:
     void giveUp() const {
         for (const auto& [uuid, debt] : debts_)
             journal_.write(Urgency::critical, "failed", debt.about,
-                           debt.name + ": it was to be started anew, and libvirt does not power it off; see to both");
+                           debt.name + ": it was to be started anew, and " +
+                               (debt.problem.empty() ? "libvirt does not power it off" : "that was not done") +
+                               "; see to both");
     }
 
     bool fine() const { return lost_ == 0 && unclear_ == 0 && debts_.empty() && blindness_.empty(); }
@@ -267,6 +270,16 @@ private:
     using Key = std::pair<pid_t, lease::Uuid>;
 
     static Key keyOf(const GuestView& guest) { return {guest.pid, guest.tag.uuid}; }
+
+    // A guest that was powered off, or may have been, and has to be started again.
+    struct Debt {
+        Json about;
+        std::string name;
+        pid_t pid; // of the QEMU that was to be powered off
+        Json xml;
+        bool doubtful;       // whether libvirt has got the order: libvirtd was gone before it answered
+        std::string problem; // why it is not known whether it was started
+    };
 
     // What is remembered of one QEMU.
     struct Known {
@@ -523,8 +536,12 @@ private:
         std::optional<Json> answer;
         auto problem = attempt([&] { answer = tryAskWithin(kActionTimeout, {}, work); });
         tellServiceManager("WATCHDOG=1");
-        if (answer)
+        if (answer && !answer->contains("refused"))
             return answer;
+        if (answer) {
+            debts_.erase(lease::formatUuid(guest.tag.uuid)); // it runs on
+            problem = (*answer)["refused"];
+        }
         if (!problem) {
             // Each order that waits in libvirtd for a QEMU that waits for its storage keeps one of its threads.
             known.notBefore = Clock::now() + std::chrono::minutes(5);
@@ -550,13 +567,13 @@ private:
         } else if (!orders_.dryRun) {
             // Before it is powered off: whoever does not get an answer owes it the start all the same.
             if (action == "restart") {
-                debts_.insert_or_assign(uuid, Debt{about(guest), nameOf(guest), (*plan)["xml"]});
+                debts_.insert_or_assign(uuid, Debt{about(guest), nameOf(guest), guest.pid, (*plan)["xml"], false, ""});
                 stayWhileOwing();
             }
             auto done = order(guest, known, [&] { return respondToLoss(uuid, guest.pid, action); });
             if (!done) {
-                if (!known.notBefore)
-                    debts_.erase(uuid); // it was refused, and runs on
+                if (auto debt = debts_.find(uuid); debt != debts_.end() && !known.notBefore)
+                    debt->second.doubtful = true;
                 stayWhileOwing();
                 return;
             }
@@ -574,23 +591,29 @@ private:
 
     // Guests that were powered off to be started again. One try that libvirt has answered.
     void payDebts() {
-        Json active;
-        if (debts_.empty() || attempt([&] { active = askLibvirt(kActionTimeout, listActiveGuests); }))
-            return;
-        std::erase_if(debts_, [&](const auto& each) {
-            if (std::find(active.begin(), active.end(), each.first) != active.end())
-                return false; // is not off yet
-            const Debt& debt = each.second;
-            std::optional<Json> answer;
-            auto start = [&] { return Json(startAgain(each.first, debt.xml)); };
-            auto problem = attempt([&] { answer = tryAskWithin(kActionTimeout, {}, start); });
-            if (!answer && !problem)
-                return false;
-            journal_.write(Urgency::critical, "acted", debt.about,
-                           debt.name + ": " + (problem ? *problem : answer->template get<std::string>()));
-            return true;
-        });
+        for (auto each = debts_.begin(); each != debts_.end();)
+            each = pay(each->first, each->second) ? debts_.erase(each) : std::next(each);
         stayWhileOwing();
+    }
+
+    // Whether nothing is owed any more.
+    bool pay(const std::string& uuid, Debt& debt) {
+        std::optional<Json> answer;
+        auto start = [&] { return startAgain(uuid, debt.pid, debt.xml); };
+        auto problem = attempt([&] { answer = tryAskWithin(kActionTimeout, {}, start); });
+        if (!answer && !problem)
+            problem = "libvirt does not answer within " + std::to_string(kActionTimeout) + " s";
+        if (problem) { // libvirtd may have died in the middle of either order
+            if (debt.problem != *problem)
+                journal_.write(Urgency::critical, "failed", debt.about,
+                               debt.name + ": it could not be started again: " + *problem + "; this is tried again");
+            debt.problem = *problem;
+            return false;
+        }
+        if (!(*answer)["over"].get<bool>())
+            return debt.doubtful; // it runs on; or else it is not off yet
+        journal_.write(Urgency::critical, "acted", debt.about, debt.name + ": " + (*answer)["text"].get<std::string>());
+        return true;
     }
 
     // Whoever tells us to end waits until all guests are on again that we have powered off: systemd for TimeoutStopSec.
@@ -602,12 +625,6 @@ private:
             sigaddset(&ends, number);
         pthread_sigmask(owes() ? SIG_BLOCK : SIG_UNBLOCK, &ends, nullptr);
     }
-
-    struct Debt {
-        Json about;
-        std::string name;
-        Json xml;
-    };
 
     WatchOrders orders_;
     Journal journal_;
