@@ -46,14 +46,15 @@ void Metrics::add(const Json& labels, double value) {
 
 void writeTextfile(const std::string& path, const std::string& text) {
     const auto slash = path.rfind('/');
-    const os::Fd directory =
-        os::openFile(slash == std::string::npos ? "." : path.substr(0, slash + 1), O_RDONLY | O_DIRECTORY);
     const std::string name = path.substr(slash + 1), freshName = name + ".new", fresh = path + ".new";
+    const std::string above = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+    os::Fd directory, file;
+    if (int error = os::tryOpenAt(AT_FDCWD, above, O_RDONLY | O_DIRECTORY, 0, directory))
+        throw SystemError(error, "make", fresh);
     // The collector reads what ends in .prom. Whoever else may write to the directory could have put a name of another
     // file there.
     if (unlinkat(directory.get(), freshName.c_str(), 0) < 0 && errno != ENOENT)
         throw SystemError(errno, "remove", fresh);
-    os::Fd file;
     if (int error = os::tryOpenAt(directory.get(), freshName, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0644, file))
         throw SystemError(error, "make", fresh);
     ssize_t written = TEMP_FAILURE_RETRY(write(file.get(), text.data(), text.size()));
