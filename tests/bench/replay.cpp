@@ -19,6 +19,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstdint>
 #include <cstring>
 
@@ -154,7 +155,11 @@ void lookAtOpenFiles(pid_t pid) {
             if (entry->d_name[0] == '.')
                 continue;
             struct statx status;
-            checked(statx(folder, entry->d_name, AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &status), "statx");
+            if (statx(folder, entry->d_name, AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &status) < 0) {
+                if (errno == ENOENT) // closed meanwhile
+                    continue;
+                throwErrno("statx");
+            }
             struct stat link;
             if (S_ISREG(status.stx_mode) || S_ISBLK(status.stx_mode))
                 checked(fstatat(folder, entry->d_name, &link, AT_SYMLINK_NOFOLLOW), "fstatat");
