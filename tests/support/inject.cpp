@@ -2,9 +2,10 @@
 // SPDX-FileCopyrightText: The leasehold authors
 
 // inject REPORT NUMBER CHOICE PROGRAM [WORD...]: runs the program as unit_faults.hpp says, and one of its system calls,
-// or of its helpers', fails: that with this number (0: none), with the error that has this number among those that fit
-// it. For tests that are not written in C++. What the program says, and how it ends, is as without this. The report:
-// whether anything hung, what failed, and where nothing had to, which calls can: lines of a word and what it means.
+// or of its helpers', fails: that with this number (0: none), or the first after it that can, with the error that has
+// this number among those that fit it. For tests that are not written in C++. What the program says, and how it ends,
+// is as without this. The report: whether anything hung, what failed, and where nothing had to, which calls can: lines
+// of a word and what it means.
 
 #include "tests/support/unit_faults.hpp"
 

@@ -49,8 +49,9 @@ struct ProgramEnd {
 };
 
 // A program, with all processes that it starts, from when it is loaded until it becomes another one: call number
-// `failing` of those fails (0: none), with the error number `choice` of those that fit it. Where it sleeps for
-// a second or longer it does not. Throws std::system_error where tracing is forbidden or unknown.
+// `failing` of those fails (0: none), or the first after it that can, with the error number `choice` of those that fit
+// it. Where it sleeps for a second or longer it does not. Throws std::system_error where tracing is forbidden or
+// unknown.
 ProgramEnd failOneSystemCallOf(const std::vector<std::string>& words, int failing, int choice);
 
 // Each call of such a program. The first end is that without a fault. `limit`: about so many calls fail, spread over
