@@ -308,22 +308,21 @@ std::string explainForeigner(const Guest& guest, const qemu::StoredLease& stored
 std::string explainRefusal(const Guest& guest, const qemu::StoredLease& stored, Mode mode,
                            const lease::Refusal& refusal, Neighbours& neighbours) {
     std::string subject = subjectOf(stored), self = quote(guest.name);
-    const std::string somewhere; // no name is known
     if (refusal.obstacle == Obstacle::beingTaken)
         return subject + " is just being taken or given up by another guest, for longer than guest " + self +
                " may wait; try again, and look for a stopped QEMU or libvirtd on " +
-               (stored.remote ? "the hosts that share it" : "this host") + adviseOnTheDead(stored, somewhere);
+               (stored.remote ? "the hosts that share it" : "this host") + adviseOnTheDead(stored, "");
     if (refusal.obstacle == Obstacle::foreignLock)
         return explainForeigner(guest, stored, neighbours);
     std::vector<Mark> marks = blockers(guest, refusal, mode);
     if (marks.empty() && refusal.obstacle == Obstacle::guestPresent)
-        return explainGuest(guest, stored, mode, "", marks) + adviseOnTheDead(stored, somewhere);
+        return explainGuest(guest, stored, mode, "", marks) + adviseOnTheDead(stored, "");
     Namer namer(stored, neighbours);
-    const std::string advice = adviseOnTheDead(stored, namer.distantHost(marks));
+    auto advice = [&] { return adviseOnTheDead(stored, namer.distantHost(marks)); };
     if (refusal.obstacle == Obstacle::guestPresent)
-        return explainGuest(guest, stored, mode, listNames(namer, marks), marks) + advice;
+        return explainGuest(guest, stored, mode, listNames(namer, marks), marks) + advice();
     if (refusal.obstacle == Obstacle::sameGuest)
-        return explainTwin(guest, stored, namer, marks) + advice;
+        return explainTwin(guest, stored, namer, marks) + advice();
     return "guest " + self + " was taken over with " + subject + " by " +
            (marks.empty() ? "another QEMU" : listNames(namer, marks)) +
            "; what is left here is older than that one: use the other, and destroy this guest; only if the other has "

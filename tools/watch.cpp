@@ -538,10 +538,8 @@ private:
         tellServiceManager("WATCHDOG=1");
         if (answer && !answer->contains("refused"))
             return answer;
-        if (answer) {
-            debts_.erase(lease::formatUuid(guest.tag.uuid)); // it runs on
+        if (answer)
             problem = (*answer)["refused"];
-        }
         if (!problem) {
             // Each order that waits in libvirtd for a QEMU that waits for its storage keeps one of its threads.
             known.notBefore = Clock::now() + std::chrono::minutes(5);
@@ -551,7 +549,7 @@ private:
             *problem += "; this is tried again every " + std::to_string(orders_.interval) + " s";
         }
         reportOnce(known, Urgency::critical, "failed", guest, *problem);
-        return std::nullopt;
+        return answer;
     }
 
     // Again in each round: libvirtd may have been away, and somebody may have let the guest run again.
@@ -571,8 +569,10 @@ private:
                 stayWhileOwing();
             }
             auto done = order(guest, known, [&] { return respondToLoss(uuid, guest.pid, action); });
-            if (!done) {
-                if (auto debt = debts_.find(uuid); debt != debts_.end() && !known.notBefore)
+            if (!done || done->contains("refused")) {
+                if (done)
+                    debts_.erase(uuid); // it runs on
+                else if (auto debt = debts_.find(uuid); debt != debts_.end() && !known.notBefore)
                     debt->second.doubtful = true;
                 stayWhileOwing();
                 return;

@@ -13,10 +13,17 @@ namespace {
 
 constexpr int kKindShift = kDomainBits + kIdBits;
 constexpr os::Range kWholeArea{kMarkArea, 0};
-constexpr os::Range kPresentArea{kMarkArea + (std::int64_t{2} << kKindShift), std::int64_t{3} << kKindShift};
+
+// All marks of these kinds, whoever's they are.
+constexpr os::Range rangeOf(MarkKind first, MarkKind last) {
+    const std::int64_t kinds = static_cast<std::int64_t>(last) - static_cast<std::int64_t>(first) + 1;
+    return {kMarkArea + (static_cast<std::int64_t>(first) << kKindShift), kinds << kKindShift};
+}
+
+constexpr os::Range kPresentArea = rangeOf(MarkKind::presentExclusive, MarkKind::presentReadOnly);
 static_assert(static_cast<int>(MarkKind::presentExclusive) == 2 && static_cast<int>(MarkKind::presentReadOnly) == 4);
 // handoff and leaving are neighbours so that one unlock drops both.
-constexpr os::Range kHandoffArea{kMarkArea + (std::int64_t{5} << kKindShift), std::int64_t{2} << kKindShift};
+constexpr os::Range kHandoffArea = rangeOf(MarkKind::handoff, MarkKind::leaving);
 static_assert(static_cast<int>(MarkKind::handoff) == 5 && static_cast<int>(MarkKind::leaving) == 6);
 static_assert(static_cast<int>(MarkKind::foreign) == 8, "kinds 0-7 fill the area");
 
@@ -78,9 +85,7 @@ void ByteRangeMedium::removeAll() {
 }
 
 bool ByteRangeMedium::any(MarkKind first, MarkKind last) const {
-    std::int64_t start = kMarkArea + (static_cast<std::int64_t>(first) << kKindShift);
-    std::int64_t kinds = static_cast<std::int64_t>(last) - static_cast<std::int64_t>(first) + 1;
-    return isLocked({start, kinds << kKindShift});
+    return isLocked(rangeOf(first, last));
 }
 
 bool ByteRangeMedium::isLocked(const os::Range& range) const {
