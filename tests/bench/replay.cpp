@@ -143,10 +143,24 @@ void identify(int directory, const char* path, int flags) {
     checked(statx(directory, path, flags | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &status), "statx");
 }
 
+int openDescriptors(pid_t pid) {
+    const std::string path = "/proc/" + std::to_string(pid) + "/fd";
+    return static_cast<int>(checked(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC), "open"));
+}
+
+// The notes, and then owner and nothing else is up.
+void takeOver(std::span<const int> disks) {
+    for (const int fd : disks)
+        checked(lseek(fd, 0, SEEK_CUR), "lseek");
+    for (const int fd : disks) {
+        checked(lseek(fd, kOwnerNote, SEEK_SET), "lseek");
+        lock(fd, F_OFD_SETLK, F_UNLCK, kHandoffs, kHandoffsLength);
+    }
+}
+
 // What the guest has open: each descriptor, and of those that are files how they were opened.
 void lookAtOpenFiles(pid_t pid) {
-    const std::string path = "/proc/" + std::to_string(pid) + "/fd";
-    const int folder = static_cast<int>(checked(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC), "open"));
+    const int folder = openDescriptors(pid);
     alignas(dirent64) char room[16 * 1024];
     for (long length; (length = checked(getdents64(folder, room, sizeof room), "getdents64")) > 0;)
         for (long at = 0; at < length;) {
@@ -169,8 +183,7 @@ void lookAtOpenFiles(pid_t pid) {
 
 // The vessel says that the guest has run: a new generation, and then the old one goes.
 void store(pid_t pid, Opened& opened) {
-    const std::string path = "/proc/" + std::to_string(pid) + "/fd";
-    const int folder = static_cast<int>(checked(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC), "open"));
+    const int folder = openDescriptors(pid);
     checked(flock(folder, LOCK_EX | LOCK_NB), "flock");
     const int sender = static_cast<int>(checked(syscall(SYS_pidfd_getfd, opened.pidfd(), kSender, 0), "pidfd_getfd"));
     int type = 0, off = -1, waiting = 0;
@@ -210,12 +223,7 @@ Contestant::Time Replay::firstAcquire(const std::vector<support::Disk>& disks) {
         struct stat status;
         if (disks.size() == 1) // a disk that is named alone may be new
             checked(stat(disks.front().path.c_str(), &status), "stat");
-        for (const int fd : opened.disks())
-            checked(lseek(fd, 0, SEEK_CUR), "lseek");
-        for (const int fd : opened.disks()) {
-            checked(lseek(fd, kOwnerNote, SEEK_SET), "lseek");
-            lock(fd, F_OFD_SETLK, F_UNLCK, kHandoffs, kHandoffsLength);
-        }
+        takeOver(opened.disks());
         store(leasehold_.pid(), opened);
     }
     return Clock::now() - begin;
@@ -227,12 +235,7 @@ Contestant::Time Replay::acquire(const std::vector<support::Disk>& disks) {
     const auto begin = Clock::now();
     {
         const Opened opened(leasehold_.pid(), disks.size());
-        for (const int fd : opened.disks())
-            checked(lseek(fd, 0, SEEK_CUR), "lseek");
-        for (const int fd : opened.disks()) {
-            checked(lseek(fd, kOwnerNote, SEEK_SET), "lseek");
-            lock(fd, F_OFD_SETLK, F_UNLCK, kHandoffs, kHandoffsLength);
-        }
+        takeOver(opened.disks());
     }
     const Time elapsed = Clock::now() - begin;
     stopped_ = false;
