@@ -907,6 +907,10 @@ Call::Attempt Call::raise(const Plan& plan) {
 // What is thrown is an answer here: a guest does not do without its image because a file below it is on storage that
 // has no locks. The log says so, and status shows it.
 Call::Attempt Call::admitLower(const Resource& resource, const FileId& file) {
+    const auto closed = [&] {
+        FileId now;
+        return os::tryIdentify(resource.through, now) != 0 || now != file;
+    };
     try {
         return insist(deadline_, [&]() -> Attempt {
             about(resource.path);
@@ -929,11 +933,13 @@ Call::Attempt Call::admitLower(const Resource& resource, const FileId& file) {
             Attempt attempt = admit(places, lease::Entry::running);
             if (attempt == kGranted)
                 std::move(places.begin(), places.end(), std::back_inserter(fresh_));
+            else if (closed())
+                return kGranted;
             return attempt;
         });
     } catch (const Error& error) {
-        if (FileId now; os::tryIdentify(resource.through, now) != 0 || now != file)
-            return kGranted; // closed meanwhile
+        if (closed())
+            return kGranted;
         surroundings_.warn("guest '" + guest_.name + "' reads '" + resource.path +
                            "' below its image without a lease: " + error.what());
         return kGranted;
@@ -956,9 +962,10 @@ Call::Attempt Call::leaseLower(bool firstRun) {
             std::find(seen.begin(), seen.end(), open.file) != seen.end())
             continue;
         seen.push_back(open.file);
-        std::string through = os::pathThrough(*process_, open.number);
-        Resource resource{
-            .path = os::targetOf(through), .mode = Mode::readOnly, .named = std::nullopt, .through = through};
+        std::string through = os::pathThrough(*process_, open.number), path = os::targetOf(through);
+        if (os::isOfKernel(open, path))
+            continue;
+        Resource resource{.path = std::move(path), .mode = Mode::readOnly, .named = std::nullopt, .through = through};
         Attempt refusal = admitLower(resource, open.file);
         if (refusal != kGranted && firstRun)
             return refusal;

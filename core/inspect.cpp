@@ -726,8 +726,11 @@ std::vector<std::string> findUnleased(const GuestView& guest) {
     for (const os::OpenFile& open : opened.all()) {
         bool leased = std::any_of(guest.leases.begin(), guest.leases.end(),
                                   [&](const StoredView& lease) { return lease.stored.file == open.file; });
-        if (!leased && opened.useOf(open.file) == os::OpenFiles::Use::reads)
-            names.push_back(os::printable(os::targetOf(os::pathThrough(*process, open.number))));
+        if (leased || opened.useOf(open.file) != os::OpenFiles::Use::reads)
+            continue;
+        const std::string path = os::targetOf(os::pathThrough(*process, open.number));
+        if (!os::isOfKernel(open, path))
+            names.push_back(os::printable(path));
     }
     std::sort(names.begin(), names.end());
     names.erase(std::unique(names.begin(), names.end()), names.end());

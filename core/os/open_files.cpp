@@ -8,6 +8,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 namespace leasehold::os {
 
@@ -64,6 +65,12 @@ OpenFiles::Use OpenFiles::useOf(const FileId& file) const {
         if (open.file == file)
             use = open.writable ? Use::writes : use == Use::writes ? use : Use::reads;
     return use;
+}
+
+bool isOfKernel(const OpenFile& open, std::string_view path) {
+    // No device has the number 0 (Linux Documentation/admin-guide/devices.txt): file systems without one get it.
+    return S_ISREG(open.type) && major(open.file.device) == 0 &&
+           (path.starts_with("/proc/") || path.starts_with("/sys/"));
 }
 
 std::string pathThrough(const Process& process, int number) {

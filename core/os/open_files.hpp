@@ -10,6 +10,7 @@
 #include "core/os/process.hpp"
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace leasehold::os {
@@ -41,6 +42,10 @@ private:
     std::vector<OpenFile> files_;
     std::string gap_;
 };
+
+// What the kernel shows of itself as a file, and nobody stores anything in: of proc, sysfs, and what is mounted in them
+// (cgroup2, debugfs). Programs read there without being asked to. `path` is what the descriptor's link says.
+bool isOfKernel(const OpenFile& open, std::string_view path);
 
 // A path that leads to the very file behind a descriptor of the process, wherever its name has gone. Opening it makes
 // an open file description of one's own (proc(5)).

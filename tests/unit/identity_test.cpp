@@ -363,6 +363,19 @@ TEST_P(EngineWithDisks, AFileBelowThatSomebodyWritesIsRefusedAtTheFirstRunAndOnl
     EXPECT_EQ(leaseOf(writer, mail, base), "exclusive");
 }
 
+// VFIO reads /sys, sanitizers and libraries read /proc/self/maps.
+TEST_P(EngineWithDisks, WhatTheKernelShowsOfItselfIsNoFileBelow) {
+    for (const std::string file : {"/proc/self/maps", "/proc/sys/kernel/osrelease", "/sys/kernel/notes"}) {
+        SCOPED_TRACE(file);
+        Qemu qemu = start(web, disk);
+        qemu.reads(file);
+        warnings.clear();
+        EXPECT_EQ(engine.acquire(web, disk, ""), std::nullopt);
+        EXPECT_EQ(storedFor(qemu, web), 1);
+        EXPECT_EQ(warnings, std::vector<std::string>());
+    }
+}
+
 TEST_P(EngineWithDisks, LeasesOfFilesBelowCanBeTurnedOff) {
     std::string base = dir.file("base.img");
     Settings off = settings;
