@@ -56,7 +56,7 @@ class Node(labs.Host):
         with open(self.emulator_log, "wb") as output:
             self.process = subprocess.Popen([
                 *labs.CHILD, labs.QEMU, "-name", "leasehold-node", "-machine", "q35,accel=tcg", "-cpu", "Nehalem",
-                "-smp", "2", "-m", str(MEMORY), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+                "-smp", "1", "-m", str(MEMORY), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
                 "-kernel", self.image.kernel, "-initrd", self.image.initrd,
                 "-append", "root=/dev/vda rw console=ttyS0 quiet panic=1 mitigations=off no_timer_check"
                            f" net.ifnames=0 {KERNEL[self.security]}",

@@ -32,13 +32,13 @@ build_packages=(g++ gcc meson ninja-build pkg-config libglib2.0-dev libvirt-dev 
     nlohmann-json3-dev)
 hypervisor_packages=(libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils
     iproute2 attr python3 python3-libvirt)
-test_packages=(libgtest-dev bindfs python3-pytest python3-pytest-xdist augeas-tools binutils mandoc apparmor checkpolicy
+test_packages=(ccache libgtest-dev bindfs python3-pytest python3-pytest-xdist augeas-tools binutils mandoc apparmor checkpolicy
     semodule-utils systemd)
 e2e_packages=(resource-agents pacemaker corosync libvirt-sanlock sanlock) # what others use beside leasehold, or before it
 tools_packages=(bindfs util-linux prometheus prometheus-node-exporter python3-jsonschema zsh)
 lint_packages=(clang clang-format clang-tidy)
 model_packages=(spin tcc)
-package_packages=(debhelper lintian rpm rpmlint cpio debootstrap ccache)
+package_packages=(debhelper lintian rpm rpmlint cpio debootstrap)
 lab_packages=(qemu-system-x86 e2fsprogs libc6-dev python3 bindfs strace iproute2)
 
 # Meson puts the sources of a target together into one: that compiles in a third of the time, which pays where everything
@@ -52,6 +52,9 @@ lines=(-Dcpp_args=-g1 -Dc_args=-g1)
 unity_with_tests() {
     printf '%s\n' 1.0 "$(meson --version)" | sort -VC && printf '%s\n' "${unity[@]}"
 }
+
+# meson uses ccache by itself. This lets it keep what was compiled with a precompiled header as well (ccache(1)).
+export CCACHE_SLOPPINESS=pch_defines,time_macros
 
 # configure DIR [MESON OPTION...]: once. Here, and for nobody else, a warning is an error.
 configure() {
