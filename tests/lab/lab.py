@@ -41,7 +41,7 @@ import root_image
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 QEMU = "qemu-system-x86_64"
-BOOT_SECONDS = 600  # six on a quiet machine, 200 on one that is very busy
+BOOT_SECONDS = 600  # six on a quiet machine, 200 on one that is very busy, the first time; one afterwards
 PATIENCE = 240  # with what does happen, at a speed that nobody knows
 MEMORY, CODE_CACHE = 640, 256  # MiB; the latter is QEMU's own, a gigabyte by default
 GUEST_DIR = "/run/lab"  # where a host keeps its own copy of /share
@@ -202,7 +202,7 @@ def scsi_name(index):
 class AnyHost:
     def __init__(self, lab, number):
         self.lab, self.number, self.name = lab, number, f"h{number}"
-        self.process = self.makes_actors = None
+        self.process = self.makes_actors = self.ready = None
 
     def __repr__(self):
         return self.name
@@ -254,6 +254,8 @@ class AnyHost:
 
 
 class Host(AnyHost):
+    """An emulated machine. It does not boot: it goes on where one like it had booted (booted())."""
+
     share = "/share"
 
     def __init__(self, lab, number):
@@ -263,7 +265,10 @@ class Host(AnyHost):
         self.private_disk = lab.sparse_file(f"{self.name}.img", 2 << 30)  # keeps its content over a power cut
 
     def power_on(self):
-        """Starts to boot; wait_ready() waits for the end of that."""
+        """Starts; wait_ready() waits until it has a name, a network and disks."""
+        self.start("-incoming", f"exec:cat {booted(self.lab.image)}")
+
+    def start(self, *options):
         self.kill()
         self.port = free_port()
         self.console_log.write_text("")
@@ -276,8 +281,7 @@ class Host(AnyHost):
                 "-m", str(MEMORY), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
                 "-kernel", image.kernel, "-initrd", image.initrd,
                 # no_timer_check: on a busy machine the timer may be too late for the kernel's test of it.
-                "-append", "console=ttyS0 quiet loglevel=5 panic=1 mitigations=off no_timer_check scsi_mod.scan=manual"
-                           f" lab.host={self.number}",
+                "-append", "console=ttyS0 quiet loglevel=5 panic=1 mitigations=off no_timer_check scsi_mod.scan=manual",
                 "-serial", f"file:{self.console_log}",
                 *self.disk("root", image.root, "readonly=on"),
                 *self.disk("private", self.private_disk, "cache=unsafe"),
@@ -287,12 +291,34 @@ class Host(AnyHost):
                 *itertools.chain(*(self.scsi_disk(*disk) for disk in enumerate(self.lab.scsi_disks))),
                 # The agent's own way in: no other host is there.
                 "-netdev", f"user,id=agent,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-10.0.2.15:7000",
-                "-device", f"virtio-net-pci,netdev=agent,mac=52:54:00:00:00:{self.number:02x},romfile=",
+                "-device", "virtio-net-pci,netdev=agent,romfile=",
                 "-netdev", f"dgram,id=wire,local.type=fd,local.str={plug}",
-                "-device", f"virtio-net-pci,netdev=wire,mac=52:54:00:00:01:{self.number:02x},romfile=",
+                "-device", "virtio-net-pci,netdev=wire,romfile=",
                 "-virtfs", f"local,path={self.lab.share},mount_tag=share,security_model=none,multidevs=remap",
-                "-device", "virtio-rng-pci"],
+                # Tells the kernel that it is another one now: no two hosts shall draw the same numbers (Linux
+                # drivers/virt/vmgenid.c).
+                "-device", "virtio-rng-pci", "-device", "vmgenid,guid=auto", *options],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[plug])
+
+    def boot_into(self, state):
+        """Boots, and leaves there what power_on() goes on from."""
+        self.start(*self.monitored(state))
+        self.wait_until_alive(lambda: "LAB-READY" in self.console_log.read_text(errors="replace"))
+        self.save(state)
+
+    @staticmethod
+    def monitored(state):
+        """QEMU's options for save()."""
+        return "-monitor", f"unix:{state}.monitor,server=on,wait=off"
+
+    def save(self, state):
+        """Ends it, and leaves there what -incoming goes on from."""
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.connect(f"{state}.monitor")
+            monitor.sendall(f'migrate "exec:cat >{state}"\nquit\n'.encode())
+            self.process.wait(timeout=BOOT_SECONDS)
+        assert state.stat().st_size > 0, f"what had booted was not saved:\n{self.log()}"
+        self.kill()
 
     @staticmethod
     def disk(name, path, *options):
@@ -309,12 +335,27 @@ class Host(AnyHost):
         return ("-drive", f"file={path},format=raw,if=none,id={drive},file.locking=off,cache=none",
                 "-device", f"{device},serial=disk{index},wwn={scsi_name(index)}")
 
+    def wait_until_alive(self, condition):
+        def alive():
+            assert self.process.poll() is None and "LAB-FAILED" not in self.console_log.read_text(errors="replace"), \
+                f"{self.name} died at boot:\n{self.log()}"
+            return condition()
+        wait_until(alive, f"{self.name} has booted", BOOT_SECONDS)
+
+    def wait_for_answer(self):
+        # As long as QEMU reads the state nobody is there, and TCP waits ever longer until it asks again.
+        patience = itertools.count(0.3, 0.3)
+
+        def answers():
+            with contextlib.suppress(OSError, AssertionError):
+                return self.run("true", timeout=next(patience))
+        self.wait_until_alive(answers)
+
     def wait_ready(self):
-        def ready():
-            log = self.console_log.read_text(errors="replace")
-            assert self.process.poll() is None and "LAB-FAILED" not in log, f"{self.name} died at boot:\n{self.log()}"
-            return "LAB-READY" in log
-        wait_until(ready, f"{self.name} has booted", BOOT_SECONDS)
+        if self.ready is not self.process:
+            self.wait_for_answer()
+            self.ok(f"/sbin/lab-init {self.number}")
+            self.ready = self.process
         return self
 
     def log(self):
@@ -570,6 +611,16 @@ class Actor:
 # --- the lab ------------------------------------------------------------------------------------------------------
 
 
+def booted(image):
+    """The state of a host that has booted that image, and has no number yet. Made once."""
+    def boot(work):
+        (work / "image").mkdir()
+        with Lab(1, image) as lab:
+            lab.hosts[0].boot_into(work / "image" / "state")
+    recipe = [HERE / "lab.py", pathlib.Path(shutil.which(QEMU))]
+    return root_image.built(image.root.parent / "booted", recipe, boot) / "state"
+
+
 class AnyLab:
     """Where the lab's files are, and the programs that hosts need."""
 
@@ -629,8 +680,7 @@ class AnyLab:
         for host in hosts:
             if not host.runs:
                 host.power_on()
-        for host in hosts:
-            host.wait_ready()
+        together(lambda host: host.wait_ready(), hosts)
 
     def others(self, host):
         return [other for other in self.hosts if other is not host]
@@ -651,10 +701,10 @@ class AnyLab:
 
 
 class Lab(AnyLab):
-    def __init__(self, hosts=3):
+    def __init__(self, hosts=3, image=None):
         require(QEMU, "mkfs.ext4", "cc", "c++", "apt-get", "dpkg-deb", "chroot", "ldconfig", "setpriv")
         super().__init__()
-        self.image = root_image.prepared(root_image.cache_folder())
+        self.image = image or root_image.prepared(root_image.cache_folder())
         self.shared_disks = {name: self.sparse_file(f"{name}.img", 1 << 30) for name in ("shared1", "shared2", "shared3")}
         self.scsi_disks = [self.sparse_file(f"scsi{index}.img", 128 << 20) for index in range(3)]
         self.network = Network(self, hosts)

@@ -12,7 +12,6 @@ import contextlib
 import pathlib
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -30,7 +29,6 @@ from folders import folder_of_one_run  # noqa: E402
 IMAGE, ANOTHER = "/var/lib/libvirt/images/disk.img", "/var/lib/libvirt/images/another.img"
 HERE = pathlib.Path(__file__).resolve().parent
 MEMORY = 1536  # MiB
-BOOT_SECONDS = 600  # 40 on a quiet machine
 
 # By security module, what the kernel is told. AppArmor is Debian's default: nothing.
 KERNEL = {"apparmor": "", "selinux": "security=selinux selinux=1 enforcing=0"}
@@ -81,26 +79,14 @@ class Node(labs.Host):
         """From the power button until systemd has nothing left to start, libvirtd knows what QEMU can do, and apt which
         packages there are. Leaves disk and memory in work/image. It takes minutes on a busy machine, and nothing of
         leasehold is on it yet."""
-        booted = work / "image" / "node"
-        booted.parent.mkdir()
-        root_image.command("qemu-img", "create", "-q", "-f", "qcow2", "-b", self.image.root, "-F", "raw", f"{booted}.qcow2")
-        self.start(f"{booted}.qcow2", "-monitor", f"unix:{booted}.monitor,server=on,wait=off")
+        disk, state = work / "image" / "node.qcow2", work / "image" / "node.state"
+        disk.parent.mkdir()
+        root_image.command("qemu-img", "create", "-q", "-f", "qcow2", "-b", self.image.root, "-F", "raw", disk)
+        self.start(disk, *self.monitored(state))
         self.wait_for_answer()
-        self.run("systemctl is-system-running --wait", timeout=BOOT_SECONDS)
-        self.ok("virsh -q -c qemu:///system domcapabilities && apt-get check && sync", timeout=BOOT_SECONDS)
-        with socket.socket(socket.AF_UNIX) as monitor:
-            monitor.connect(f"{booted}.monitor")
-            monitor.sendall(f'migrate "exec:cat >{booted}.state"\nquit\n'.encode())
-            self.process.wait(timeout=BOOT_SECONDS)
-        assert pathlib.Path(f"{booted}.state").stat().st_size > 0, f"the booted node was not saved:\n{self.log()}"
-        self.kill()
-
-    def wait_for_answer(self):
-        def answers():
-            assert self.process.poll() is None, f"the node died:\n{self.log()}"
-            with contextlib.suppress(OSError, AssertionError):
-                return self.run("true")
-        labs.wait_until(answers, f"the node answers\n{self.log()}", BOOT_SECONDS)
+        self.run("systemctl is-system-running --wait", timeout=labs.BOOT_SECONDS)
+        self.ok("virsh -q -c qemu:///system domcapabilities && apt-get check && sync", timeout=labs.BOOT_SECONDS)
+        self.save(state)
 
     def log(self):
         return (self.console_log.read_text(errors="replace")[-3000:]

@@ -31,10 +31,8 @@ PACKAGES = """
 systemd systemd-sysv udev dbus kmod iproute2 procps linux-image-amd64 apparmor
 libvirt-daemon-system libvirt-clients qemu-system-x86 e2fsprogs
 selinux-policy-default policycoreutils policycoreutils-python-utils selinux-utils semodule-utils setools
-nfs-kernel-server
+nfs-kernel-server libaugeas0 augeas-lenses
 """.split()
-# What leasehold's package depends on beside libvirt: apt finds it on the node without a network.
-FETCHED = "libaugeas0 augeas-lenses"
 
 AGENT = """\
 [Unit]
@@ -69,7 +67,7 @@ def cache_folder():
 def tree():
     """The folder that tests/support/chroot makes; for tests that need its programs and not its kernel, too."""
     release = platform.freedesktop_os_release()["VERSION_CODENAME"]
-    return pathlib.Path(root_image.command(CHROOT, "prepare", "node", release, " ".join(PACKAGES), FETCHED).strip())
+    return pathlib.Path(root_image.command(CHROOT, "prepare", "node", release, " ".join(PACKAGES), "").strip())
 
 
 def prepared():
