@@ -342,17 +342,16 @@ std::string runTraced(const std::function<std::string()>& work, int failing, int
         throw std::system_error(EPERM, std::generic_category());
     ptrace(PTRACE_SETOPTIONS, pid, nullptr, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL);
     bool inside = false, entering = true;
+    int signal = 0; // that it gets when it goes on: of a helper's end, or one that it dies of
     count = 0;
     for (;;) {
-        ptrace(PTRACE_SYSCALL, pid, nullptr, nullptr);
+        ptrace(PTRACE_SYSCALL, pid, nullptr, signal);
+        signal = 0;
         if (waitpid(pid, &status, 0) < 0 || !WIFSTOPPED(status))
             break;
         if (WSTOPSIG(status) != (SIGTRAP | 0x80)) {
-            if (WSTOPSIG(status) != SIGSTOP && WSTOPSIG(status) != SIGCONT) {
-                ptrace(PTRACE_DETACH, pid, nullptr, WSTOPSIG(status));
-                waitpid(pid, &status, 0);
-                break;
-            }
+            if (WSTOPSIG(status) != SIGSTOP && WSTOPSIG(status) != SIGCONT)
+                signal = WSTOPSIG(status);
             continue;
         }
         if (entering) {
