@@ -46,7 +46,7 @@ def kinds(bring_up):
             kind.be_patient()
 
 
-SOME = 3  # calls that fail, spread over all
+SOME = 3  # calls that fail, spread over all; and one of those that take away what was needed
 
 
 def with_faults(living, limit):
@@ -60,8 +60,9 @@ def with_faults(living, limit):
         return said, how, left
     plain = told(0)
     yield plain
-    numbers = [text.split()[0] for word, _, text in plain[1] if word == "fallible"]
-    for number in numbers[len(numbers) // limit // 2::len(numbers) // limit]:
+    calls = [text.split() for word, _, text in plain[1] if word == "fallible"]
+    [*_, last_open] = [call for call in calls if call[1] == "openat"]
+    for number, *_ in [*calls[len(calls) // limit // 2::len(calls) // limit], last_open]:
         yield told(number)
 
 
