@@ -49,7 +49,7 @@ void writeTextfile(const std::string& path, const std::string& text) {
     const std::string name = path.substr(slash + 1), freshName = name + ".new", fresh = path + ".new";
     const std::string above = slash == std::string::npos ? "." : path.substr(0, slash + 1);
     os::Fd directory, file;
-    if (int error = os::tryOpenAt(AT_FDCWD, above, O_RDONLY | O_DIRECTORY, 0, directory))
+    if (int error = os::tryOpen(above, O_RDONLY | O_DIRECTORY, directory))
         throw SystemError(error, "make", fresh);
     // The collector reads what ends in .prom. Whoever else may write to the directory could have put a name of another
     // file there.

@@ -24,6 +24,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import itertools
 import os
 import pathlib
@@ -611,6 +612,7 @@ class Actor:
 # --- the lab ------------------------------------------------------------------------------------------------------
 
 
+@functools.cache  # what it is known by has all of QEMU in it, which is not read for each host
 def booted(image):
     """The state of a host that has booted that image, and has no number yet. Made once."""
     def boot(work):
