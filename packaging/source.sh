@@ -11,7 +11,9 @@ home=$(sed -n "s/^home = '\(.*\)'$/\1/p" "$root/meson.build")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # For ccache, where meson finds one: its unity sources name folders from the root on, and rpmbuild has a locale of its own.
+# Where a package's debugging symbols say the sources are must not depend on who has compiled them first.
 export CCACHE_BASEDIR=$work CCACHE_SLOPPINESS=locale
+unset CCACHE_NOHASHDIR
 
 # A checkout is packed as it is, with changes but without what git does not know; an unpacked tarball as
 # a whole. Its last change is the time of everything in the packages (https://reproducible-builds.org/specs/source-date-epoch/).

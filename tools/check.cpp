@@ -18,6 +18,7 @@
 #include <array>
 #include <cstdio>
 #include <iostream>
+#include <optional>
 #include <sstream>
 
 #include <glob.h>
@@ -278,12 +279,16 @@ std::vector<Finding> checkGuests(int timeout) {
 Finding checkWatcher() {
     if (pid_t pid = findWatcher())
         return {"watcher", Level::ok, "leases are watched by process " + std::to_string(pid), ""};
-    if (!storage::hostHasRemoteMounts())
+    const std::optional<bool> needed = storage::remoteMounts();
+    if (needed == false)
         return {"watcher", Level::ok, "no watcher runs, and no network storage is mounted that could lose a lease", ""};
+    if (geteuid() != 0)
+        return {"watcher", Level::warning, "whether a watcher runs may not be looked at", "run this as root"};
     return {"watcher", Level::warning,
-            geteuid() == 0 ? "no watcher runs: when network storage loses a lease its guest runs on"
-                           : "whether a watcher runs may not be looked at",
-            geteuid() == 0 ? "systemctl enable --now leasehold-watch" : "run this as root"};
+            needed ? "no watcher runs: when network storage loses a lease its guest runs on"
+                   : "no watcher runs, and whether network storage is mounted cannot be read: when it loses a lease "
+                     "its guest runs on",
+            "systemctl enable --now leasehold-watch"};
 }
 
 constexpr std::array kLevels{"ok", "warning", "problem"};

@@ -150,9 +150,13 @@ bool anyRemote(std::string_view mountinfo) {
     return false;
 }
 
-bool hostHasRemoteMounts() {
+std::optional<bool> remoteMounts() {
     std::string mounts = readMounts();
-    return mounts.empty() || anyRemote(mounts); // what cannot be read is not known to be local
+    return mounts.empty() ? std::nullopt : std::optional(anyRemote(mounts));
+}
+
+bool hostHasRemoteMounts() {
+    return remoteMounts().value_or(true);
 }
 
 MountTable::MountTable() : table_(os::openFile(kMountinfo, O_RDONLY)) {}

@@ -68,7 +68,10 @@ private:
     bool remote_ = false;
 };
 
-// Without a memory.
+// Without a memory. None where the mount table cannot be read.
+std::optional<bool> remoteMounts();
+
+// What cannot be read is not known to be local.
 bool hostHasRemoteMounts();
 
 } // namespace leasehold::storage

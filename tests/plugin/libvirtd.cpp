@@ -2,6 +2,7 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "tests/plugin/libvirtd.hpp"
 
+#include "tests/support/built.hpp"
 #include "tests/support/throw_errno.hpp"
 
 #include <dirent.h>
@@ -35,6 +36,9 @@ namespace leasehold::plugin_test {
 namespace {
 
 using support::throwErrno;
+
+constexpr const char* kPlugin = "plugin/leasehold.so";
+constexpr const char* kFakeQemu = "tests/fake_qemu";
 
 // Nothing in these tests takes longer; who waits longer waits for ever.
 constexpr int kPatience = 120'000; // ms
@@ -270,7 +274,8 @@ private:
         const std::string config = "/tmp/leasehold-test-" + std::to_string(getpid()) + ".conf";
         if (!setup.config.empty())
             std::ofstream(config) << setup.config;
-        auto* host = new support::PluginHost(LEASEHOLD_PLUGIN, setup.hostile ? HOSTILE_QEMU : FAKE_QEMU);
+        auto* host = new support::PluginHost(support::built(kPlugin),
+                                             support::built(setup.hostile ? "tests/plugin/hostile_qemu" : kFakeQemu));
         host->setCommonLifeline(commonLifeline());
         const Outcome outcome = host->init(config);
         unlink(config.c_str());
@@ -499,7 +504,7 @@ std::string inOwnProcess(const Body& body) {
         setpgid(0, 0); // so that a child of its own that hangs can be ended with it
         std::string problem;
         try {
-            support::PluginHost host(LEASEHOLD_PLUGIN, FAKE_QEMU);
+            support::PluginHost host(support::built(kPlugin), support::built(kFakeQemu));
             host.setCommonLifeline(lifeline);
             problem = body(host);
         } catch (const std::exception& error) {

@@ -53,8 +53,9 @@ unity_with_tests() {
     printf '%s\n' 1.0 "$(meson --version)" | sort -VC && printf '%s\n' "${unity[@]}"
 }
 
-# meson uses ccache by itself. This lets it keep what was compiled with a precompiled header as well (ccache(1)).
-export CCACHE_SLOPPINESS=pch_defines,time_macros
+# meson uses ccache by itself. This lets it keep what was compiled with a precompiled header as well, and give it to
+# another checkout (ccache(1)). A debugger may be told by such an object that its sources are in the first one.
+export CCACHE_SLOPPINESS=pch_defines,time_macros CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 
 # configure DIR [MESON OPTION...]: once. Here, and for nobody else, a warning is an error.
 configure() {

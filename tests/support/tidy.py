@@ -19,6 +19,7 @@ import subprocess
 import sys
 
 CLANG_TIDY, OPTIONS = "clang-tidy", sys.argv[1:]
+ROOT = os.getcwd()
 NOTES = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "/var/cache"), "leasehold-lint")
 
 
@@ -38,7 +39,7 @@ def commands(folder):
 
 
 def name_of(folder, checks, file, about_tidy):
-    """Of the note: a hash of everything that the result depends on; None: it cannot be told."""
+    """Of the note: a hash of everything that the result depends on, wherever the checkout is; None: it cannot be told."""
     directory, words = commands(folder)[os.path.realpath(file)]
     for option in ("-o", "-MF", "-MQ"):
         if option in words:
@@ -49,9 +50,10 @@ def name_of(folder, checks, file, about_tidy):
         rule = output_of(*words, "-M", "-Wno-everything", cwd=directory, stderr=subprocess.DEVNULL, text=True)
     except subprocess.CalledProcessError:
         return None
-    known = hashlib.sha256(repr((about_tidy, OPTIONS, checks, words)).encode())
+    known = hashlib.sha256(repr((about_tidy, OPTIONS, checks, words)).replace(ROOT, "").encode())
     for name in sorted(set(rule.replace("\\\n", " ").split(":", 1)[1].split())):
-        known.update(name.encode() + hashlib.sha256((directory / name).read_bytes()).digest())
+        content = (directory / name).read_bytes().replace(ROOT.encode(), b"")
+        known.update(name.replace(ROOT, "").encode() + hashlib.sha256(content).digest())
     return known.hexdigest()
 
 

@@ -2,6 +2,7 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "tests/support/unit_support.hpp"
 
+#include "tests/support/built.hpp"
 #include "tests/support/orders.hpp"
 
 #include "core/os/error.hpp"
@@ -188,6 +189,7 @@ void Child::kill() {
 }
 
 StandIn::StandIn(const std::function<void()>& before) {
+    const std::string program = support::built("tests/fake_qemu");
     Pipe life, report;
     pid_ = fork();
     if (pid_ < 0)
@@ -200,8 +202,8 @@ StandIn::StandIn(const std::function<void()>& before) {
         syscall(__NR_close_range, 3, keep - 1, 0);
         syscall(__NR_close_range, keep + 1, ~0u, 0);
         if (runReporting(before, keep)) {
-            execl(FAKE_QEMU, FAKE_QEMU, nullptr);
-            runReporting([] { fail("exec of " FAKE_QEMU); }, keep);
+            execl(program.c_str(), program.c_str(), nullptr);
+            runReporting([&] { fail("exec of " + program); }, keep);
         }
         _exit(1);
     }

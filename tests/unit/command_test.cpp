@@ -9,6 +9,7 @@
 // Default: a part of the calls, each with one of its errors. All of them: LEASEHOLD_LONG=1
 // build/tests/unit/command_test. It prints a table of what was made to fail.
 
+#include "tests/support/built.hpp"
 #include "tests/support/unit_faults.hpp"
 #include "tests/support/unit_media.hpp"
 
@@ -63,6 +64,10 @@ std::string contentOf(const std::string& path) {
     return {std::istreambuf_iterator<char>(file), {}};
 }
 
+std::string command() {
+    return support::built("tools/leasehold");
+}
+
 // A program that has leases, as a guest has.
 class Holder {
 public:
@@ -74,7 +79,7 @@ public:
         pid_ = fork();
         if (pid_ == 0) {
             dup2(reader.get(), STDIN_FILENO);
-            std::vector<std::string> words{LEASEHOLD_COMMAND, "run"};
+            std::vector<std::string> words{command(), "run"};
             words.insert(words.end(), options.begin(), options.end());
             words.insert(words.end(), {image, "--", "/bin/cat"});
             std::vector<char*> arguments;
@@ -129,7 +134,7 @@ protected:
         int sampled = kSampled) {
         if (!isFirstMedium())
             sampled /= 8;
-        std::vector<std::string> all{LEASEHOLD_COMMAND};
+        std::vector<std::string> all{command()};
         all.insert(all.end(), words.begin(), words.end());
         std::optional<unit::ProgramEnd> right;
         int faults = unit::failAtEverySystemCallOf(
@@ -158,9 +163,8 @@ protected:
     bool isLeased() const {
         if (isFirstMedium())
             return !unit::isFree(image, std::int64_t{1} << 62);
-        const int status =
-            system(("exec >/dev/null 2>&1 " LEASEHOLD_COMMAND " run --config " + conf + " " + image + " -- /bin/true")
-                       .c_str());
+        const int status = system(
+            ("exec >/dev/null 2>&1 " + command() + " run --config " + conf + " " + image + " -- /bin/true").c_str());
         return !WIFEXITED(status) || WEXITSTATUS(status) != 0;
     }
 
@@ -256,6 +260,27 @@ TEST_P(CommandThatLooks, MissesNoGuestInSilence) {
     failEverywhere("check", {"check"}, guestIsLeased);
 }
 
+// What is asked last is whether anybody watches, and whether that is needed: at each of these calls, not at one now and
+// then.
+TEST_P(Command, ChecksTheWatcherOrSaysThatItCannot) {
+    const std::vector<std::string> words{command(), "check"};
+    unit::ProgramEnd right;
+    try {
+        right = unit::failOneSystemCallOf(words, 0, 0);
+    } catch (const std::system_error&) {
+        GTEST_SKIP() << "tracing is forbidden here";
+    }
+    const std::size_t calls = right.fallible.size(), last = 24;
+    ASSERT_GT(calls, last);
+    for (std::size_t i = calls - last; i < calls; i++) {
+        const unit::ProgramEnd end = unit::failOneSystemCallOf(words, right.fallible[i].first, 0);
+        EXPECT_TRUE(tells(end, right) || isAnswer(end) || end.said == right.said)
+            << "check, " << end.what << ", said:\n"
+            << end.said << "instead of:\n"
+            << right.said;
+    }
+}
+
 class CommandThatLeases : public Command {};
 
 TEST_P(CommandThatLeases, SaysWhatALeaseIsWorthOrNothing) {
@@ -301,7 +326,7 @@ TEST_P(Command, WritesTheWholeConfigurationOrNoneOfIt) {
         const std::string file = dir.file("qemu.conf", before);
         std::vector<std::string> words{enables ? "enable" : "disable", "--force", "--qemu-conf", file};
         if (enables)
-            words.insert(words.end(), {"--config", conf, "--plugin", LEASEHOLD_PLUGIN});
+            words.insert(words.end(), {"--config", conf, "--plugin", support::built("plugin/leasehold.so")});
         const std::set<std::string> there = names();
         std::optional<std::string> after;
         failEverywhere(words[0], words, [&](const unit::ProgramEnd& end) {

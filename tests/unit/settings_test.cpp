@@ -7,6 +7,8 @@
 
 #include "core/settings.hpp"
 
+#include "tests/support/built.hpp"
+
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -55,8 +57,12 @@ std::string contentOf(const std::string& path) {
     return {std::istreambuf_iterator<char>(file), {}};
 }
 
+std::string shippedFile() {
+    return support::built("conf/qemu-leasehold.conf");
+}
+
 std::string shippedWithEveryOptionUncommented() {
-    std::istringstream lines(contentOf(SHIPPED_CONF));
+    std::istringstream lines(contentOf(shippedFile()));
     std::string result;
     for (std::string line; std::getline(lines, line);)
         result += std::regex_replace(line, std::regex("^#(?=[a-z])"), "") + "\n";
@@ -330,8 +336,8 @@ TEST(Settings, CommentsMayHoldAnything) {
 }
 
 TEST(ShippedConfiguration, ChangesNothingAsItIs) {
-    EXPECT_EQ(loadSettings(SHIPPED_CONF), Settings());
-    EXPECT_FALSE(contentOf(SHIPPED_CONF).empty());
+    EXPECT_EQ(loadSettings(shippedFile()), Settings());
+    EXPECT_FALSE(contentOf(shippedFile()).empty());
 }
 
 TEST(ShippedConfiguration, ShowsTheBuiltInDefaults) {
