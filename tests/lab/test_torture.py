@@ -29,8 +29,8 @@ import storage as storages
 SECONDS = int(os.environ.get("LEASEHOLD_LAB_TORTURE", 300))
 SEED = int(os.environ.get("LEASEHOLD_LAB_SEED", random.randrange(1 << 32)))
 GUESTS, IMAGES = 5, 3
-# Not CephFS: a client that was cut off for long is evicted there, and its host has to mount it anew.
-KINDS = [kind for kind in ("nfs42", "nfs3") if kind in conftest.KINDS]
+# On CephFS nobody is cut off for long: such a client is evicted, and its host has to mount it anew (test_ceph.py).
+KINDS = [kind for kind in ("nfs42", "nfs3", "cephfs") if kind in conftest.KINDS]
 
 
 class Qemu:
@@ -323,7 +323,7 @@ def cut_at_random(storage, sides, ledger, thieves, until):
     lease = storages.SERVER_LEASE  # of NFSv4; NFSv3 has none, and loses none
     while time.monotonic() < until:
         time.sleep(2 + 8 * chance.random())
-        side, for_long = chance.choice(sides), chance.random() < 0.3
+        side, for_long = chance.choice(sides), chance.random() < 0.3 and storage.name != "cephfs"
         ledger.cut(side, for_long)
         end = time.monotonic() + (lease * (1.5 + chance.random()) if for_long else 2 * chance.random())
         images, stolen = ledger.possessions(side) if for_long else [], None
@@ -349,7 +349,7 @@ def cut_at_random(storage, sides, ledger, thieves, until):
 @pytest.mark.parametrize("name", KINDS)
 def test_guests_at_random_on_hosts_that_are_cut_off(bring_up, actor, table, name):
     storage = bring_up(name)
-    ledger = Ledger(fenced=name == "nfs42")
+    ledger = Ledger(fenced=name != "nfs3")
     sides, images = [Side(host) for host in storage.clients], [storage.image() for _ in range(IMAGES)]
     guests = [Guest(number, storage, sides, images, ledger) for number in range(1, GUESTS + 1)]
     thieves = [Guest(GUESTS + 1, storage, sides, images, ledger)]
@@ -385,5 +385,5 @@ def test_guests_at_random_on_hosts_that_are_cut_off(bring_up, actor, table, name
     for what in ("granted", "looks", "acquire"):
         assert ledger.counts[what] > 0, f"no {what}: nothing was tried"
     assert ledger.counts["long cuts"] + ledger.counts["short cuts"] > 0, "nobody was cut off"
-    # NFSv3 never takes a lease from a host that is cut off.
+    # NFSv3 never takes a lease from a host that is cut off, and on CephFS nobody is for long.
     assert (ledger.counts["stolen"] > 0) == (name == "nfs42") or ledger.counts["long cuts"] < 3, ledger.counts
