@@ -15,8 +15,8 @@ from documents import documented
 
 AGENT = pathlib.Path("/usr/lib/ocf/resource.d/heartbeat/VirtualDomain")
 
-pytestmark = [pytest.mark.skipif(not AGENT.exists() or not shutil.which("pacemakerd") or not shutil.which("corosync"),
-                                 reason="Debian's resource-agents, pacemaker or corosync is not installed"),
+pytestmark = [pytest.mark.skipif(not AGENT.exists() or not all(map(shutil.which, ("pacemakerd", "crm_mon", "corosync"))),
+                                 reason="Debian's resource-agents, pacemaker, pacemaker-cli-utils or corosync is not installed"),
               pytest.mark.skipif(hosts.lock_manager() != "leasehold", reason="about leasehold's leases")]
 
 COROSYNC = """\

@@ -34,7 +34,8 @@ hypervisor_packages=(libvirt-daemon-system libvirt-clients libvirt-daemon-driver
     iproute2 attr python3 python3-libvirt)
 test_packages=(ccache libgtest-dev bindfs python3-pytest python3-pytest-xdist augeas-tools binutils mandoc apparmor checkpolicy
     semodule-utils systemd)
-e2e_packages=(resource-agents pacemaker corosync libvirt-sanlock sanlock) # what others use beside leasehold, or before it
+# What others use beside leasehold, or before it.
+e2e_packages=(resource-agents pacemaker pacemaker-cli-utils corosync libvirt-sanlock sanlock)
 tools_packages=(bindfs util-linux prometheus prometheus-node-exporter python3-jsonschema zsh)
 lint_packages=(clang clang-format clang-tidy)
 model_packages=(spin tcc)
