@@ -10,6 +10,7 @@ missing, also after a host was killed.
 
 import json
 import pathlib
+import re
 import shlex
 import sys
 
@@ -345,6 +346,10 @@ END"""
                 timeout 60 ceph {order} && break; sleep 0.5; [ $i != 10 ]
             done; }}""" for order in orders)
 
+    def cluster(self, order):
+        """What it answers to an order."""
+        return self.server.ok(f"{{ {self.persistently(order)}; }} 2>/dev/null", timeout=620)
+
     def mount(self, host):
         # Not by mount.ceph: its place is another one in other releases.
         host.ok(f"{self.conf}\nmodprobe ceph")
@@ -364,15 +369,14 @@ END"""
 
     def evict(self, host):
         """The host's client, at once: its locks go, and the OSDs take nothing of it any more."""
-        ceph = "timeout 120 ceph --format json tell mds.lab:0"
-        for session in json.loads(self.server.ok(f"{ceph} session ls 2>/dev/null", timeout=130)):
+        for session in json.loads(self.cluster("--format json tell mds.lab:0 session ls")):
             client = session["client_metadata"]
             if client["hostname"] == host.name and ("kernel_version" in client) == self.in_kernel:
-                self.server.ok(f"{ceph} client evict id={session['id']}", timeout=130)
+                self.cluster(f"tell mds.lab:0 client evict id={session['id']}")
 
     def restart_mds(self, fails_over):
         """Kills the active one, whose place the other one takes, or both; and starts who is missing."""
-        active = self.server.ok("timeout 120 ceph mds stat | sed -n 's/.*0=\\([ab]\\)=up:active.*/\\1/p'").strip()
+        [active] = re.findall("0=([ab])=up:active", self.cluster("mds stat"))
         self.server.ok(f"pkill -KILL -f 'ceph-mds -i {active if fails_over else '[ab]'}'")
         self.serve(self.server)
 

@@ -51,11 +51,10 @@ class CephRequests:
     """Of all clients. The metadata server counts what it has answered."""
 
     def __init__(self, storage):
-        self.server = storage.server
+        self.storage = storage
 
     def now(self):
-        counters = json.loads(self.server.ok("timeout 120 ceph --format json tell mds.lab:0 perf dump mds_server 2>/dev/null",
-                                             timeout=130))["mds_server"]
+        counters = json.loads(self.storage.cluster("--format json tell mds.lab:0 perf dump mds_server"))["mds_server"]
         return {name[len("req_"):-len("_latency")]: value["avgcount"] for name, value in counters.items()
                 if name.startswith("req_")}
 
