@@ -15,12 +15,13 @@ namespace leasehold::lease {
 
 std::string formatUuid(const Uuid& uuid) {
     static constexpr char kDigits[] = "0123456789abcdef";
-    std::string text;
+    std::string text(36, '-');
+    std::size_t at = 0;
     for (std::size_t i = 0; i < uuid.size(); i++) {
         if (i == 4 || i == 6 || i == 8 || i == 10)
-            text += '-';
-        text += kDigits[uuid[i] >> 4];
-        text += kDigits[uuid[i] & 15];
+            at++;
+        text[at++] = kDigits[uuid[i] >> 4];
+        text[at++] = kDigits[uuid[i] & 15];
     }
     return text;
 }

@@ -2,8 +2,6 @@
 // SPDX-FileCopyrightText: The leasehold authors
 #include "core/os/text.hpp"
 
-#include <cstdio>
-
 #include <glib.h>
 #include <unistd.h>
 
@@ -33,8 +31,9 @@ std::string hostName() {
 }
 
 std::string hexadecimal(std::uint32_t number) {
-    char digits[9];
-    std::snprintf(digits, sizeof digits, "%08x", number);
+    std::string digits(8, '0');
+    for (std::size_t i = digits.size(); number != 0; number >>= 4)
+        digits[--i] = "0123456789abcdef"[number & 15];
     return digits;
 }
 
