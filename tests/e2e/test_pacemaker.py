@@ -108,16 +108,13 @@ class Cluster:
 
     def fails(self):
         """Waits for a failed start, and gives what an administrator sees then."""
-        shown = None
-
         def state():
-            nonlocal shown
-            shown = self.typed("crm_mon -1 -r -f")
-            return "fail-count=1000000" in shown.out and "Stopped" in shown.out and shown.out
+            shown = self.typed("crm_mon -1 -r -f").out
+            return "fail-count=1000000" in shown and "Stopped" in shown and shown
         try:
             shown = hosts.wait_until(state, "a start has failed")
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{shown}\n{(self.folder / 'log').read_text()}") from None
+            raise AssertionError(f"{error}\n{self.typed('crm_mon -1 -r -f')}\n{(self.folder / 'log').read_text()}") from None
         self.wait()
         return shown
 
