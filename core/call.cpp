@@ -151,13 +151,13 @@ Call::Call(const Surroundings& surroundings, const Guest& guest, const std::vect
 
 // What came together has neighbouring numbers, and is closed together.
 Call::~Call() {
-    os::ClosedTogether closed;
+    os::ClosedTogether closed; // in the order in which they were opened
+    if (process_)
+        closed.add(process_->takePidfd());
     if (holdings_)
         holdings_->closeLater(closed);
     for (StoredLease& lease : dropped_)
         qemu::closeLater(lease, closed);
-    if (process_)
-        closed.add(process_->takePidfd());
 }
 
 void Call::about(const std::string& path) {
@@ -219,7 +219,7 @@ bool Call::tryOpen() {
     holdings_ = Holdings::open(*process_, guest_.uuid, surroundings_.caller, choice, deadline_);
     if (holdings_)
         self_ = holdings_->self();
-    return holdings_.has_value();
+    return holdings_ != nullptr;
 }
 
 void Call::recordOwner(const StoredLease& whole, const StoredLease& part) const {
@@ -757,6 +757,7 @@ void Call::planHeld(const Resource& resource, StoredLease& lease, Naming naming,
 // whether something is.
 Call::Plan Call::plan(Naming naming) {
     Plan plan;
+    plan.known.reserve(resources_.size());
     for (const Resource& resource : resources_) {
         StoredLease* lease = findHeld(resource, naming, plan);
         if (naming == Naming::one)
@@ -1007,6 +1008,7 @@ Call::Attempt Call::change(const Plan& plan, bool waiting) {
 // successor has it, and where its predecessor does not give it.
 std::string Call::takeOver(const Leases& known, std::string_view state) {
     std::vector<const StoredLease*> written;
+    written.reserve(known.size());
     for (StoredLease* lease : known)
         if (lease->mode != Mode::readOnly) {
             visitParts(*lease, [&](const StoredLease& part) { checkStillHeld(part); });
@@ -1032,11 +1034,11 @@ std::string Call::takeOver(const Leases& known, std::string_view state) {
 // What a suspended guest gets, by a plug or for a commit, goes along when that guest migrates: libvirt calls nothing
 // then.
 void Call::offerGained(const Plan& plan) {
+    if (plan.runs || (plan.rising.empty() && fresh_.empty()))
+        return;
     std::vector<const StoredLease*> gained(plan.rising.begin(), plan.rising.end());
     for (const Place& place : fresh_)
         gained.push_back(&place.stored);
-    if (plan.runs || gained.empty())
-        return;
     auto token = handoffOf(self_, writtenOf(holdings_->leases()));
     if (!token)
         return;
@@ -1068,14 +1070,17 @@ Call::Attempt Call::acquireHere(std::string_view state) {
     if (!agree(naming, naming == Naming::all && !resources_.empty()))
         return std::nullopt;
     Plan plan = this->plan(naming);
-    if (Attempt refusal = change(plan, waiting); refusal != kGranted)
-        return refusal;
+    if (plan.changes())
+        if (Attempt refusal = change(plan, waiting); refusal != kGranted)
+            return refusal;
     // What was offered when it stopped is offered no more: the base of a block commit too, which libvirt does not name.
-    if (plan.runs)
+    if (plan.runs) {
+        const auto named = static_cast<std::ptrdiff_t>(plan.known.size()); // in order
         for (StoredLease& lease : h.leases())
             if (lease.mode != Mode::readOnly &&
-                std::find(plan.known.begin(), plan.known.end(), &lease) == plan.known.end())
+                !std::binary_search(plan.known.begin(), plan.known.begin() + named, &lease))
                 plan.known.push_back(&lease);
+    }
     if (std::string refusal = takeOver(plan.known, state); refusal != kGranted)
         return refusal;
     // Not of a guest that waits for its first run while a disk is plugged.

@@ -23,6 +23,7 @@
 #include "core/holdings.hpp"
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -85,6 +86,9 @@ private:
         std::vector<Resource> added;
         std::optional<Resource> doubtful; // known, but its path leads to another file now
         bool runs = true;                 // not a plug
+
+        // Whether anything becomes the guest's, or is used in another way.
+        bool changes() const { return !rising.empty() || !falling.empty() || !added.empty() || doubtful; }
     };
 
     class Cursor;
@@ -164,7 +168,7 @@ private:
 
     std::optional<os::Process> process_;
     lease::Incarnation self_;
-    std::optional<Holdings> holdings_;
+    std::unique_ptr<Holdings> holdings_;
     std::vector<Place> fresh_;               // not in the vessel yet
     std::vector<qemu::StoredLease> dropped_; // not in the vessel any more
     std::vector<os::Fd> replaced_;           // descriptors that others took the place of

@@ -25,10 +25,12 @@ Shares::Shares(const lease::Incarnation& self, const std::vector<const StoredLea
             if (!isAmong(part.leaseFile, held))
                 parts_.push_back({&part, lease});
         });
-    std::stable_sort(parts_.begin(), parts_.end(), [](const Part& one, const Part& other) {
+    auto before = [](const Part& one, const Part& other) {
         return std::pair(one.part->leaseFile.inode, one.part->leaseFile.device) <
                std::pair(other.part->leaseFile.inode, other.part->leaseFile.device);
-    });
+    };
+    if (!std::is_sorted(parts_.begin(), parts_.end(), before)) // needs no memory
+        std::stable_sort(parts_.begin(), parts_.end(), before);
     parts_.erase(
         std::unique(parts_.begin(), parts_.end(),
                     [](const Part& one, const Part& other) { return one.part->leaseFile == other.part->leaseFile; }),
@@ -46,24 +48,24 @@ std::optional<std::size_t> Shares::findIndex(const StoredLease& part) const {
     return found == parts_.end() ? std::nullopt : std::optional(static_cast<std::size_t>(found - parts_.begin()));
 }
 
-Holdings::Holdings(const os::Process& process, qemu::Vessel vessel, std::uint64_t caller)
+Holdings::Holdings(const os::Process& process, std::unique_ptr<qemu::Vessel> vessel, std::uint64_t caller)
     : process_(&process),
-      vessel_(std::move(vessel)), self_{lease::hashDomain(vessel_.tag().uuid), vessel_.tag().incarnation},
+      vessel_(std::move(vessel)), self_{lease::hashDomain(vessel_->tag().uuid), vessel_->tag().incarnation},
       caller_(caller) {}
 
-std::optional<Holdings> Holdings::open(const os::Process& process, const lease::Uuid& uuid, std::uint64_t caller,
-                                       const qemu::Vessel::Choice& choose,
-                                       std::chrono::steady_clock::time_point deadline) {
-    auto vessel = insist(deadline, [&]() -> std::optional<std::optional<qemu::Vessel>> {
+std::unique_ptr<Holdings> Holdings::open(const os::Process& process, const lease::Uuid& uuid, std::uint64_t caller,
+                                         const qemu::Vessel::Choice& choose,
+                                         std::chrono::steady_clock::time_point deadline) {
+    auto vessel = insist(deadline, [&]() -> std::optional<std::unique_ptr<qemu::Vessel>> {
         auto found = qemu::Vessel::retrieve(process, uuid, choose);
         if (found && found->disordered() && !found->tryReplace(found->caller()))
             return std::nullopt;
         return found;
     });
     if (!vessel)
-        return std::nullopt;
+        return nullptr;
     std::for_each(vessel->leases().begin(), vessel->leases().end(), checkOurs);
-    return Holdings(process, std::move(*vessel), caller);
+    return std::unique_ptr<Holdings>(new Holdings(process, std::move(vessel), caller));
 }
 
 StoredLease* Holdings::findNamed(const std::string& name) {
@@ -103,7 +105,7 @@ std::size_t Holdings::countTops() const {
 }
 
 void Holdings::closeLater(os::ClosedTogether& closed) {
-    closed.add(vessel_.takeEnd());
+    closed.add(vessel_->takeEnd());
     for (StoredLease& lease : leases())
         qemu::closeLater(lease, closed);
 }

@@ -12,6 +12,7 @@
 #include "core/place.hpp"
 
 #include <chrono>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -46,19 +47,19 @@ private:
 
 class Holdings {
 public:
-    // Nothing when the guest's QEMU has no vessel. `caller` is the number of this libvirtd. An interrupted change of
+    // Null when the guest's QEMU has no vessel. `caller` is the number of this libvirtd. An interrupted change of
     // the vessel's queue is set right before anything else; the process must outlive what is returned. Throws when
     // somebody else changes the vessel all the time, until the deadline.
-    static std::optional<Holdings> open(const os::Process& process, const lease::Uuid& uuid, std::uint64_t caller,
-                                        const qemu::Vessel::Choice& choose,
-                                        std::chrono::steady_clock::time_point deadline);
+    static std::unique_ptr<Holdings> open(const os::Process& process, const lease::Uuid& uuid, std::uint64_t caller,
+                                          const qemu::Vessel::Choice& choose,
+                                          std::chrono::steady_clock::time_point deadline);
 
     const lease::Incarnation& self() const { return self_; }
-    std::vector<qemu::StoredLease>& leases() { return vessel_.leases(); }
-    const std::vector<qemu::StoredLease>& leases() const { return vessel_.leases(); }
+    std::vector<qemu::StoredLease>& leases() { return vessel_->leases(); }
+    const std::vector<qemu::StoredLease>& leases() const { return vessel_->leases(); }
 
     // Another libvirtd changed the vessel last: whatever that one was about to do is over.
-    bool inherited() const { return vessel_.caller() != caller_; }
+    bool inherited() const { return vessel_->caller() != caller_; }
 
     // The lease that libvirt calls so: of a top image, or of the base of a block commit. Leases of other lower files
     // are never found by a path, which is only what somebody said once.
@@ -72,7 +73,7 @@ public:
     std::size_t countTops() const;
 
     // Before a file decides something: that the leases are of the files that the vessel says.
-    void compareFiles() { vessel_.compareFiles(); }
+    void compareFiles() { vessel_->compareFiles(); }
 
     // What QEMU has open: read when it is first asked for, and again by lookAgain.
     const os::OpenFiles& opened();
@@ -82,16 +83,16 @@ public:
     void closeLater(os::ClosedTogether& closed);
 
     // This libvirtd could not look at all that was to be looked at: the next call has to.
-    void leaveInherited() { caller_ = vessel_.caller(); }
+    void leaveInherited() { caller_ = vessel_->caller(); }
 
     // Makes the vessel say what leases() says. False when somebody else has changed it meanwhile.
-    [[nodiscard]] bool tryStore() { return vessel_.tryReplace(caller_); }
+    [[nodiscard]] bool tryStore() { return vessel_->tryReplace(caller_); }
 
 private:
-    Holdings(const os::Process& process, qemu::Vessel vessel, std::uint64_t caller);
+    Holdings(const os::Process& process, std::unique_ptr<qemu::Vessel> vessel, std::uint64_t caller);
 
     const os::Process* process_;
-    qemu::Vessel vessel_;
+    std::unique_ptr<qemu::Vessel> vessel_;
     lease::Incarnation self_;
     std::uint64_t caller_;
     std::optional<os::OpenFiles> opened_;

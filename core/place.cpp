@@ -127,7 +127,8 @@ Missing ifMissing(const Incarnation* self) {
 
 // Whoever enters needs `owner` first, and waits a moment for it; who is suspended, and may not, has a mark up.
 bool whileUnused(int fd, const std::function<void()>& work) {
-    lease::ByteRangeMedium medium(fd, true, "a lease file");
+    const std::string name = "a lease file";
+    lease::ByteRangeMedium medium(fd, true, name);
     auto anybody = [&] { return medium.any(lease::MarkKind::owner, lease::MarkKind::taken); };
     if (anybody() || medium.tryPlace({lease::MarkKind::owner, 0, 0}, os::LockType::write) != os::LockOutcome::granted)
         return false;

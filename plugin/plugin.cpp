@@ -190,9 +190,11 @@ int addResource(LockManager* manager, unsigned int type, const char* name, std::
         lease::Mode mode = flags & LOCK_RESOURCE_READONLY ? lease::Mode::readOnly
                            : flags & LOCK_RESOURCE_SHARED ? lease::Mode::shared
                                                           : lease::Mode::exclusive;
-        if (theEngine().settings().autoDiskLeases)
-            request.resources.push_back({.path = name, .mode = mode});
-        else
+        if (theEngine().settings().autoDiskLeases) {
+            Resource& disk = request.resources.emplace_back();
+            disk.path = name;
+            disk.mode = mode;
+        } else
             request.unleasedDisk = request.unleasedDisk || mode == lease::Mode::exclusive;
         return 0;
     });
@@ -221,9 +223,9 @@ public:
         sigaction(SIGALRM, &action_, nullptr);
     }
 
-    // Longer than any wait of Register's own.
+    // Longer than any wait of Register's own, also where a busy host hardly gives it a turn.
     static std::chrono::seconds limitFor(const Settings& settings) {
-        constexpr std::chrono::seconds kBeyond{10};
+        constexpr std::chrono::seconds kBeyond{60};
         return std::chrono::ceil<std::chrono::seconds>(settings.storageTimeout + settings.handoffWait) + kBeyond;
     }
 

@@ -62,8 +62,8 @@ std::vector<Mark> decodeRange(const os::Range& range) {
     return marks;
 }
 
-ByteRangeMedium::ByteRangeMedium(int fd, bool writable, std::string name)
-    : fd_(fd), writable_(writable), name_(std::move(name)) {}
+ByteRangeMedium::ByteRangeMedium(int fd, bool writable, const std::string& name)
+    : fd_(fd), writable_(writable), name_(name) {}
 
 os::LockOutcome ByteRangeMedium::tryPlace(const Mark& mark, os::LockType type) {
     // A read lock marks just as well, but it would be no `owner` for writing: let the kernel say EBADF there.

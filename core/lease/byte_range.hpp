@@ -21,8 +21,10 @@ namespace leasehold::lease {
 class ByteRangeMedium final : public Medium {
 public:
     // Neither owns the descriptor nor keeps the lock alive: whoever holds the open file description does. A read-only
-    // descriptor can only carry read locks (fcntl(2), EBADF): enough for read-only mode.
-    ByteRangeMedium(int fd, bool writable, std::string name);
+    // descriptor can only carry read locks (fcntl(2), EBADF): enough for read-only mode. `name` is for messages, and
+    // stays where it is: there is one of these for each disk in each call.
+    ByteRangeMedium(int fd, bool writable, const std::string& name);
+    ByteRangeMedium(int fd, bool writable, std::string&& name) = delete;
 
     [[nodiscard]] os::LockOutcome tryPlace(const Mark& mark, os::LockType type) override;
     void remove(const Mark& mark) override;
@@ -42,7 +44,7 @@ private:
 
     int fd_;
     bool writable_;
-    std::string name_;
+    const std::string& name_;
 };
 
 // Pure: a mark's byte, and back. A range that is no mark of ours, or more than a few, decodes as `foreign`.

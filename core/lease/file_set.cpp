@@ -332,8 +332,8 @@ bool isMarkFileListed(int directory, int markFile, const Incarnation& self, cons
     throw SystemError(errno, "stat the marks of", name);
 }
 
-FileSetMedium::FileSetMedium(int markFile, int directory, int image, const Incarnation& self, std::string name)
-    : markFile_(markFile), directory_(directory), image_(image), self_(self), name_(std::move(name)) {}
+FileSetMedium::FileSetMedium(int markFile, int directory, int image, const Incarnation& self, const std::string& name)
+    : markFile_(markFile), directory_(directory), image_(image), self_(self), name_(name) {}
 
 namespace {
 

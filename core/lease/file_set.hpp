@@ -36,8 +36,9 @@ class FileSetMedium final : public Medium {
 public:
     // Owns none of the descriptors. `image` is -1, or a descriptor of the image itself: then whoever has `owner` flocks
     // that as well, so that flock(1) and others respect it, and one of theirs shows as a foreign mark. `name` is the
-    // image's, for messages.
-    FileSetMedium(int markFile, int directory, int image, const Incarnation& self, std::string name);
+    // image's, for messages, and stays where it is.
+    FileSetMedium(int markFile, int directory, int image, const Incarnation& self, const std::string& name);
+    FileSetMedium(int markFile, int directory, int image, const Incarnation& self, std::string&& name) = delete;
 
     [[nodiscard]] os::LockOutcome tryPlace(const Mark& mark, os::LockType type) override;
     void remove(const Mark& mark) override;
@@ -59,7 +60,7 @@ private:
     int directory_;
     int image_;
     Incarnation self_;
-    std::string name_;
+    const std::string& name_;
     bool imageLocked_ = false; // by somebody who has no marks, when we tried last
 };
 

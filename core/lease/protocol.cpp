@@ -295,8 +295,7 @@ class Acquirer {
 public:
     Acquirer(const Incarnation& self, std::span<const Share> shares, std::optional<std::uint32_t> quoted,
              const Patience& patience)
-        : self_(self), shares_(shares), quoted_(quoted), waiter_(patience), briefly_(patience, patience.lingering),
-          turn_(shares.size()) {}
+        : self_(self), shares_(shares), quoted_(quoted), patience_(patience), turn_(shares.size()) {}
 
     Answer run() {
         Answer refusal = takeAll();
@@ -325,6 +324,8 @@ private:
         // image elsewhere.
         if (std::all_of(turn_.begin(), turn_.end(), [](const Turn& turn) { return turn.before.owner; }))
             return std::nullopt;
+        waiter_.emplace(patience_);
+        briefly_.emplace(patience_, patience_.lingering);
         for (std::size_t i = 0; i < shares_.size(); i++)
             if (Answer refusal = waitForTurn(i))
                 return refusal;
@@ -373,7 +374,7 @@ private:
             if (!obstacle)
                 return std::nullopt;
             bool comes = quoted_ && *obstacle != Obstacle::stateTaken;
-            if (!(comes && waiter_.again()) && !briefly_.again())
+            if (!(comes && waiter_->again()) && !briefly_->again())
                 return refuseTurn(i, *obstacle);
         }
     }
@@ -386,7 +387,7 @@ private:
         // lock that was placed twice, not even when its holder dies (measured, tests/lab).
         share.medium->remove(ownerMark(share.mode, self_));
         while (share.medium->tryPlace(ownerMark(share.mode, self_), LockType::write) == LockOutcome::contended) {
-            if (waiter_.again() || briefly_.again())
+            if (waiter_->again() || briefly_->again())
                 continue;
             View view = look(self_, share);
             return refuse(i,
@@ -423,7 +424,9 @@ private:
     const Incarnation& self_;
     std::span<const Share> shares_;
     std::optional<std::uint32_t> quoted_;
-    Waiter waiter_, briefly_; // both from the call's begin on: together they are no longer than the longer one
+    const Patience& patience_;
+    // Both from the same instant on: together they are no longer than the longer one. Whoever asks nothing has none.
+    std::optional<Waiter> waiter_, briefly_;
     std::vector<Turn> turn_;
 };
 

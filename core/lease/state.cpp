@@ -11,14 +11,22 @@ namespace leasehold::lease {
 namespace {
 constexpr std::string_view kPrefix = "leasehold1:";
 constexpr std::size_t kTokenDigits = 8;
+
+// All but the token.
+std::string beginOf(const Uuid& uuid) {
+    std::string text(kPrefix);
+    text += formatUuid(uuid);
+    text += ':';
+    return text;
+}
 } // namespace
 
 std::string encodeState(const Uuid& uuid, std::uint32_t token) {
-    return std::string(kPrefix) + formatUuid(uuid) + ":" + os::hexadecimal(token);
+    return beginOf(uuid) + os::hexadecimal(token);
 }
 
 std::optional<std::uint32_t> parseState(std::string_view text, const Uuid& uuid) {
-    std::string expected = std::string(kPrefix) + formatUuid(uuid) + ":";
+    const std::string expected = beginOf(uuid);
     if (text.size() != expected.size() + kTokenDigits || !text.starts_with(expected))
         return std::nullopt;
     std::uint32_t token = 0;

@@ -32,7 +32,9 @@ void ClosedTogether::add(Fd fd) {
 }
 
 void ClosedTogether::closeAll() {
-    std::sort(numbers_.begin(), numbers_.begin() + static_cast<std::ptrdiff_t>(count_));
+    const auto end = numbers_.begin() + static_cast<std::ptrdiff_t>(count_);
+    if (!std::is_sorted(numbers_.begin(), end)) // they nearly always are
+        std::sort(numbers_.begin(), end);
     for (std::size_t first = 0, next = 0; first < count_; first = next) {
         // All of the row are ours: another thread's descriptor has a number that is none of these.
         for (next = first + 1; next < count_ && numbers_[next] == numbers_[next - 1] + 1;)

@@ -25,16 +25,29 @@ std::string folderOf(pid_t pid) {
     return "/proc/" + std::to_string(pid);
 }
 
-std::string linkOf(pid_t pid, int number) {
-    return folderOf(pid) + "/fd/" + std::to_string(number);
-}
+// "/proc/PID/fd/NUMBER", without memory for it: every call of libvirt asks for one.
+class Link {
+public:
+    Link(pid_t pid, int number) {
+        char* at = append(text_, "/proc/");
+        at = std::to_chars(at, text_ + sizeof text_, pid).ptr;
+        at = append(at, "/fd/");
+        *std::to_chars(at, text_ + sizeof text_, number).ptr = '\0';
+    }
+    const char* path() const { return text_; }
+
+private:
+    static char* append(char* at, std::string_view word) { return at + word.copy(at, word.size()); }
+
+    char text_[48]; // two numbers of at most 11 characters
+};
 
 // The inode in "socket:[12345]", which asks nothing of what the descriptor leads to (proc(5), /proc/PID/fd). 0,
 // ENOTSOCK, or the error number.
-int trySocketAt(pid_t pid, int number, std::uint64_t& inode) {
+int trySocketAt(const Link& link, std::uint64_t& inode) {
     constexpr std::string_view kBegin = "socket:[";
     char target[64];
-    const ssize_t length = readlink(linkOf(pid, number).c_str(), target, sizeof target);
+    const ssize_t length = readlink(link.path(), target, sizeof target);
     if (length < 0)
         return errno == ENAMETOOLONG ? ENOTSOCK : errno; // a file's
     const std::string_view text(target, static_cast<std::size_t>(length));
@@ -105,11 +118,11 @@ private:
 
 int tryInspectSocket(pid_t pid, int number, HeldSocket& socket) {
     std::uint64_t inode = 0;
-    if (const int error = trySocketAt(pid, number, inode))
+    const Link link(pid, number);
+    if (const int error = trySocketAt(link, inode))
         return error;
     struct statx status;
-    if (statx(AT_FDCWD, linkOf(pid, number).c_str(), AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO | STATX_UID, &status) <
-        0)
+    if (statx(AT_FDCWD, link.path(), AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO | STATX_UID, &status) < 0)
         return errno;
     socket = {status.stx_ino, status.stx_uid, pid, number};
     return S_ISSOCK(status.stx_mode) ? 0 : ENOTSOCK;
@@ -131,7 +144,7 @@ SocketPairs findSocketPairs(Clock::time_point deadline, int likely) {
     std::vector<pid_t> processes = listProcesses();
     std::stable_partition(processes.begin(), processes.end(), [&](pid_t pid) {
         std::uint64_t inode = 0;
-        return trySocketAt(pid, likely, inode) == 0 && (tables.has(inode) || !tables.cover(pid)) &&
+        return trySocketAt(Link(pid, likely), inode) == 0 && (tables.has(inode) || !tables.cover(pid)) &&
                isTrusted(inspectSocket(pid, likely));
     });
     auto inspect = [&](const HeldSocket& socket) {
@@ -154,7 +167,7 @@ SocketPairs findSocketPairs(Clock::time_point deadline, int likely) {
         const auto before = static_cast<std::ptrdiff_t>(sockets.size());
         for (int number : numbers) {
             std::uint64_t inode = 0;
-            const int error = trySocketAt(pid, number, inode);
+            const int error = trySocketAt(Link(pid, number), inode);
             unseen.note(pid, error);
             if (error == 0)
                 sockets.push_back({inode, 0, pid, number});

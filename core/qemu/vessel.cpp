@@ -108,9 +108,8 @@ std::uint64_t inodeOf(const os::Fd& socket) {
     return os::identify(socket.get(), "the vessel").inode;
 }
 
-// A lease or a companion as it travels: one after the other.
+// What travels of a lease or a companion.
 struct Part {
-    StoredLease lease;
     std::uint8_t descriptors = 0; // which it has
     bool companion = false;
 };
@@ -119,8 +118,9 @@ struct Part {
 struct Message {
     Header header{};
     GuestTag tag;
-    std::vector<Part> parts;
-    std::size_t descriptors = 0; // of all of them
+    std::vector<StoredLease> leases; // each companion by itself, behind its lease
+    std::vector<Part> parts;         // of each of them
+    std::size_t descriptors = 0;     // of all of them
 };
 
 // The descriptors of a lease in the order in which they travel.
@@ -214,12 +214,12 @@ public:
         message.tag.name = take(header.nameLength, kMaxName);
         std::copy(std::begin(header.uuid), std::end(header.uuid), message.tag.uuid.begin());
         message.tag.incarnation = header.incarnation;
+        message.leases.reserve(header.leases);
         message.parts.reserve(header.leases);
         for (std::uint32_t i = 0; i < header.leases; i++) {
             Entry entry{};
             copyStored(entry, header.entrySize);
-            Part part;
-            StoredLease& lease = part.lease;
+            StoredLease& lease = message.leases.emplace_back();
             lease.file = entry.file;
             if (entry.mode > kMaxMode)
                 hostile("an unknown mode");
@@ -235,10 +235,8 @@ public:
             lease.flocksImage = entry.flags & kFlocksImage;
             lease.named = entry.flags & kNamed;
             lease.lower = entry.flags & kLower;
-            part.companion = entry.flags & kCompanion;
-            part.descriptors = entry.descriptors;
             const std::string_view names = take(entry.pathLength, kMaxPath);
-            lease.path = names.substr(0, names.find('\0'));
+            lease.path = std::string(names.substr(0, names.find('\0')));
             for (std::size_t end = lease.path.size(); end < names.size();) {
                 std::size_t begin = end + 1;
                 end = std::min(names.find('\0', begin), names.size());
@@ -254,7 +252,7 @@ public:
                 hostile("a lease belongs to another image");
             lease.leaseFile = files[directory ? count - 1 : 0];
             message.descriptors += count;
-            message.parts.push_back(std::move(part));
+            message.parts.push_back({entry.descriptors, (entry.flags & kCompanion) != 0});
         }
         if (!text_.empty())
             hostile("a message is too long");
@@ -443,8 +441,8 @@ void attach(Message& message, RawMessage raw) {
     if (raw.fds.size() != message.descriptors)
         hostile("descriptors are missing");
     auto next = raw.fds.begin();
-    for (Part& part : message.parts)
-        visitDescriptors(part.lease, part.descriptors, [&](os::Fd& fd) { fd = std::move(*next++); });
+    for (std::size_t i = 0; i < message.leases.size(); i++)
+        visitDescriptors(message.leases[i], message.parts[i].descriptors, [&](os::Fd& fd) { fd = std::move(*next++); });
 }
 
 Message parseMessage(RawMessage raw) {
@@ -480,22 +478,25 @@ void compareAllFiles(const std::vector<StoredLease>& leases) {
         visitParts(lease, [](const StoredLease& part) { compareFiles(part); });
 }
 
-// The parts of a complete generation as leases, each with its companion.
-std::vector<StoredLease> assemble(std::vector<Part> parts) {
+// What travelled by itself in a complete generation, each lease with its companion.
+std::vector<StoredLease> assemble(std::vector<StoredLease> all, std::span<const Part> parts) {
+    auto isCompanion = [](const Part& part) { return part.companion; };
+    if (std::none_of(parts.begin(), parts.end(), isCompanion))
+        return all;
     std::vector<StoredLease> leases;
-    leases.reserve(parts.size());
-    for (Part& part : parts)
-        if (!part.companion)
-            leases.push_back(std::move(part.lease));
-    for (Part& part : parts) {
-        if (!part.companion)
+    leases.reserve(all.size());
+    for (std::size_t i = 0; i < all.size(); i++)
+        if (!parts[i].companion)
+            leases.push_back(std::move(all[i]));
+    for (std::size_t i = 0; i < all.size(); i++) {
+        if (!parts[i].companion)
             continue;
         auto main = std::find_if(leases.begin(), leases.end(), [&](const StoredLease& lease) {
-            return lease.file == part.lease.file && !lease.companion;
+            return lease.file == all[i].file && !lease.companion;
         });
         if (main == leases.end())
             hostile("half of a lease is missing");
-        main->companion = std::make_unique<StoredLease>(std::move(part.lease));
+        main->companion = std::make_unique<StoredLease>(std::move(all[i]));
     }
     return leases;
 }
@@ -693,12 +694,11 @@ std::optional<int> peekPosition(int socket) {
 }
 
 // All leases and companions of a generation, for who has to choose.
-template <typename All, typename LeaseOf>
-std::vector<const StoredLease*> wordsOf(const All& all, LeaseOf leaseOf) {
+std::vector<const StoredLease*> wordsOf(std::span<const StoredLease> all) {
     std::vector<const StoredLease*> words;
     words.reserve(all.size());
-    for (const auto& each : all)
-        visitParts(std::invoke(leaseOf, each), [&](const StoredLease& part) { words.push_back(&part); });
+    for (const StoredLease& lease : all)
+        visitParts(lease, [&](const StoredLease& part) { words.push_back(&part); });
     return words;
 }
 
@@ -772,10 +772,10 @@ void VesselEnds::leaveToQemu() {
     out_.release();
 }
 
-std::optional<Vessel> Vessel::retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid,
-                                       const Choice& choose, std::chrono::milliseconds limit) {
-    Vessel vessel(process, limit);
-    return vessel.tryRead(uuid, Contents::everything, choose) ? std::optional(std::move(vessel)) : std::nullopt;
+std::unique_ptr<Vessel> Vessel::retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid,
+                                         const Choice& choose, std::chrono::milliseconds limit) {
+    std::unique_ptr<Vessel> vessel(new Vessel(process, limit));
+    return vessel->tryRead(uuid, Contents::everything, choose) ? std::move(vessel) : nullptr;
 }
 
 std::optional<Manifest> Vessel::readManifest(const os::Process& process, const std::array<unsigned char, 16>& uuid,
@@ -797,7 +797,7 @@ bool Vessel::tryRead(const std::array<unsigned char, 16>& uuid, Contents content
     tag_ = std::move(end->first.tag);
     if (choose) {
         readAll(Contents::words);
-        if (choose(wordsOf(leases_, std::identity())) == Taking::none)
+        if (choose(wordsOf(leases_)) == Taking::none)
             throw RemoteLeases();
     }
     readAll(contents);
@@ -829,7 +829,7 @@ bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents c
         hostile("leases are missing");
     Taking taking = Taking::compared;
     if (choose) {
-        taking = choose(wordsOf(message.parts, &Part::lease));
+        taking = choose(wordsOf(message.leases));
         if (taking == Taking::none)
             throw RemoteLeases();
         // The words are known: as much of them as tells that these are still the same (who changes them counts up
@@ -851,7 +851,7 @@ bool Vessel::tryReadAtOnce(const std::array<unsigned char, 16>& uuid, Contents c
     queued_ = 1;
     queuedBytes_ = static_cast<int>(text.size());
     caller_ = header.caller;
-    leases_ = assemble(std::move(message.parts));
+    leases_ = assemble(std::move(message.leases), message.parts);
     compared_ = contents == Contents::words; // there are none
     if (taking == Taking::compared)
         compareFiles();
@@ -878,7 +878,8 @@ bool Vessel::tryWalk(Contents contents) {
     if (setsockopt(out_.get(), SOL_SOCKET, SO_PEEK_OFF, &start, sizeof start) < 0)
         throw SystemError(errno, "read the leases in", "its QEMU");
     queuedBytes_ = bytesIn(out_.get());
-    std::vector<Part> candidate;
+    std::vector<StoredLease> candidate;
+    std::vector<Part> parts;
     std::uint32_t nextPart = 0;
     std::uint64_t current = 0;
     std::size_t begun = 0, complete = 0;
@@ -908,18 +909,20 @@ bool Vessel::tryWalk(Contents contents) {
                 hostile("generations out of order");
             current = header.generation;
             candidate.clear();
+            parts.clear();
             nextPart = 0;
             begun++;
         }
         if (header.generation != current || header.part != nextPart++ ||
-            candidate.size() + message.parts.size() > header.totalLeases)
+            candidate.size() + message.leases.size() > header.totalLeases)
             hostile("parts out of order");
-        std::move(message.parts.begin(), message.parts.end(), std::back_inserter(candidate));
+        std::move(message.leases.begin(), message.leases.end(), std::back_inserter(candidate));
+        parts.insert(parts.end(), message.parts.begin(), message.parts.end());
         if (nextPart < header.parts)
             continue;
         if (candidate.size() != header.totalLeases)
             hostile("leases are missing");
-        leases_ = assemble(std::move(candidate));
+        leases_ = assemble(std::move(candidate), parts);
         if (contents == Contents::everything)
             compareAllFiles(leases_);
         candidate.clear();

@@ -142,12 +142,12 @@ public:
     // A full vessel is read in a quarter of this.
     static constexpr std::chrono::milliseconds kReadLimit{2000};
 
-    // Finds the vessel of this guest in the process: nothing when it has none. Throws Error(Fault::invalid) on a
+    // Finds the vessel of this guest in the process: null when it has none. Throws Error(Fault::invalid) on a
     // vessel that is not what VesselEnds and tryReplace make; RemoteLeases where `choose` says so. Without one all
     // descriptors are taken, and compared. The process must outlive the vessel. `limit` is for who reads it or keeps it
     // locked at the same time, QEMU itself for instance: then it throws too.
-    static std::optional<Vessel> retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid,
-                                          const Choice& choose = {}, std::chrono::milliseconds limit = kReadLimit);
+    static std::unique_ptr<Vessel> retrieve(const os::Process& process, const std::array<unsigned char, 16>& uuid,
+                                            const Choice& choose = {}, std::chrono::milliseconds limit = kReadLimit);
 
     // The same without touching a single lease.
     static std::optional<Manifest> readManifest(const os::Process& process, const std::array<unsigned char, 16>& uuid,

@@ -357,7 +357,7 @@ private:
         } catch (const Error& error) {
             checkMessage(error.what());
         }
-        std::optional<qemu::Vessel> vessel, again;
+        std::unique_ptr<qemu::Vessel> vessel, again;
         try {
             vessel = qemu::Vessel::retrieve(process_, kUuid);
             if (!vessel)

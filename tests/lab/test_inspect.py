@@ -21,8 +21,9 @@ def inspect(leased, hosts, two):
 
     def look(image):
         host.ok(f"cat >{conf} <<'END'\n{leased.plugin_conf or ''}\nEND")
+        # On a busy machine the host may stand still longer than a command waits for its storage by itself.
         inspected, classified = host.ok(f"for verb in inspect classify; do {labs.GUEST_DIR}/leasehold $verb --json"
-                                        f" --config {conf} {image} | tr -d '\\n'; echo; done").splitlines()
+                                        f" --timeout 120 --config {conf} {image} | tr -d '\\n'; echo; done").splitlines()
         seen, [facts] = json.loads(inspected)["images"][0], json.loads(classified)["paths"]
         assert seen["storage"] == {key: facts[key] for key in seen["storage"]}, "classify says the same"
         assert not [words for words in seen["next"] if "no guest can have it" in words], seen

@@ -92,8 +92,17 @@ class Node(labs.Host):
         return (self.console_log.read_text(errors="replace")[-3000:]
                 + self.emulator_log.read_text(errors="replace")[-1000:])
 
-    def run(self, command, timeout=300):
-        return super().run(f"export HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive; {command}", timeout)
+    def run(self, command, timeout=900):
+        """Of what does not end, what it waits for and what the journal says is told as well."""
+        exported = "export HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive; "
+        try:
+            return super().run(exported + command, timeout)
+        except AssertionError as error:
+            if "no end after" not in str(error):
+                raise
+            seen = super().run("ps -eo pid,ppid,stat,time,wchan:24,args | grep -v '\\]$'; journalctl -n 60 --no-pager",
+                               300)
+            raise AssertionError(f"{error}\n{seen}") from None
 
     # What its administrator does. Both guests want one image.
 

@@ -101,17 +101,16 @@ std::unique_ptr<lease::Medium> Actor::openMedium(const std::string& image) {
     bool writable = mode_ != Mode::readOnly;
     os::Fd fd = os::openFile(image, writable ? O_RDWR : O_RDONLY);
     if (!marksAreFiles()) {
-        opened_.push_back({.lease = std::move(fd)});
-        return std::make_unique<lease::ByteRangeMedium>(opened_.back().lease.get(), writable, image);
+        const Opened& opened = opened_.emplace_back(Opened{image, std::move(fd), {}, {}});
+        return std::make_unique<lease::ByteRangeMedium>(opened.lease.get(), writable, opened.name);
     }
     std::string folder = image + ".marks";
     demand(mkdir(folder.c_str(), 0700) == 0 || errno == EEXIST, "no directory " + folder);
     os::Fd directory = os::openFile(folder, O_RDONLY | O_DIRECTORY);
     os::Fd marks = lease::openMarkFile(directory.get(), self_, image, image);
-    opened_.push_back({std::move(marks), std::move(directory), std::move(fd)});
-    const Opened& opened = opened_.back();
+    const Opened& opened = opened_.emplace_back(Opened{image, std::move(marks), std::move(directory), std::move(fd)});
     return std::make_unique<lease::FileSetMedium>(opened.lease.get(), opened.directory.get(), opened.image.get(), self_,
-                                                  image);
+                                                  opened.name);
 }
 
 lease::Patience Actor::patience() {

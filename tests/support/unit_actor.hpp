@@ -82,6 +82,7 @@ public:
 private:
     // What keeps one lease alive.
     struct Opened {
+        std::string name;
         os::Fd lease, directory, image; // the latter two for a file set only
     };
     std::unique_ptr<lease::Medium> openMedium(const std::string& image);
@@ -90,7 +91,7 @@ private:
 
     lease::Incarnation self_;
     lease::Mode mode_;
-    std::vector<Opened> opened_;
+    std::deque<Opened> opened_; // stays where it is: the media have the names from here
     std::deque<SteppedMedium> media_;
     std::vector<lease::Share> shares_;
 };

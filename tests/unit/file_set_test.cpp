@@ -102,11 +102,13 @@ TEST(MarkFileName, TellsWhoseItIs) {
         EXPECT_EQ(parseMarkFileName(name), std::nullopt) << name;
 }
 
+const std::string kImage = "disk.img";
+
 // One incarnation's file in the directory, kept as its QEMU keeps it.
 struct Member {
     Member(int directory, const Incarnation& who, int image = -1)
-        : self(who), file(openMarkFile(directory, who, "the image", "disk.img")),
-          medium(file.get(), directory, image, who, "disk.img") {}
+        : self(who), file(openMarkFile(directory, who, "the image", kImage)),
+          medium(file.get(), directory, image, who, kImage) {}
 
     Incarnation self;
     os::Fd file;
@@ -202,7 +204,7 @@ TEST_F(FileSet, FileDeletedUnderALivingGuestIsNoticedAtItsNextStep) {
 // It came out of QEMU, and reading another file might never end. Here it would be an error of its own.
 TEST_F(FileSet, WhatIsNotTheListedFileOfMarksIsNotRead) {
     Member member(directory.get(), kFirst);
-    FileSetMedium medium(directory.get(), directory.get(), -1, kFirst, "disk.img");
+    FileSetMedium medium(directory.get(), directory.get(), -1, kFirst, kImage);
     for (const auto& call : std::initializer_list<std::function<void()>>{
              [&] { (void)medium.tryPlace(kOwner, LockType::write); }, [&] { medium.removeHandoff(); }}) {
         std::string error = errorOf(call);

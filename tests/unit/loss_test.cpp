@@ -61,7 +61,7 @@ TEST_F(Loss, ALeaseFileThatWasRemovedIsALoss) {
 TEST_F(Loss, WhoFindsAnotherOwnerHasLostIt) {
     qemu::StoredLease stored = store(dir.file("lease")), thief = store(dir.path("lease"));
     // The storage forgot our mark; the note is ours and still there.
-    lease::ByteRangeMedium(stored.lease.get(), true, "").setNote({.owner = true});
+    lease::ByteRangeMedium(stored.lease.get(), true, stored.path).setNote({.owner = true});
     own(thief);
     EXPECT_EQ(findLossOrTaker(stored, self), "has gone to another guest");
     EXPECT_EQ(findLoss(stored, self), std::nullopt) << "whoever is about to run asks the lock itself";
@@ -75,7 +75,7 @@ TEST_F(Loss, WhoHasHandedItOverHasNotLostIt) {
 
 TEST_F(Loss, WhoIsHandingItOverMeanwhileHasNotLostIt) {
     qemu::StoredLease stored = store(dir.file("lease")), next = store(dir.path("lease"));
-    lease::ByteRangeMedium mine(stored.lease.get(), true, ""), theirs(next.lease.get(), true, "");
+    lease::ByteRangeMedium mine(stored.lease.get(), true, stored.path), theirs(next.lease.get(), true, next.path);
     const Mark owner{MarkKind::owner, 0, 0};
     auto handOver = [&] {
         mine.setNote({});

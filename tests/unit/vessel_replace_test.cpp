@@ -107,7 +107,7 @@ TEST_F(VesselReplace, KilledAtAnySystemCallKeepsEveryLeaseAndTheVesselReadable) 
         bool disorder = false;
         auto replace = [&] {
             auto vessel = Vessel::retrieve(process, kTag.uuid);
-            unit::demand(vessel.has_value(), "no vessel");
+            unit::demand(vessel != nullptr, "no vessel");
             (void)vessel->tryReplace();
         };
         int deaths = 0;
@@ -276,7 +276,7 @@ TEST_F(VesselAfterAnInterruptedChange, OfAGuestWithManyMessagesIsStillReadable) 
                 forged.send(message);
             }
     });
-    std::optional<Vessel> vessel;
+    std::unique_ptr<Vessel> vessel;
     EXPECT_NO_THROW(vessel = Vessel::retrieve(qemu.process(), kTag.uuid));
 }
 
