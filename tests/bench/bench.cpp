@@ -385,28 +385,37 @@ bool wanted(const Options& options, const char* name, std::initializer_list<fs::
 
 using Calls = std::array<std::optional<long>, std::size(kOperations)>;
 
-// The system calls of one contestant, by operation.
-Calls countCalls(std::vector<Entry>& entries, const char* name, std::size_t disks) {
-    for (Entry& entry : entries) {
-        if (entry.contestant->name() != name || disks > entry.mostDisks)
-            continue;
-        const std::vector<support::Disk> part(entry.disks.begin(),
-                                              entry.disks.begin() + static_cast<std::ptrdiff_t>(disks));
-        Contestant& contestant = *entry.contestant;
-        Calls calls;
-        calls[0] = countSystemCalls([&] { contestant.registerHere(part); });
-        (void)contestant.registerGuest(part);
-        for (std::size_t operation = 1; operation < std::size(kOperations); ++operation) {
-            // Counted in a child, which changes nothing that the next one needs, and then done here.
-            const auto member = kOperations[operation].run;
-            auto run = [&] { [[maybe_unused]] auto took = (contestant.*member)(part); };
-            calls[operation] = countSystemCalls(run);
-            run();
-        }
-        contestant.endGuest();
-        return calls;
+Calls countOnce(Contestant& contestant, const std::vector<support::Disk>& disks) {
+    Calls calls;
+    calls[0] = countSystemCalls([&] { contestant.registerHere(disks); });
+    (void)contestant.registerGuest(disks);
+    for (std::size_t operation = 1; operation < std::size(kOperations); ++operation) {
+        // Counted in a child, which changes nothing that the next one needs, and then done here.
+        const auto member = kOperations[operation].run;
+        auto run = [&] { [[maybe_unused]] auto took = (contestant.*member)(disks); };
+        calls[operation] = countSystemCalls(run);
+        run();
     }
-    return {};
+    contestant.endGuest();
+    return calls;
+}
+
+// The system calls of one contestant, by operation. The fewest of three guests: a first acquire may meet a stand-in
+// that still has its libraries open.
+Calls countCalls(std::vector<Entry>& entries, const char* name, std::size_t disks) {
+    const auto entry = std::ranges::find_if(
+        entries, [&](const Entry& each) { return each.contestant->name() == name && disks <= each.mostDisks; });
+    if (entry == entries.end())
+        return {};
+    const std::vector<support::Disk> part(entry->disks.begin(),
+                                          entry->disks.begin() + static_cast<std::ptrdiff_t>(disks));
+    Calls calls = countOnce(*entry->contestant, part);
+    for (int again = 0; again < 2; ++again) {
+        const Calls others = countOnce(*entry->contestant, part);
+        std::ranges::transform(calls, others, calls.begin(),
+                               [](const auto& one, const auto& other) { return std::min(one, other); });
+    }
+    return calls;
 }
 
 // One row: how long the command takes for so many images that nobody uses.

@@ -81,7 +81,7 @@ std::vector<Goal> goals(const Run& run) {
     }
     for (const ScaleRow& row : run.scale) {
         const ScaleRow* first = firstOf(run, row);
-        if (first == &row || first->time.median <= 0 || row.operation == kBareLook || row.operation == kBareLock)
+        if (first == &row || first->time.median <= 0 || row.operation.starts_with("bare "))
             continue;
         const double times = row.time.median / first->time.median;
         all.push_back({row.operation + " of a " + row.scene + " (" + row.medium + ") beside " +

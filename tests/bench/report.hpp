@@ -26,6 +26,7 @@ constexpr char kBare[] = "bare";
 // Of the scenes of many guests: what the kernel takes for one question, and so no goal of leasehold's.
 constexpr char kBareLook[] = "bare look";
 constexpr char kBareLock[] = "bare lock"; // and unlock
+constexpr char kBareClose[] = "bare close";
 
 struct Summary {
     double median = 0; // microseconds

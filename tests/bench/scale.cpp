@@ -83,32 +83,63 @@ support::Registration start(support::PluginHost& host, const Guest& guest, const
     return registration;
 }
 
-// What one F_OFD_GETLK costs on a file that so many have locks of, or an F_OFD_SETLK and its unlock: Linux keeps them
-// in a list (fs/locks.c). No call of leasehold's can be flatter than that.
-std::vector<Time> timesOfBare(const std::string& image, std::span<const std::pair<int, short>> commands) {
-    const int fd = open(image.c_str(), O_RDWR | O_CLOEXEC);
-    if (fd < 0)
-        throw std::system_error(errno, std::generic_category(), image);
-    std::vector<Time> times;
-    for (int i = 0; i < 1000; i++) {
-        const auto begin = Clock::now();
-        for (const auto& [command, type] : commands) {
-            struct flock lock {};
-            lock.l_type = type;
-            lock.l_whence = SEEK_SET;
-            lock.l_start = 50; // where nobody has one
-            lock.l_len = 1;
-            if (fcntl(fd, command, &lock) < 0)
-                throw std::system_error(errno, std::generic_category(), image);
-        }
-        times.push_back(Clock::now() - begin);
+// Takes the time of bare calls on a file that so many have locks of: Linux keeps them in a list (fs/locks.c). No call
+// of leasehold's can be flatter than that.
+class Bare {
+public:
+    explicit Bare(const std::string& image) : image_(image), fd_(open(image.c_str(), O_RDWR | O_CLOEXEC)) {
+        check(fd_);
     }
-    close(fd);
-    return times;
-}
+    Bare(const Bare&) = delete;
+    ~Bare() { close(fd_); }
 
-constexpr std::pair<int, short> kLook[] = {{F_OFD_GETLK, F_WRLCK}};
-constexpr std::pair<int, short> kLock[] = {{F_OFD_SETLK, F_WRLCK}, {F_OFD_SETLK, F_UNLCK}};
+    // One F_OFD_GETLK where nobody has a lock, or an F_OFD_SETLK and its unlock.
+    std::vector<Time> look() {
+        return timesOf([] { return 0; }, [&](int) { lock(F_OFD_GETLK, F_WRLCK); });
+    }
+    std::vector<Time> lockAndUnlock() {
+        return timesOf([] { return 0; },
+                       [&](int) {
+                           lock(F_OFD_SETLK, F_WRLCK);
+                           lock(F_OFD_SETLK, F_UNLCK);
+                       });
+    }
+    // close(2) of a duplicate looks for locks of this process (locks_remove_posix).
+    std::vector<Time> closeOne() {
+        return timesOf([&] { return check(dup(fd_)); }, [](int fd) { close(fd); });
+    }
+
+private:
+    int check(int result) const {
+        if (result < 0)
+            throw std::system_error(errno, std::generic_category(), image_);
+        return result;
+    }
+
+    void lock(int command, short type) const {
+        struct flock lock {};
+        lock.l_type = type;
+        lock.l_whence = SEEK_SET;
+        lock.l_start = 50; // where nobody has one
+        lock.l_len = 1;
+        check(fcntl(fd_, command, &lock));
+    }
+
+    template <typename Prepare, typename Work>
+    std::vector<Time> timesOf(Prepare prepare, Work work) const {
+        std::vector<Time> times;
+        for (int i = 0; i < 1000; i++) {
+            const int prepared = prepare();
+            const auto begin = Clock::now();
+            work(prepared);
+            times.push_back(Clock::now() - begin);
+        }
+        return times;
+    }
+
+    const std::string& image_;
+    int fd_;
+};
 
 std::vector<ScaleRow> measureCrowd(const ScaleOptions& options, const std::vector<std::size_t>& sizes,
                                    std::size_t repetitions, bool files, bool shared) {
@@ -157,15 +188,20 @@ std::vector<ScaleRow> measureCrowd(const ScaleOptions& options, const std::vecto
                             .operation = names[i],
                             .time = summarise(times[i]),
                             .calls = calls[i]});
-        for (const bool look : {true, false})
-            if (!files)
-                rows.push_back({.scene = shared ? "shared" : "reader",
-                                .medium = "bytes",
-                                .guests = size,
-                                .operation = look ? kBareLook : kBareLock,
-                                .time = summarise(look ? timesOfBare(disks.front().path, kLook)
-                                                       : timesOfBare(disks.front().path, kLock)),
-                                .calls = look ? 1 : 2});
+        if (files)
+            continue;
+        Bare bare(disks.front().path);
+        auto add = [&](const char* operation, std::vector<Time> measured, long made) {
+            rows.push_back({.scene = shared ? "shared" : "reader",
+                            .medium = "bytes",
+                            .guests = size,
+                            .operation = operation,
+                            .time = summarise(std::move(measured)),
+                            .calls = made});
+        };
+        add(kBareLook, bare.look(), 1);
+        add(kBareLock, bare.lockAndUnlock(), 2);
+        add(kBareClose, bare.closeOne(), 1);
     }
     return rows;
 }
