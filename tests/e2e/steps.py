@@ -10,6 +10,7 @@ virsh that drives the migration, and a function that lets it go on.
 import contextlib
 import fcntl
 import os
+import pathlib
 import signal
 import struct
 import threading
@@ -34,19 +35,34 @@ def copying(source, target, guest):
     yield migration, lambda: source.virsh("migrate-setspeed", guest.name, "1000")
 
 
+def waiting_bytes(pid):
+    """What waits in the TCP connections of a process's network, to be sent or to be read (proc(5), /proc/net/tcp)."""
+    total = 0
+    for table in ("tcp", "tcp6"):
+        for line in pathlib.Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            state, queues = line.split()[3:5]
+            if state == "01":  # established; of a listening one the queue is of callers
+                total += sum(int(queue, 16) for queue in queues.split(":"))
+    return total
+
+
 @contextlib.contextmanager
 def switching(source, target, guest):
     """The guest has stopped at the source, which has released its lease; the rest of its RAM is on the way."""
     migration = source.slow_migration(target, guest)
     qemu = target.qemu_pid(guest)
+    ends = source.qemu_pid(guest), qemu
+
     def go_on():
         with contextlib.suppress(ProcessLookupError):
             os.kill(qemu, signal.SIGCONT)
     try:
         # A QEMU that waits because nothing more fits between the two does not look at its limits. So RAM trickles (a
-        # page in 100 ms; 200 KiB fit), and what is to be said is said by a virsh that is there already.
+        # page in 100 ms; 200 KiB fit), what was sent before is read first, and what is to be said is said by a virsh that
+        # is there already.
         source.qmp(guest, '{"execute": "migrate-set-parameters", "arguments": {"max-bandwidth": 4096}}')
         with source.connected_virsh() as virsh:
+            hosts.wait_until(lambda: not any(map(waiting_bytes, ends)), "the destination has read what was sent")
             os.kill(qemu, signal.SIGSTOP)  # it does not read
             virsh.stdin.write(f"migrate-setmaxdowntime {guest.name} 1000000\n")
         source.wait_state(guest, "paused")
