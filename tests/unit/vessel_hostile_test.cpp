@@ -430,9 +430,18 @@ TEST_F(HostileVessel, InWhichSomebodyPlaysIsNotReadForLong) {
         }
     });
     player.line().hear();
-    const auto begin = std::chrono::steady_clock::now();
-    EXPECT_THROW(Vessel::retrieve(qemu.process(), kTag.uuid), Error);
-    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(60));
+    // On a busy machine the player may miss a turn, and all is read in it.
+    bool refused = false;
+    for (int tries = 0; tries < 20 && !refused; tries++) {
+        const auto begin = std::chrono::steady_clock::now();
+        try {
+            EXPECT_TRUE(Vessel::retrieve(qemu.process(), kTag.uuid));
+        } catch (const Error&) {
+            refused = true;
+        }
+        EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(60));
+    }
+    EXPECT_TRUE(refused);
 }
 
 TEST_F(HostileVessel, ThatIsLockedForEverByQemuIsNotWaitedForLong) {
